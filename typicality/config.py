@@ -1,0 +1,225 @@
+"""Settings: what the user may choose, with defaults, limits and one-line meanings.
+
+Settings resolve once, before any work: built-in defaults, then the data set's YAML in `configs/`, then
+`--config FILE`, then command-line options and `--set key=value`. The result is frozen, printed by `--dry-run`
+and saved in `run.json`. A key hashes exactly the settings that affect a stage's content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from typicality.errors import SettingsError, nearest
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DatasetSettings(Section):
+    source: str = Field("emoji", description="built-in name, folder, table, or hf://owner/name")
+    label: str | None = Field(None, description="column that holds the label; 'folder' names the folder's")
+    image_column: str | None = Field(None, description="column of a table with the image or its path")
+    bin: float | None = Field(None, gt=0, description="width of the bins of a numeric label (10: decades)")
+    label_separator: str | None = Field(None, description="splits several labels of one image, for instance |")
+    group: str | None = Field(None, description="column whose equal values never fall on two sides of a split")
+    where: str | None = Field(None, description="keep rows where this holds, for instance \"camera == 'a'\"")
+    max_per_label: int | None = Field(None, ge=1, description="keep at most so many images of each label")
+    labels: tuple[str, ...] | None = Field(None, description="keep these labels only, in this order")
+    min_per_label: int = Field(12, ge=1, description="labels with fewer images are warned about")
+    boxes: str | None = Field(None, description="ground truth for evaluation only: column or COCO file")
+    masks: str | None = Field(None, description="ground truth for evaluation only: column with mask paths")
+    split: str = Field("train", description="split of a Hugging Face data set")
+    strict: bool = Field(False, description="an unreadable image is an error, not a line in the report")
+
+
+class PromptSettings(Section):
+    template: str = Field("an image of {label}", description="prompt of a label")
+    null: str = Field("an image", description="the same prompt without the label")
+
+
+class ModelSettings(Section):
+    name: str = Field("auto", description="auto, base, a hub id, or a diffusers folder")
+    revision: str | None = Field(None, description="revision of a hub id")
+    lora: str | None = Field(None, description="folder of a LoRA adapter to load on top")
+    size: int | None = Field(None, ge=16, description="short side in pixels; the model's own size by default")
+    max_aspect: float = Field(2.0, ge=1, description="longer images are centre-cropped to this aspect ratio")
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    offline: bool = Field(False, description="never contact a hub")
+
+
+class FinetuneSettings(Section):
+    enabled: bool = Field(True, description="false scores with the model as it is")
+    method: Literal["auto", "full", "lora"] = Field("auto", description="auto: full weights up to 100 M parameters")
+    lora_rank: int = Field(16, ge=1)
+    train_text_encoder: bool | None = Field(None, description="by default only for the bundled base")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; by default from the size of the data")
+    minutes: float | None = Field(None, gt=0, description="stop after so many minutes of training instead")
+    batch_size: int = Field(64, ge=1, description="images an optimizer step")
+    micro_batch: int | None = Field(None, ge=1, description="images in memory at once (gradient accumulation)")
+    rate: float | None = Field(None, gt=0, description="peak learning rate; 8e-4 for the base, 1e-4 for others")
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises")
+    schedule: Literal["auto", "cosine", "constant"] = Field("auto", description="auto: cosine for the base")
+    dropout: float = Field(0.15, ge=0, lt=1, description="share of draws that see the null prompt")
+    flip: bool = Field(False, description="mirror half of the training images")
+    ema: float = Field(0.995, ge=0, lt=1, description="decay of the weights' moving average")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    held_out: float = Field(0.2, ge=0, lt=0.9, description="share of the groups kept for validation")
+    validate_every: int = Field(200, ge=1, description="steps between validations")
+    validation_images: int = Field(192, ge=1)
+    patience: int = Field(5, ge=1, description="validations without gain before training stops")
+
+
+class ScoreSettings(Section):
+    protocol: Literal["adaptive", "uniform", "paper"] = Field(
+        "adaptive",
+        description="adaptive: more draws where they matter; uniform: the same for all; paper: as published",
+    )
+    draws: int | None = Field(None, ge=2, description="draws an image (first pass of adaptive); 4, 16, 100")
+    refine_draws: int = Field(16, ge=2, description="fresh draws for the winners of the first pass")
+    refine_factor: float = Field(1.5, ge=1, description="candidates refined, as a multiple of those kept")
+    t_min: float = Field(0.1, ge=0, lt=1, description="smallest timestep, as a share of the training steps")
+    t_max: float = Field(0.7, gt=0, le=1, description="largest timestep, as a share of the training steps")
+    batch_size: int | None = Field(None, ge=1, description="UNet evaluations at once")
+    shard_images: int = Field(256, ge=1, description="images a shard; a killed run repeats at most one")
+
+
+class MineSettings(Section):
+    patch: int | None = Field(
+        None, ge=1, description="patch side in pixels of the model's image; a quarter (64 px) to an eighth (512 px)"
+    )
+    per_image: int = Field(5, ge=1, description="patches an image and label, none overlapping another")
+    per_label: int = Field(1000, ge=1, description="patches a label")
+    share: float = Field(0.25, gt=0, le=1, description="at most this share of a label's possible patches is kept")
+    clusters: int = Field(32, ge=1, description="visual elements a label")
+    timestep: int = Field(161, ge=0, description="of 1000, at which features are read")
+    up_block: int = Field(1, ge=0, description="decoder block whose output is the feature")
+    noises: int = Field(8, ge=1, description="noises over which a feature is averaged")
+    merge_similarity: float = Field(0.97, gt=0, le=1, description="clusters with closer centroids are merged")
+    min_images: int = Field(3, ge=1, description="clusters from fewer images are marked")
+
+
+class ReportSettings(Section):
+    title: str | None = None
+    clusters: int = Field(12, ge=1, description="clusters shown a label")
+    columns: int = Field(12, ge=1, description="elements shown a cluster")
+    images: int = Field(12, ge=1, description="most and least typical whole images shown a label")
+    budget_mb: float = Field(15.0, gt=0, description="size of the report, beyond which images are coarser")
+
+
+class Settings(Section):
+    """Everything a run depends on."""
+
+    dataset: DatasetSettings = DatasetSettings()
+    prompt: PromptSettings = PromptSettings()
+    model: ModelSettings = ModelSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    score: ScoreSettings = ScoreSettings()
+    mine: MineSettings = MineSettings()
+    report: ReportSettings = ReportSettings()
+    seed: int = 0
+
+
+def key_of(content: Any) -> str:
+    """Return a short hash of JSON-like content: the name under which a stage's output may be reused."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def config_names() -> list[str]:
+    """Return the names of the data set configurations that ship with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in _configs() if p.name.endswith(".yaml"))
+
+
+def _configs() -> Iterable[Any]:
+    return resources.files("typicality.configs").iterdir()
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """Return the shipped settings of a data set, or {} where none has that name."""
+    for file in _configs():
+        if file.name == f"{name}.yaml":
+            return yaml.safe_load(file.read_text()) or {}
+    return {}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the settings file {path} is not YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"the settings file {path} must map sections to settings, as 'score:\\n  draws: 8'")
+    return content
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """Turn `score.draws=8` into {"score": {"draws": 8}}; values are read as YAML."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise SettingsError(f"--set takes key=value, for instance score.draws=8, not {text!r}")
+    content: Any = yaml.safe_load(value) if value.strip() else ""
+    for part in reversed(name.strip().split(".")):
+        content = {part: content}
+    return content
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings; later layers win."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            if isinstance(value, Mapping):
+                value = merge(result[name] if isinstance(result.get(name), Mapping) else {}, value)
+            result[name] = value
+    return result
+
+
+def resolve(*layers: Mapping[str, Any]) -> Settings:
+    """Check merged layers of settings and freeze them.
+
+    Raises
+    ------
+    SettingsError : for an unknown name (with the nearest ones) or an impossible value.
+    """
+    content = merge(*layers)
+    try:
+        settings = Settings.model_validate(content)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(e) for e in error.errors())) from None
+    if settings.score.t_min >= settings.score.t_max:
+        raise SettingsError(
+            f"score.t_min must be below score.t_max, but they are {settings.score.t_min} and {settings.score.t_max}"
+        )
+    return settings
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        section: Any = Settings
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown setting {name!r}: {nearest(location[-1], section.model_fields)}"
+    return f"setting {name} = {error['input']!r}: {error['msg'].lower()}"

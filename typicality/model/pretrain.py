@@ -1,0 +1,429 @@
+"""Train the bundled base: a small latent diffusion model of the Stable Diffusion class.
+
+Three parts are trained from nothing: an autoencoder (factor 4), and a denoiser together with its text
+encoder. The result is a plain `diffusers` folder that `StableDiffusionPipeline.from_pretrained` loads.
+The corpus is a Parquet file with an `image` and a `caption` column (see dataset/builtin/build.py); it holds
+no design year, no continent and no held-out group.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+logger = logging.getLogger(__name__)
+
+PROMPT_TOKENS = 64
+TEXT_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """What `typicality pretrain` may choose. Sizes in pixels, rates per step."""
+
+    size: int = 64
+    latent_channels: int = 8
+    autoencoder_channels: tuple[int, ...] = (32, 64, 64)
+    autoencoder_steps: int = 1700
+    autoencoder_batch: int = 32
+    autoencoder_rate: float = 2e-3
+    denoiser_channels: tuple[int, ...] = (64, 96, 128)
+    denoiser_steps: int = 3000
+    denoiser_batch: int = 64
+    denoiser_rate: float = 1e-3
+    caption_full: float = 0.4  # share of draws that see the whole caption
+    caption_short: float = 0.4  # share that see it up to its first comma; the rest see the empty prompt
+    photo_share: float = 0.4  # of the autoencoder's batches
+    photo_crops: int = 4000  # latents of photographs for the denoiser
+    ema_decay: float = 0.999
+    seed: int = 0
+
+
+# --------------------------------------------------------------------------------------------- images
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Drawings as (n, 64, 64, 4) uint8 with alpha; photographs as RGB pyramids of several sizes."""
+
+    drawings: np.ndarray
+    drawing_captions: list[str]
+    photographs: list[list[np.ndarray]]
+    photograph_captions: list[str]
+
+
+def load_corpus(path: Path, size: int) -> Corpus:
+    """Read the corpus; images more than twice `size` are photographs, to be cropped at random."""
+    table = pq.read_table(path)
+    drawings, drawing_captions, photographs, photograph_captions = [], [], [], []
+    for data, caption in zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True):
+        image = Image.open(io.BytesIO(data["bytes"]))
+        if min(image.size) > 2 * size:
+            photographs.append(pyramid(image.convert("RGB"), size))
+            photograph_captions.append(caption)
+        else:
+            square = image.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
+            drawings.append(np.asarray(square))
+            drawing_captions.append(caption)
+    return Corpus(np.stack(drawings), drawing_captions, photographs, photograph_captions)
+
+
+def pyramid(image: Image.Image, size: int) -> list[np.ndarray]:
+    """The photograph with its short side at `size` times 1, 1.5, 2.5 and 4, where it is large enough."""
+    levels = []
+    for factor in (1.0, 1.5, 2.5, 4.0):
+        scale = size * factor / min(image.size)
+        if scale <= 1.0:
+            shape = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
+            levels.append(np.asarray(image.resize(shape, Image.Resampling.LANCZOS)))
+    return levels
+
+
+def drawing_batch(corpus: Corpus, index: np.ndarray, rng: np.random.Generator, vary: bool) -> Tensor:
+    """Composite drawings on white (or, to vary, on a random colour), flip and zoom. (n, 3, h, w) in [-1, 1]."""
+    rgba = corpus.drawings[index].astype(np.float32) / 255
+    n = len(index)
+    background = np.ones((n, 1, 1, 3), np.float32)
+    if vary:
+        coloured = rng.random(n) < 0.25
+        background[coloured] = rng.random((int(coloured.sum()), 1, 1, 3), dtype=np.float32)
+    rgb = rgba[..., :3] * rgba[..., 3:] + background * (1 - rgba[..., 3:])
+    batch = torch.from_numpy(rgb * 2 - 1).permute(0, 3, 1, 2)
+    if not vary:
+        return batch
+    zoom = np.where(rng.random(n) < 0.5, 1.0, rng.uniform(0.6, 1.1, n)).astype(np.float32)
+    shift = rng.uniform(-1, 1, (n, 2)).astype(np.float32) * np.abs(1 - zoom)[:, None]
+    flip = np.where(rng.random(n) < 0.5, 1.0, -1.0).astype(np.float32)
+    matrix = np.zeros((n, 2, 3), np.float32)
+    matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, :, 2] = zoom * flip, zoom, shift
+    grid = F.affine_grid(torch.from_numpy(matrix), list(batch.shape), align_corners=False)
+    return F.grid_sample(batch, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def photograph_crop(levels: list[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
+    level = levels[rng.integers(len(levels))]
+    y = rng.integers(level.shape[0] - size + 1)
+    x = rng.integers(level.shape[1] - size + 1)
+    crop = level[y : y + size, x : x + size]
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    if rng.random() < 0.2:
+        crop = np.repeat(crop.mean(2, keepdims=True), 3, 2).astype(np.uint8)
+    return crop
+
+
+def photograph_batch(corpus: Corpus, index: np.ndarray, size: int, rng: np.random.Generator) -> Tensor:
+    crops = np.stack([photograph_crop(corpus.photographs[i], size, rng) for i in index])
+    gain = rng.uniform(0.6, 1.2, (len(index), 1, 1, 1)).astype(np.float32)
+    values = np.clip(crops.astype(np.float32) / 255 * gain, 0, 1)
+    return torch.from_numpy(values * 2 - 1).permute(0, 3, 1, 2)
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+class Average:
+    """Exponential moving average of a module's parameters, with a warm-up that forgets the start."""
+
+    def __init__(self, modules: list[torch.nn.Module], decay: float) -> None:
+        self.parameters = [p for m in modules for p in m.parameters()]
+        self.shadow = [p.detach().clone() for p in self.parameters]
+        self.decay, self.step = decay, 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.step += 1
+        weight = 1 - min(self.decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], weight)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the averaged and the current weights; calling it twice restores both."""
+        for parameter, average in zip(self.parameters, self.shadow, strict=True):
+            current = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(current)
+
+
+def new_autoencoder(settings: PretrainSettings) -> AutoencoderKL:
+    channels = settings.autoencoder_channels
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=settings.latent_channels,
+        norm_num_groups=16,
+        sample_size=settings.size,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+
+
+def one_cycle(parameters: list[torch.nn.Parameter], rate: float, steps: int) -> tuple:
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-2, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05)
+    return optimizer, schedule
+
+
+def train_autoencoder(corpus: Corpus, settings: PretrainSettings) -> tuple[AutoencoderKL, dict]:
+    """Fit the autoencoder by L1 + L2 and a slight KL, then fold the latents' mean and spread into it."""
+    torch.manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    vae = new_autoencoder(settings)
+    optimizer, schedule = one_cycle(list(vae.parameters()), settings.autoencoder_rate, settings.autoencoder_steps)
+    average = Average([vae], settings.ema_decay)
+    n_photos = round(settings.autoencoder_batch * settings.photo_share)
+    started, log = time.monotonic(), []
+    for step in range(settings.autoencoder_steps):
+        drawn = rng.integers(len(corpus.drawings), size=settings.autoencoder_batch - n_photos)
+        photographed = rng.integers(len(corpus.photographs), size=n_photos)
+        images = torch.cat(
+            [
+                drawing_batch(corpus, drawn, rng, vary=True),
+                photograph_batch(corpus, photographed, settings.size, rng),
+            ]
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(images).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        difference = decoded.float() - images
+        kl = posterior.kl().mean()
+        squared = difference.square().mean()
+        loss = difference.abs().mean() + 2 * squared + 1e-6 * kl
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update()
+        log.append(float(squared.detach()))
+        if step % 100 == 99:
+            psnr = -10 * np.log10(np.mean(log[-100:]) / 4)
+            logger.info("autoencoder step %d, %.0f s, PSNR %.2f dB", step + 1, time.monotonic() - started, psnr)
+    average.swap()
+    standardise_latents(vae, corpus, rng)
+    vae.eval()
+    return vae, {"steps": settings.autoencoder_steps, "seconds": round(time.monotonic() - started)}
+
+
+@torch.no_grad()
+def standardise_latents(vae: AutoencoderKL, corpus: Corpus, rng: np.random.Generator) -> None:
+    """Give every latent channel mean 0 and spread 1 over the drawings, inside the 1 x 1 convolutions.
+
+    Folding the affine map into `quant_conv` and `post_quant_conv` leaves a checkpoint that needs nothing
+    but the usual scaling factor of 1.
+    """
+    index = rng.integers(len(corpus.drawings), size=1024)
+    images = drawing_batch(corpus, index, rng, vary=False)
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)]).float()
+    mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    channels = len(mean)
+    decode, encode = vae.post_quant_conv, vae.quant_conv
+    decode.bias += decode.weight[:, :, 0, 0] @ mean
+    decode.weight *= spread[None, :, None, None]
+    encode.weight[:channels] /= spread[:, None, None, None]
+    encode.bias[:channels] = (encode.bias[:channels] - mean) / spread
+    encode.bias[channels:] -= 2 * spread.log()
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer over single bytes: no merges, so any label in any script has its own tokens."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    characters = [chr(b) for b in visible] + [chr(256 + i) for i in range(256 - len(visible))]
+    vocabulary = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+        (root / "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer(
+            vocab=str(root / "vocab.json"), merges=str(root / "merges.txt"), model_max_length=PROMPT_TOKENS
+        )
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=PROMPT_TOKENS,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def new_denoiser(settings: PretrainSettings) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=settings.size // 4,
+        in_channels=settings.latent_channels,
+        out_channels=settings.latent_channels,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=settings.denoiser_channels,
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # in this class: the number of heads
+        norm_num_groups=16,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def encode_corpus(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSettings) -> tuple[Tensor, list[str]]:
+    """Latents (n, c, h, w) and captions: each drawing as it is and varied twice, and crops of photographs."""
+    rng = np.random.default_rng(settings.seed + 1)
+    everything = np.arange(len(corpus.drawings))
+    latents, captions = [], []
+
+    def add(images: Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(vae.encode(images).latent_dist.mean.half())
+
+    for vary in (False, True, True):
+        for part in np.array_split(everything, len(everything) // 64 + 1):
+            add(drawing_batch(corpus, part, rng, vary))
+        captions += corpus.drawing_captions
+    photographed = rng.integers(len(corpus.photographs), size=settings.photo_crops)
+    for part in np.array_split(photographed, len(photographed) // 64 + 1):
+        add(photograph_batch(corpus, part, settings.size, rng))
+    captions += [corpus.photograph_captions[i] for i in photographed]
+    return torch.cat(latents), captions
+
+
+def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless shuffled passes over range(n), in batches of `size`."""
+    while True:
+        order = rng.permutation(n)
+        for start in range(0, n - size + 1, size):
+            yield order[start : start + size]
+
+
+def train_denoiser(
+    vae: AutoencoderKL, corpus: Corpus, settings: PretrainSettings, out: Path
+) -> tuple[StableDiffusionPipeline, dict]:
+    """Fit denoiser and text encoder to predict the noise (mean squared error, t uniform)."""
+    torch.manual_seed(settings.seed + 2)
+    rng = np.random.default_rng(settings.seed + 2)
+    started = time.monotonic()
+    latents, captions = encode_corpus(vae, corpus, settings)
+    logger.info("%d latents in %.0f s", len(latents), time.monotonic() - started)
+    tokenizer = byte_tokenizer()
+    text_encoder, unet = new_text_encoder(tokenizer), new_denoiser(settings)
+    unet.to(memory_format=torch.channels_last)
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=new_scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    optimizer, schedule = one_cycle(parameters, settings.denoiser_rate, settings.denoiser_steps)
+    average = Average([unet, text_encoder], settings.ema_decay)
+    abar = pipeline.scheduler.alphas_cumprod
+    started, log = time.monotonic(), []
+    stream = batches(len(latents), settings.denoiser_batch, rng)
+    for step in range(settings.denoiser_steps):
+        index = next(stream)
+        z = latents[torch.from_numpy(index)].float().contiguous(memory_format=torch.channels_last)
+        kind = rng.random(len(index))
+        texts = [
+            captions[i] if k < settings.caption_full
+            else captions[i].split(",")[0] if k < settings.caption_full + settings.caption_short
+            else ""
+            for i, k in zip(index, kind, strict=True)
+        ]  # fmt: skip
+        tokens = tokenizer(
+            texts, padding="max_length", truncation=True, max_length=PROMPT_TOKENS, return_tensors="pt"
+        ).input_ids
+        t = torch.from_numpy(rng.integers(0, 1000, len(index)))
+        noise = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32))
+        a = abar[t][:, None, None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = text_encoder(tokens).last_hidden_state
+            prediction = unet((a.sqrt() * z + (1 - a).sqrt() * noise), t, hidden).sample
+        loss = F.mse_loss(prediction.float(), noise)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update()
+        log.append(float(loss.detach()))
+        if step % 50 == 49:
+            seconds = time.monotonic() - started
+            logger.info("denoiser step %d, %.0f s, loss %.4f", step + 1, seconds, np.mean(log[-50:]))
+        if step % 500 == 499:
+            average.swap()
+            save_half(pipeline, out)
+            average.swap()
+    average.swap()
+    save_half(pipeline, out)
+    summary = {
+        "steps": settings.denoiser_steps,
+        "seconds": round(time.monotonic() - started),
+        "final_loss": round(float(np.mean(log[-200:])), 5),
+    }
+    return pipeline, summary
+
+
+def save_half(pipeline: StableDiffusionPipeline, out: Path) -> None:
+    """Save as a plain diffusers folder, safetensors in half precision, without touching the live weights."""
+    for name in ("vae", "unet", "text_encoder"):
+        module = getattr(pipeline, name)
+        whole = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        module.half().save_pretrained(out / name, safe_serialization=True)
+        module.float().load_state_dict(whole)
+    pipeline.tokenizer.save_pretrained(out / "tokenizer")
+    pipeline.scheduler.save_pretrained(out / "scheduler")
+    (out / "model_index.json").write_text(json.dumps(dict(pipeline.config), indent=2, default=str))
+
+
+def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None) -> dict:
+    """Train a base model from a captioned corpus and write a diffusers folder.
+
+    Returns the training summary that `training.json` in `out` also holds. An autoencoder that is already in
+    `out` is kept, so that the denoiser can be trained again without it.
+    """
+    settings = settings or PretrainSettings()
+    out.mkdir(parents=True, exist_ok=True)
+    images = load_corpus(corpus, settings.size)
+    logger.info("%d drawings, %d photographs", len(images.drawings), len(images.photographs))
+    record = out / "training.json"
+    summary = json.loads(record.read_text()) if record.exists() else {}
+    summary["settings"] = asdict(settings)
+    if "autoencoder" in summary:
+        vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
+    else:
+        vae, summary["autoencoder"] = train_autoencoder(images, settings)
+        vae.half().save_pretrained(out / "vae", safe_serialization=True)
+        vae.float()
+        record.write_text(json.dumps(summary, indent=2))
+    _, summary["denoiser"] = train_denoiser(vae, images, settings, out)
+    record.write_text(json.dumps(summary, indent=2))
+    return summary
