@@ -1,0 +1,1 @@
+"""From typicality maps to visual elements: boxes -> patches -> features -> clusters -> tables."""

@@ -1,0 +1,85 @@
+"""Features of patches, and the search for their neighbours."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import torch
+
+from typicality.mining.features import FeatureExtractor, element_index, nearest_elements, patch_features
+
+
+def test_average_worked_by_hand(make_patch):
+    """Feature cells (3, 0), (0, 4) side by side: a patch over both averages (1.5, 2), which has norm 2.5."""
+    features = np.array([[[3.0, 0.0]], [[0.0, 4.0]]])
+    patches = [make_patch(column=0), make_patch(column=1)]
+    np.testing.assert_array_equal(patch_features(features, patches, (1, 2)), [[1, 0], [0, 1]])
+    both = [make_patch(side=2)]
+    np.testing.assert_allclose(patch_features(np.repeat(features, 2, axis=1), both, (2, 2)), [[0.6, 0.8]], rtol=1e-6)
+
+
+def test_coarser_grid_is_weighted_by_area(make_patch):
+    """Four latent cells over two feature cells: latent [1, 4) is feature [0.5, 2), one third of it in the first cell.
+
+    The rows are alike, so the average is (3/3, 2 * 6/3) = (1, 4) before normalisation.
+    """
+    features = np.array([[[3.0, 0.0]] * 2, [[0.0, 6.0]] * 2])
+    got = patch_features(features, [make_patch(column=1, side=3)], (4, 4))
+    np.testing.assert_allclose(got, [np.array([1, 4]) / np.sqrt(17)], rtol=1e-6)
+
+
+def test_finer_grid_equals_the_naive_average(make_patch):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(5, 12, 18)).astype(np.float32)
+    patches = [make_patch(row=r, column=c, side=2) for r in range(3) for c in range(5)]
+    got = patch_features(torch.from_numpy(features), patches, (4, 6))
+    assert got.dtype == np.float32
+    for p, feature in zip(patches, got, strict=True):
+        mean = features[:, 3 * p.row : 3 * p.row + 6, 3 * p.column : 3 * p.column + 6].mean(axis=(1, 2))
+        np.testing.assert_allclose(feature, mean / np.linalg.norm(mean), rtol=1e-5)
+
+
+def test_a_patch_over_several_grids_equals_the_resampled_map(make_patch):
+    """A 3 x 3 feature map under an 8 x 8 latent grid: repeat every feature cell 8 times, then average 3 per latent."""
+    features = np.random.default_rng(1).normal(size=(4, 3, 3))
+    fine = features.repeat(8, axis=1).repeat(8, axis=2)
+    patch = make_patch(row=1, column=4, side=3)
+    mean = fine[:, 3:12, 12:21].mean(axis=(1, 2))
+    np.testing.assert_allclose(patch_features(features, [patch], (8, 8))[0], mean / np.linalg.norm(mean), rtol=1e-6)
+
+
+def test_zero_features_stay_zero_and_no_patch_gives_no_row(make_patch):
+    np.testing.assert_array_equal(patch_features(np.zeros((3, 2, 2)), [make_patch()], (2, 2)), np.zeros((1, 3)))
+    assert patch_features(np.zeros((3, 2, 2)), [], (2, 2)).shape == (0, 3)
+
+
+def test_extractor_reads_the_noised_image_once_and_averages_over_noises(make_patch):
+    """A denoiser whose features are the latent plus the noise: their mean over the noises is what a patch reads."""
+
+    class Sum:
+        calls = 0
+
+        def features(self, latents, noise, timestep, prompt_states, up_block):
+            assert (timestep, up_block, prompt_states.shape) == (161, 1, (3, 5, 7))
+            self.calls += 1
+            return latents + noise
+
+    generator = torch.Generator().manual_seed(0)
+    latent, noise = torch.randn(2, 4, 4, generator=generator), torch.randn(3, 2, 4, 4, generator=generator)
+    patches = [make_patch(row=1, side=2), make_patch(column=2, side=2)]
+    denoiser = Sum()
+    got = FeatureExtractor(denoiser)(latent, torch.zeros(5, 7), noise, patches)
+    np.testing.assert_allclose(got, patch_features(latent + noise.mean(dim=0), patches, (4, 4)), atol=1e-6)
+    assert denoiser.calls == 1
+
+
+def test_an_elements_nearest_neighbour_is_itself(tmp_path):
+    features = np.random.default_rng(2).normal(size=(20, 6)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    index = element_index(features)
+    faiss.write_index(index, str(tmp_path / "index.faiss"))
+    similarity, rows = nearest_elements(faiss.read_index(str(tmp_path / "index.faiss")), features, 3)
+    np.testing.assert_array_equal(rows[:, 0], np.arange(20))
+    np.testing.assert_allclose(similarity[:, 0], 1, rtol=1e-5)
+    np.testing.assert_array_equal(rows, np.argsort(-features @ features.T, axis=1)[:, :3])
+    assert nearest_elements(index, features[:1], 99)[1].shape == (1, 20)

@@ -1,0 +1,223 @@
+"""Visual elements: k-means clusters of a label's patches, ranked by the median typicality of their members.
+
+As published (Siglidis et al., ECCV 2024, section 3.2) k-means is Euclidean, on L2-normalised features; centroids are
+plain means and not projected back to the sphere. What is added: near-duplicate clusters are merged, clusters from
+few images are marked, and each cluster has an error bar and a p-value. Results depend neither on the order of the
+rows nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import faiss
+import numpy as np
+
+from typicality.mining.significance import adjusted_p_values, sign_flip_p_value
+from typicality.records import Patch
+
+ITERATIONS = 50
+BOOTSTRAPS = 500
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One visual element of a label. `cluster` equals `rank`: 0 is the most typical.
+
+    Attributes
+    ----------
+    median_typicality, standard_error : of its members; the error is a bootstrap over groups, NaN with one group
+    p_value : one-sided, of its specificity (see `significance`); NaN where that is unknown
+    adjusted_p_value : the same after Benjamini-Hochberg over all clusters of all labels
+    few_images : fewer distinct images than `min_images`
+    """
+
+    label: str
+    cluster: int
+    rank: int
+    size: int
+    n_images: int
+    median_typicality: float
+    standard_error: float
+    p_value: float
+    n_groups: int
+    few_images: bool
+    mean_specificity: float
+    adjusted_p_value: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Clusters of all labels, and for each patch (n,) int32 its cluster and its rank in it, both from 0."""
+
+    clusters: list[Cluster]
+    cluster: np.ndarray
+    rank_in_cluster: np.ndarray
+
+
+def cluster_elements(
+    patches: Sequence[Patch],
+    features: np.ndarray,
+    group_of: Callable[[str], str],
+    *,
+    clusters: int = 32,
+    merge_similarity: float = 0.97,
+    min_images: int = 3,
+    restarts: int = 5,
+    seed: int = 0,
+) -> Clustering:
+    """Cluster the patches of every label by their features.
+
+    Parameters
+    ----------
+    patches : n patches of any labels, in any order
+    features : (n, d) float32, unit rows
+    group_of : image_id -> group of relatives
+    clusters : at most so many a label; never more than there are distinct features, or one for every 4 patches
+    merge_similarity : clusters of a label are merged while two centroids have at least this cosine, measured from
+        the mean feature of all patches: diffusion features share a large common part, which would make any two alike
+    min_images : clusters from fewer images are marked
+    restarts : runs of k-means, of which the best is kept
+    seed : of k-means, of the bootstrap and of the significance test
+    """
+    order = sorted(
+        range(len(patches)),
+        key=lambda i: (patches[i].label, patches[i].image_id, patches[i].row, patches[i].column, patches[i].side),
+    )
+    labels = np.array([patches[i].label for i in order], dtype=object)
+    vectors = np.ascontiguousarray(features[order], dtype=np.float32)
+    centre = vectors.mean(axis=0, dtype=np.float64) if len(order) else np.zeros(features.shape[1])
+    found: list[Cluster] = []
+    cluster, rank_in_cluster = (np.empty(len(patches), dtype=np.int32) for _ in range(2))
+    for label in dict.fromkeys(labels):
+        rows = np.flatnonzero(labels == label)
+        members = [patches[order[i]] for i in rows]
+        assigned = _merge(vectors[rows] - centre, _kmeans(vectors[rows], clusters, restarts, seed), merge_similarity)
+        typicality = np.array([p.typicality for p in members])
+        for rank, part in enumerate(_ranked(assigned, typicality)):
+            ours = rows[part]
+            at = [order[i] for i in ours]
+            cluster[at] = rank
+            rank_in_cluster[[at[i] for i in _by_distance(vectors[ours])]] = np.arange(len(at))
+            found.append(_describe(rank, [members[i] for i in part], group_of, min_images, seed))
+    adjusted = adjusted_p_values(np.array([c.p_value for c in found]))
+    described = [replace(c, adjusted_p_value=float(q)) for c, q in zip(found, adjusted, strict=True)]
+    return Clustering(described, cluster, rank_in_cluster)
+
+
+def _kmeans(vectors: np.ndarray, clusters: int, restarts: int, seed: int) -> np.ndarray:
+    """(n,) cluster of each row, by the best of several seeded runs; some numbers may be missing."""
+    k = max(1, min(clusters, len(vectors) // 4))
+    if k > 1:
+        k = min(k, len(np.unique(vectors, axis=0)))
+    if k == 1:
+        return np.zeros(len(vectors), dtype=np.int64)
+    with _one_thread():
+        kmeans = faiss.Kmeans(
+            vectors.shape[1],
+            k,
+            niter=ITERATIONS,
+            nredo=restarts,
+            seed=seed,
+            verbose=False,
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(vectors),
+        )
+        kmeans.train(vectors)
+        _, assigned = kmeans.index.search(vectors, 1)
+    return assigned[:, 0]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """FAISS sums in an order that depends on its threads; with one the result is always the same."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _merge(vectors: np.ndarray, assigned: np.ndarray, similarity: float) -> np.ndarray:
+    """Merge the two clusters whose means are most alike, while their cosine reaches `similarity`."""
+    names, assigned = np.unique(assigned, return_inverse=True)
+    sizes = np.bincount(assigned).astype(np.float64)
+    sums = np.zeros((len(names), vectors.shape[1]))
+    np.add.at(sums, assigned, vectors)
+    alive = sizes > 0
+    while alive.sum() > 1:
+        means = sums / np.maximum(sizes, 1)[:, None]
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        cosines = np.where(np.triu(alive[:, None] & alive, 1), means @ means.T, -np.inf)
+        into, gone = np.unravel_index(np.argmax(cosines), cosines.shape)
+        if cosines[into, gone] < similarity:
+            break
+        assigned = np.where(assigned == gone, into, assigned)
+        sums[into] += sums[gone]
+        sizes[into] += sizes[gone]
+        alive[gone] = False
+    return assigned
+
+
+def _ranked(assigned: np.ndarray, typicality: np.ndarray) -> list[np.ndarray]:
+    """Members of each cluster, most typical median first; then the larger, then the one with the first member."""
+    parts = [np.flatnonzero(assigned == name) for name in np.unique(assigned)]
+    return sorted(parts, key=lambda part: (-np.median(typicality[part]), -len(part), part[0]))
+
+
+def _by_distance(vectors: np.ndarray) -> np.ndarray:
+    """Order of the rows by Euclidean distance to their mean."""
+    exact = vectors.astype(np.float64)
+    return np.argsort(np.linalg.norm(exact - exact.mean(axis=0), axis=1), kind="stable")
+
+
+def _describe(rank: int, members: list[Patch], group_of: Callable[[str], str], min_images: int, seed: int) -> Cluster:
+    label = members[0].label
+    images = {p.image_id for p in members}
+    groups = np.array([group_of(p.image_id) for p in members])
+    typicality = np.array([p.typicality for p in members])
+    specificity = np.array([p.specificity for p in members])
+    known = specificity[np.isfinite(specificity)]
+    own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{label}/{rank}".encode()).digest()[:8], "big")
+    return Cluster(
+        label=label,
+        cluster=rank,
+        rank=rank,
+        size=len(members),
+        n_images=len(images),
+        median_typicality=float(np.median(typicality)),
+        standard_error=median_standard_error(typicality, groups, own_seed),
+        p_value=sign_flip_p_value(specificity, groups, own_seed),
+        n_groups=len(set(groups)),
+        few_images=len(images) < min_images,
+        mean_specificity=float(known.mean()) if len(known) else float("nan"),
+    )
+
+
+def median_standard_error(values: np.ndarray, groups: np.ndarray, seed: int) -> float:
+    """Standard error of the median by a bootstrap over groups: relatives are drawn together (Efron 1979).
+
+    Parameters
+    ----------
+    values : (n,)
+    groups : (n,) group of each value
+
+    Returns
+    -------
+    Standard deviation of the medians of BOOTSTRAPS resamples; NaN with a single group.
+    """
+    names, member_of = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return float("nan")
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
+    order = np.argsort(values, kind="stable")
+    weights = np.cumsum(drawn[:, member_of[order]], axis=1)
+    twice, total = 2 * weights, weights[:, -1:]
+    lower, upper = np.argmax(twice >= total, axis=1), np.argmax(twice > total, axis=1)
+    medians = (values[order][lower] + values[order][upper]) / 2
+    return float(medians.std(ddof=1))
