@@ -65,9 +65,7 @@ class EmojiImage:
 
 def npm_package(spec: str, folder: Path) -> tarfile.TarFile:
     """Download an npm package (name@version) into `folder` and open its archive."""
-    done = subprocess.run(
-        ["npm", "pack", "--silent", spec], cwd=folder, check=True, stdout=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(["npm", "pack", "--silent", spec], cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
     return tarfile.open(folder / done.stdout.strip().splitlines()[-1])
 
 
@@ -103,10 +101,7 @@ def write_table(columns: dict[str, list], path: Path) -> None:
     features = {name: {"dtype": "string", "_type": "Value"} for name in columns}
     features["image"] = HF_IMAGE
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    arrays = [
-        pa.array(values, type=image_type if name == "image" else pa.string())
-        for name, values in columns.items()
-    ]
+    arrays = [pa.array(values, type=image_type if name == "image" else pa.string()) for name, values in columns.items()]
     table = pa.table(arrays, names=list(columns))
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, path, compression="zstd", row_group_size=512)

@@ -1,0 +1,122 @@
+"""Folders of images: with a metadata table, or with the folder's name as the label."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from typicality.dataset.labels import text_of
+from typicality.dataset.pixels import IMAGE_SUFFIXES
+from typicality.dataset.places import FilePlace
+from typicality.dataset.rows import FOLDER, Row, Source, file_place, safe_name
+from typicality.dataset.tables import Table, image_column_of, open_table
+from typicality.errors import DatasetError
+
+METADATA = tuple(f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".parquet", ".tsv"))
+
+
+def metadata_files(root: Path) -> tuple[Path, ...]:
+    """Return the metadata tables of a folder: its own, that of images/ in it, or those of its sub-folders."""
+    for folder in (root, root / "images"):
+        for name in METADATA:
+            if (folder / name).is_file():
+                return (folder / name,)
+    nested = (folder / name for folder in sorted(root.iterdir()) if folder.is_dir() for name in METADATA)
+    return tuple(path for path in nested if path.is_file())
+
+
+def walk_images(root: Path) -> Iterator[Path]:
+    """Yield the image files below `root` in a fixed order; links are followed once, hidden names left out."""
+    seen: set[str] = set()
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
+        visible = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
+        pending.extend(reversed([e for e in visible if e.is_dir()]))
+        yield from (e for e in visible if e.suffix.lower() in IMAGE_SUFFIXES and not e.is_dir())
+
+
+def tree_source(root: Path, name: str) -> Source:
+    """Return the source of a folder tree without metadata.
+
+    The column `folder` is the name of the folder that holds the image; where the tree is deeper than one
+    level, `folder_1`, `folder_2`, ... are the names along the path from the root.
+    """
+    depth, found = 0, False
+    for path in walk_images(root):
+        found = True
+        depth = max(depth, len(path.relative_to(root).parts) - 1)
+    if not found:
+        raise DatasetError(
+            f"the folder {root} holds no image (no file that ends in {', '.join(sorted(IMAGE_SUFFIXES)[:8])}, ...)"
+        )
+    levels = tuple(f"{FOLDER}_{level + 1}" for level in range(depth)) if depth > 1 else ()
+
+    def rows() -> Iterator[Row]:
+        for path in walk_images(root):
+            parts = path.relative_to(root).parts[:-1]
+            values: dict[str, Any] = {FOLDER: parts[-1] if parts else None}
+            values.update(zip(levels, parts, strict=False))
+            yield Row(path.relative_to(root).as_posix(), FilePlace(str(path)), values)
+
+    return Source(name, (FOLDER, *levels), rows, root, has_folders=depth > 0, own_labels=(FOLDER,))
+
+
+def metadata_source(root: Path, tables: tuple[Path, ...], image_column: str | None, name: str) -> Source:
+    """Return the source of a folder whose images are described in metadata tables.
+
+    File names are relative to the table's folder, to images/ in it, or to `root`. Images that no table names
+    are left out, and counted in the notes.
+    """
+    opened = [(table, image_column_of(table, image_column)) for table in map(open_table, tables)]
+    columns = dict.fromkeys(c for table, _ in opened for c in table.columns)
+    adds_folder = FOLDER not in columns
+    notes: list[str] = []
+
+    def rows() -> Iterator[Row]:
+        listed: set[str] = set()
+        folders: set[Path] = set()
+        for table, column in opened:
+            for row in _rows_of(table, column, root, adds_folder):
+                if isinstance(row.place, FilePlace):
+                    listed.add(os.path.realpath(row.place.path))
+                    folders.add(Path(row.place.path).parent)
+                yield row
+        left_out = sum(_unlisted(folder, listed) for folder in sorted(folders))
+        notes[:] = [f"{left_out} image files beside the listed ones are not named in the metadata: left out"]
+        if not left_out:
+            notes.clear()
+
+    shown = (*columns, FOLDER) if adds_folder else tuple(columns)
+    return Source(name, shown, rows, tables[0].parent, opened[0][1], has_folders=adds_folder, notes=notes)
+
+
+def _rows_of(table: Table, column: str, root: Path, adds_folder: bool) -> Iterator[Row]:
+    folder = table.path.parent
+    for values, _, _ in table.cells():
+        file_name = text_of(values.get(column))
+        place = file_place(file_name, (folder, folder / "images", root))
+        if adds_folder:
+            parent = Path(file_name).parent.name
+            values[FOLDER] = parent or None
+        yield Row(file_name or "(no name)", place, values)
+
+
+def _unlisted(folder: Path, listed: set[str]) -> int:
+    files = (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
+    return sum(os.path.realpath(f) not in listed for f in files)
+
+
+def folder_name(root: Path) -> str:
+    """Return the short name of a folder, also for '.'."""
+    return safe_name(root.resolve().name)

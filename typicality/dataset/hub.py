@@ -1,0 +1,126 @@
+"""Hugging Face data sets: saved to a folder, or on the hub as hf://owner/name.
+
+`datasets` takes seconds to import, so it is imported only when such a data set is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from typicality.dataset.labels import text_of
+from typicality.dataset.places import Place, SavedPlace
+from typicality.dataset.rows import Row, Source, file_place, safe_name
+from typicality.dataset.tables import PATH_COLUMNS, named
+from typicality.errors import DatasetError, nearest
+
+PREFIX = "hf://"
+SCAN_ROWS = 512
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether `datasets.save_to_disk` wrote the folder."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
+    )
+
+
+def hub_name(address: str) -> tuple[str, str | None]:
+    """Split hf://owner/name or hf://owner/name:config into the hub's id and the configuration."""
+    name = address.removeprefix(PREFIX).removeprefix("datasets/").strip("/")
+    name, _, config = name.partition(":")
+    if not name or name.count("/") > 1:
+        raise DatasetError(f"{address!r} is not a data set of the hub: write hf://owner/name or hf://owner/name:config")
+    return name, config or None
+
+
+def hub_source(source: str, split: str, image_column: str | None) -> Source:
+    """Return the source of a saved data set (a folder) or of one on the hub (hf://owner/name)."""
+    data = open_saved(source, split)
+    column, encoded = _image_column(data.features, image_column, source)
+    hidden = {c for c, feature in data.features.items() if _is_image(feature)}
+    shown = [c for c in data.column_names if c not in hidden]
+    names = {c: found for c in shown if (found := _class_names(data.features[c]))}
+    remote = source.startswith(PREFIX)
+    base = Path() if remote else Path(source)
+
+    def rows() -> Iterator[Row]:
+        plain = data.select_columns(shown)
+        for start in range(0, len(data), SCAN_ROWS):
+            stop = min(start + SCAN_ROWS, len(data))
+            batch = plain[start:stop] if shown else {}
+            for row in range(start, stop):
+                values = {c: named(cells[row - start], names.get(c)) for c, cells in batch.items()}
+                if encoded:
+                    named_path = next((text_of(values[c]) for c in ("file_name", "filename") if c in values), "")
+                    file_name = named_path or f"{split}#{row}"
+                    place: Place = SavedPlace(source, split, row, column)
+                else:
+                    file_name = text_of(values.get(column))
+                    place = file_place(file_name, (base, base / "images"))
+                yield Row(file_name, place, values)
+
+    name = safe_name(hub_name(source)[0].replace("/", "-")) if remote else safe_name(Path(source).resolve().name)
+    return Source(name, tuple(shown), rows, base, image_column=column)
+
+
+@lru_cache(maxsize=4)
+def open_saved(source: str, split: str) -> Any:
+    """Open one split of a Hugging Face data set, memory-mapped.
+
+    Raises
+    ------
+    DatasetError : no such data set or split, or the hub cannot be reached and the data set is not in its cache.
+    """
+    import datasets
+
+    if not source.startswith(PREFIX):
+        try:
+            opened = datasets.load_from_disk(source)
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"cannot read the saved data set {source}: {error}") from error
+        if not isinstance(opened, datasets.DatasetDict):
+            return opened
+        if split not in opened:
+            raise DatasetError(f"{source} has no split {split!r}: set dataset.split; {nearest(split, opened)}")
+        return opened[split]
+    name, config = hub_name(source)
+    try:
+        return datasets.load_dataset(name, config, split=split)
+    except ValueError as error:  # an unknown split or configuration
+        raise DatasetError(f"{source}, split {split!r}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DatasetError(
+            f"cannot get {source}: no such data set, no access to it, or no connection ({reason}). Offline, use a "
+            "folder, a table or a built-in data set; or save it elsewhere with save_to_disk and name that folder"
+        ) from error
+
+
+def _is_image(feature: Any) -> bool:
+    return type(feature).__name__ == "Image"
+
+
+def _class_names(feature: Any) -> list[str]:
+    inner = getattr(feature, "feature", feature)
+    if isinstance(inner, list) and inner:
+        inner = inner[0]
+    return list(getattr(inner, "names", None) or ()) if type(inner).__name__ == "ClassLabel" else []
+
+
+def _image_column(features: Any, wanted: str | None, source: str) -> tuple[str, bool]:
+    if wanted is not None:
+        if wanted not in features:
+            raise DatasetError(f"{source} has no column {wanted!r} of images; {nearest(wanted, features)}")
+        return wanted, _is_image(features[wanted])
+    images = [c for c, feature in features.items() if _is_image(feature)]
+    if images:
+        return images[0], True
+    for likely in PATH_COLUMNS:
+        if likely in features:
+            return likely, False
+    raise DatasetError(
+        f"{source} has no column of images: name one with dataset.image_column; the columns are {', '.join(features)}"
+    )

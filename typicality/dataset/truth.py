@@ -1,0 +1,116 @@
+"""Ground truth for evaluation: boxes and masks, from columns of the data set or a COCO file. Never for training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from typicality.dataset.labels import number_of_text, text_of
+from typicality.dataset.places import Place
+from typicality.dataset.rows import Row, Source, file_place
+from typicality.errors import DatasetError, nearest
+from typicality.records import Box
+
+BoxesOf = Callable[[Row], tuple[Box, ...]]
+CORNERS = "[[x0, y0, x1, y1], ...] in pixels of the original image, x1 and y1 exclusive"
+
+
+def no_boxes(row: Row) -> tuple[Box, ...]:
+    """Return () for every row: there is no ground truth."""
+    return ()
+
+
+def boxes_reader(setting: str | None, source: Source) -> BoxesOf:
+    """Return the function that finds a row's boxes.
+
+    `setting` names a column of JSON lists (or of lists), four columns 'x0,y0,x1,y1', or a COCO file.
+    """
+    if setting is None:
+        return no_boxes
+    if setting in source.columns:
+        return lambda row: _parse(row.values.get(setting), row.file_name)
+    four = [name.strip() for name in setting.split(",")]
+    if len(four) == 4 and all(name in source.columns for name in four):
+        return lambda row: _of_corners([row.values.get(name) for name in four], row.file_name)
+    for path in (Path(setting).expanduser(), source.base / setting):
+        if path.is_file():
+            return _coco(path)
+    raise DatasetError(
+        f"dataset.boxes = {setting!r} is neither a column, nor four columns such as 'x0,y0,x1,y1', nor a COCO file: "
+        f"{nearest(setting, source.columns)}"
+    )
+
+
+def mask_place(setting: str | None, row: Row, source: Source) -> Place | None:
+    """Return where a row's mask is; None where it has none."""
+    if setting is None or not (name := text_of(row.values.get(setting))):
+        return None
+    return file_place(name, (source.base, source.base / "masks"))
+
+
+def _parse(value: Any, file_name: str) -> tuple[Box, ...]:
+    if isinstance(value, str):
+        if not value.strip():
+            return ()
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise DatasetError(f"{file_name}: the boxes {value!r} are not a JSON list {CORNERS}") from None
+    if value is None or (isinstance(value, (list, tuple)) and not value):
+        return ()
+    if not isinstance(value, (list, tuple)):
+        raise DatasetError(f"{file_name}: the boxes {value!r} are not a list {CORNERS}")
+    several = value if isinstance(value[0], (list, tuple)) else [value]
+    return tuple(box for corners in several for box in _of_corners(corners, file_name))
+
+
+def _of_corners(corners: Iterable[Any], file_name: str) -> tuple[Box, ...]:
+    """Return the box that covers these corners in whole pixels; () where all are missing."""
+    texts = [text_of(value) for value in corners]
+    if not any(texts):
+        return ()
+    numbers = [number for text in texts if (number := number_of_text(text)) is not None]
+    if len(numbers) != 4 or len(texts) != 4:
+        raise DatasetError(f"{file_name}: a box is four numbers x0, y0, x1, y1, not {', '.join(texts)}")
+    x0, y0, x1, y1 = numbers
+    if x1 <= x0 or y1 <= y0:
+        raise DatasetError(f"{file_name}: the box {numbers} is empty; boxes are {CORNERS}, not width and height")
+    return ((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)),)
+
+
+def clip(boxes: Iterable[Box], width: int, height: int) -> tuple[Box, ...]:
+    """Cut boxes at the borders of the image; what lies outside goes. Sorted, without repeats."""
+    cut = {(max(0, x0), max(0, y0), min(width, x1), min(height, y1)) for x0, y0, x1, y1 in boxes}
+    return tuple(sorted(box for box in cut if box[0] < box[2] and box[1] < box[3]))
+
+
+def _coco(path: Path) -> BoxesOf:
+    """Boxes of a COCO file, found by file name; by the name without its folders where that is unique."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        by_name: dict[str, list[Box]] = {name: [] for name in names.values()}
+        for annotation in content["annotations"]:
+            if annotation.get("bbox"):
+                x, y, width, height = annotation["bbox"]
+                name = names[annotation["image_id"]]
+                by_name[name].extend(_of_corners([x, y, x + width, y + height], name))
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is not a COCO file (images and annotations with bbox): {error!r}") from error
+    short: dict[str, str | None] = {}
+    for name in by_name:
+        base = PurePosixPath(name).name
+        short[base] = None if base in short else name
+    return lambda row: tuple(_found(row.file_name, by_name, short))
+
+
+def _found(file_name: str, by_name: Mapping[str, list[Box]], short: Mapping[str, str | None]) -> list[Box]:
+    if file_name in by_name:
+        return by_name[file_name]
+    unique = short.get(PurePosixPath(file_name).name)
+    return by_name[unique] if unique is not None else []
