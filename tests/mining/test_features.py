@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
+import pytest
 import torch
 
 from typicality.mining.features import FeatureExtractor, element_index, nearest_elements, patch_features
+from typicality.scoring.noise import image_generator
 
 
 def test_average_worked_by_hand(make_patch):
@@ -53,24 +55,73 @@ def test_zero_features_stay_zero_and_no_patch_gives_no_row(make_patch):
     assert patch_features(np.zeros((3, 2, 2)), [], (2, 2)).shape == (0, 3)
 
 
-def test_extractor_reads_the_noised_image_once_and_averages_over_noises(make_patch):
-    """A denoiser whose features are the latent plus the noise: their mean over the noises is what a patch reads."""
+class LinearDenoiser:
+    """Its features are the noised latent plus the prompt's state, with abar = 0.25 at t = 161 of 1000."""
 
-    class Sum:
-        calls = 0
+    timesteps = 1000
 
-        def features(self, latents, noise, timestep, prompt_states, up_block):
-            assert (timestep, up_block, prompt_states.shape) == (161, 1, (3, 5, 7))
-            self.calls += 1
-            return latents + noise
+    def __init__(self) -> None:
+        self.alphas_cumprod = torch.full((1000,), 0.9)
+        self.alphas_cumprod[161] = 0.25
+        self.batches: list[int] = []
 
+    def features(self, noised, timesteps, states, up_block=1):
+        assert up_block == 1
+        assert (timesteps == 161).all()
+        self.batches.append(len(noised))
+        return noised + states[:, :, :1, None]
+
+
+@pytest.fixture
+def scene(make_patch):
+    """Patches of three images of two shapes, one of them mined for two labels; features have two channels."""
     generator = torch.Generator().manual_seed(0)
-    latent, noise = torch.randn(2, 4, 4, generator=generator), torch.randn(3, 2, 4, 4, generator=generator)
-    patches = [make_patch(row=1, side=2), make_patch(column=2, side=2)]
-    denoiser = Sum()
-    got = FeatureExtractor(denoiser)(latent, torch.zeros(5, 7), noise, patches)
-    np.testing.assert_allclose(got, patch_features(latent + noise.mean(dim=0), patches, (4, 4)), atol=1e-6)
-    assert denoiser.calls == 1
+    shapes = {"a": (4, 4), "b": (4, 6), "c": (4, 4)}
+    latents = {name: torch.randn(2, *shape, generator=generator) for name, shape in shapes.items()}
+    states = {"x": torch.tensor([[1.0], [0.0]]), "y": torch.tensor([[0.0], [1.0]])}
+    keys = [("c", "y"), ("a", "x"), ("b", "x"), ("a", "y"), ("a", "x")]
+    patches = [make_patch(name, label, row=i % 3, side=2) for i, (name, label) in enumerate(keys)]
+    return patches, latents, states
+
+
+def test_extractor_reads_the_noised_image_under_the_labels_prompt(scene):
+    """z_t = 0.5 z + sqrt(0.75) eps, averaged over the image's three noises, plus the state of the label's prompt."""
+    patches, latents, states = scene
+    got = FeatureExtractor(LinearDenoiser(), states.__getitem__, noises=3, seed=9)(patches, latents.__getitem__)
+    for patch, feature in zip(patches, got, strict=True):
+        z = latents[patch.image_id]
+        noise = torch.randn((3, *z.shape), generator=image_generator(patch.image_id, 9, "features"))
+        feature_map = 0.5 * z + 0.75**0.5 * noise.mean(dim=0) + states[patch.label][:, :, None]
+        expected = patch_features(feature_map, [patch], (z.shape[1], z.shape[2]))[0]
+        np.testing.assert_allclose(feature, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 1000])
+def test_features_depend_on_neither_batch_nor_order(scene, batch_size):
+    """Four pairs of image and label cost 4 * 3 evaluations, however many patches they have."""
+    patches, latents, states = scene
+    expected = FeatureExtractor(LinearDenoiser(), states.__getitem__, noises=3)(patches, latents.__getitem__)
+    denoiser = LinearDenoiser()
+    extractor = FeatureExtractor(denoiser, states.__getitem__, noises=3, batch_size=batch_size)
+    got = extractor(patches[::-1], latents.__getitem__)
+    np.testing.assert_array_equal(got[::-1], expected)
+    assert sum(denoiser.batches) == 12
+    assert max(denoiser.batches) <= max(batch_size, 1)
+
+
+def test_a_model_with_fewer_steps_is_read_at_the_same_share(make_patch):
+    """161 of 1000 is 16 of 100."""
+
+    class Short(LinearDenoiser):
+        timesteps = 100
+
+        def features(self, noised, timesteps, states, up_block=1):
+            assert (timesteps == 16).all()
+            return noised
+
+    latent, state = torch.ones(2, 4, 4), torch.zeros(1, 2)
+    got = FeatureExtractor(Short(), lambda label: state, noises=1)([make_patch()], lambda image_id: latent)
+    assert got.shape == (1, 2)
 
 
 def test_an_elements_nearest_neighbour_is_itself(tmp_path):

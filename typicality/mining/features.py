@@ -7,7 +7,8 @@ over the patch, L2-normalised (Siglidis et al., ECCV 2024, section 3.2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,50 +17,107 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from typicality.progress import SILENT, Progress
 from typicality.records import Patch
+from typicality.scoring.estimator import noised
+from typicality.scoring.noise import image_generator
+
+Job = tuple[str, str]  # image_id, label
+PURPOSE = "features"
 
 
 class FeatureModel(Protocol):
     """What features need of a denoiser."""
 
-    def features(
-        self, latents: Tensor, noise: Tensor, timestep: int, prompt_states: Tensor, up_block: int
-    ) -> Tensor: ...
+    alphas_cumprod: Tensor
+    timesteps: int
+
+    def features(self, noised: Tensor, timesteps: Tensor, states: Tensor, up_block: int = 1) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Features of all patches that one image has for one label, from one pass over its noises.
+    """Features of patches: one pass over its noises serves all patches that an image has for a label.
 
     Parameters
     ----------
     denoiser : stops its UNet after the block that is read
-    timestep : of the training steps, at which features are read
+    states : label -> (tokens, width), the state of its prompt
+    noises : noises over which a feature is averaged, drawn by each image's own generator
+    timestep : of 1000, at which features are read; scaled where the model has another number of training steps
     up_block : decoder block whose output is the feature
+    seed : of the noises
+    batch_size : partial UNet evaluations at once
     """
 
     denoiser: FeatureModel
+    states: Callable[[str], Tensor]
+    noises: int = 8
     timestep: int = 161
     up_block: int = 1
+    seed: int = 0
+    batch_size: int = 64
 
-    def __call__(self, latent: Tensor, states: Tensor, noise: Tensor, patches: Sequence[Patch]) -> np.ndarray:
-        """Extract features.
+    def __call__(
+        self, patches: Sequence[Patch], latent_of: Callable[[str], Tensor], progress: Progress = SILENT
+    ) -> np.ndarray:
+        """Extract the features of patches of any images and labels, in any order.
 
         Parameters
         ----------
-        latent : (c, h, w) of the image
-        states : (tokens, width) of the label's prompt
-        noise : (noises, c, h, w), drawn by the image's own generator
-        patches : patches of this image for this label
+        patches : n patches
+        latent_of : image_id -> (c, h, w) float32
 
         Returns
         -------
-        (len(patches), d) float32, unit rows
+        (n, d) float32, unit rows, in the order of the patches
         """
-        n = len(noise)
-        latents, prompts = latent.expand(n, *latent.shape), states.expand(n, *states.shape)
-        maps = self.denoiser.features(latents, noise, self.timestep, prompts, self.up_block)
-        return patch_features(maps.float().mean(dim=0), patches, (latent.shape[-2], latent.shape[-1]))
+        rows_of: defaultdict[Job, list[int]] = defaultdict(list)
+        for row, patch in enumerate(patches):
+            rows_of[patch.image_id, patch.label].append(row)
+        progress.start("features", len(rows_of))
+        result = np.zeros((len(patches), 0), dtype=np.float32)
+        for jobs, latents in self._batches(sorted(rows_of), latent_of):
+            for job, feature_map in zip(jobs, self._maps(jobs, latents), strict=True):
+                rows = rows_of[job]
+                found = patch_features(feature_map, [patches[i] for i in rows], (latents.shape[-2], latents.shape[-1]))
+                if not result.shape[1]:
+                    result = np.zeros((len(patches), found.shape[1]), dtype=np.float32)
+                result[rows] = found
+            progress.advance(len(jobs))
+        progress.finish()
+        return result
+
+    def _batches(self, jobs: Sequence[Job], latent_of: Callable[[str], Tensor]) -> Iterator[tuple[list[Job], Tensor]]:
+        """Jobs whose latents (n, c, h, w) have one shape, as many as fill a batch."""
+        size = max(1, self.batch_size // self.noises)
+        waiting: defaultdict[tuple[int, ...], list[tuple[Job, Tensor]]] = defaultdict(list)
+        for job in jobs:
+            latent = latent_of(job[0])
+            alike = waiting[tuple(latent.shape)]
+            alike.append((job, latent))
+            if len(alike) == size:
+                yield [j for j, _ in alike], torch.stack([z for _, z in alike])
+                alike.clear()
+        for alike in waiting.values():
+            if alike:
+                yield [j for j, _ in alike], torch.stack([z for _, z in alike])
+
+    def _maps(self, jobs: Sequence[Job], latents: Tensor) -> Tensor:
+        """(n, d, fh, fw) features of n jobs, averaged over the noises."""
+        n, shape = len(jobs), latents.shape[1:]
+        generators = [image_generator(image_id, self.seed, PURPOSE) for image_id, _ in jobs]
+        noise = torch.stack([torch.randn((self.noises, *shape), generator=g) for g in generators])
+        total = self.denoiser.timesteps
+        times = torch.full((n * self.noises,), min(round(self.timestep * total / 1000), total - 1))
+        repeated = latents.repeat_interleave(self.noises, dim=0)
+        inputs = noised(repeated, noise.flatten(0, 1), self.denoiser.alphas_cumprod[times])
+        prompts = torch.stack([self.states(label) for _, label in jobs]).repeat_interleave(self.noises, dim=0)
+        maps = []
+        for start in range(0, len(inputs), self.batch_size):
+            here = slice(start, start + self.batch_size)
+            maps.append(self.denoiser.features(inputs[here], times[here], prompts[here], self.up_block).float())
+        return torch.cat(maps).unflatten(0, (n, self.noises)).mean(dim=1)
 
 
 def patch_features(
