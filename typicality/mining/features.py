@@ -19,7 +19,6 @@ from torch import Tensor
 
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch
-from typicality.scoring.estimator import noised
 from typicality.scoring.noise import image_generator
 
 Job = tuple[str, str]  # image_id, label
@@ -29,10 +28,11 @@ PURPOSE = "features"
 class FeatureModel(Protocol):
     """What features need of a denoiser."""
 
-    alphas_cumprod: Tensor
     timesteps: int
 
-    def features(self, noised: Tensor, timesteps: Tensor, states: Tensor, up_block: int = 1) -> Tensor: ...
+    def features(
+        self, latents: Tensor, noise: Tensor, timestep: int, prompt_states: Tensor, up_block: int = 1
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,13 @@ class FeatureExtractor:
         generators = [image_generator(image_id, self.seed, PURPOSE) for image_id, _ in jobs]
         noise = torch.stack([torch.randn((self.noises, *shape), generator=g) for g in generators])
         total = self.denoiser.timesteps
-        times = torch.full((n * self.noises,), min(round(self.timestep * total / 1000), total - 1))
-        repeated = latents.repeat_interleave(self.noises, dim=0)
-        inputs = noised(repeated, noise.flatten(0, 1), self.denoiser.alphas_cumprod[times])
-        prompts = torch.stack([self.states(label) for _, label in jobs]).repeat_interleave(self.noises, dim=0)
+        timestep = min(round(self.timestep * total / 1000), total - 1)
+        prompts = torch.stack([self.states(label) for _, label in jobs])
+        inputs = [x.repeat_interleave(self.noises, dim=0) for x in (latents, prompts)]
         maps = []
-        for start in range(0, len(inputs), self.batch_size):
-            here = slice(start, start + self.batch_size)
-            maps.append(self.denoiser.features(inputs[here], times[here], prompts[here], self.up_block).float())
+        for start in range(0, n * self.noises, self.batch_size):
+            z, eps, states = (x[start : start + self.batch_size] for x in (inputs[0], noise.flatten(0, 1), inputs[1]))
+            maps.append(self.denoiser.features(z, eps, timestep, states, self.up_block).float())
         return torch.cat(maps).unflatten(0, (n, self.noises)).mean(dim=1)
 
 
