@@ -156,7 +156,9 @@ def _json_table(path: Path) -> Table:
                     if line.strip():
                         content = json.loads(line)
                         if not isinstance(content, dict):
-                            raise DatasetError(f"{path}, line {number + 1} is not a JSON object")
+                            raise DatasetError(
+                                f"{path}, line {number + 1} is not an object: JSON lines are one object a line"
+                            )
                         yield content, 0, number
         except ValueError as error:
             raise DatasetError(f"{path} is not JSON lines (an object a line) in UTF-8: {error}") from error

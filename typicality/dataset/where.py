@@ -50,14 +50,14 @@ def compile_where(expression: str, columns: Iterable[str]) -> Test:
         names[f"column_{len(names)}_"] = match.group(1)
         return f" column_{len(names) - 1}_ "
 
-    text = re.sub(r"`([^`]*)`", plain, expression.strip())
+    text = re.sub(r"`([^`]*)`", plain, expression).strip()
     if len(text) > LONGEST:
         raise DatasetError(f"--where is longer than {LONGEST} characters: prepare a column for it instead")
     try:
         tree = ast.parse(text, mode="eval")
         return _Compiler(expression, names, tuple(columns)).test(tree.body)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        detail = getattr(error, "msg", None) or "it is nested too deeply" if not str(error) else str(error)
+        detail = getattr(error, "msg", None) or str(error) or "it is nested too deeply"
         raise DatasetError(
             f"--where {expression!r} cannot be read ({detail}); write for instance \"camera == 'a' and year >= 1950\""
         ) from None

@@ -1,0 +1,152 @@
+"""Choosing columns, merging identical files, splits, ground truth, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from typicality.dataset.split import is_held_out
+from typicality.errors import DatasetError
+
+from .conftest import Load, Write, encoded
+from .test_labels import table
+
+
+def test_identical_files_become_one_record_with_all_their_labels(write: Write, load: Load) -> None:
+    data = load(write("cats/1.png", 1, "cats/copy.png", 1, "dogs/z.png", 1, "dogs/2.png", 2))
+    assert len(data) == 2
+    (duplicate,) = data.duplicates
+    assert duplicate.file_names == ("cats/1.png", "cats/copy.png", "dogs/z.png")
+    assert duplicate.labels == ("cats", "dogs")
+    (merged,) = (i for i in data if i.image_id == duplicate.image_id)
+    assert merged.file_name == "cats/1.png"
+    assert merged.labels == ("cats", "dogs")
+    assert any("under different labels" in w for w in data.warnings)
+
+
+def test_identical_files_of_one_label_are_no_conflict(write: Write, load: Load) -> None:
+    data = load(write("cats/1.png", 1, "cats/copy.png", 1, "dogs/2.png", 2))
+    assert len(data.duplicates) == 1
+    assert not data.warnings
+
+
+def test_images_are_sorted_and_the_fingerprint_sees_labels(write: Write, load: Load) -> None:
+    root = write("a/1.png", 1, "a/2.png", 2, "b/3.png", 3)
+    data = load(root)
+    assert [i.image_id for i in data] == sorted(i.image_id for i in data)
+    assert data[0] is data.images[0]
+    assert len(data[1:]) == 2
+    (root / "a" / "2.png").rename(root / "b" / "2.png")
+    assert load(root).fingerprint != data.fingerprint
+
+
+def test_relatives_stay_on_one_side_of_every_split(tmp_path: Path, load: Load) -> None:
+    data = load(table(tmp_path, "c,who", *(f"{'ab'[n % 2]},p{n // 4}" for n in range(80))), label="c", group="who")
+    training, held_out = data.held_out()
+    assert len(training) + len(held_out) == 80
+    assert not {i.group for i in training} & {i.group for i in held_out}
+    assert all(is_held_out(i.group) for i in held_out)
+
+
+def test_a_split_of_few_groups_leaves_no_side_empty(tmp_path: Path, load: Load) -> None:
+    """Six exposures: by chance (0.8 to the 6th, 26%) no hash falls below the share of 0.2."""
+    for prefix in range(8):
+        source = table(tmp_path, "c,who", *(f"{'ab'[n % 2]},{prefix}-{n // 2}" for n in range(6)))
+        data = load(source, label="c", group="who")
+        for share in (0.01, 0.2, 0.99):
+            training, held_out = data.held_out(share)
+            assert training
+            assert held_out
+        assert data.held_out(0.0)[1] == []
+
+
+def test_without_a_group_every_image_is_its_own(write: Write, load: Load) -> None:
+    assert all(i.group == i.image_id for i in load(write("a/1.png", 1, "b/2.png", 2)))
+
+
+@pytest.mark.parametrize("cell", ['"[[1, 2, 5.5, 6], [-3, 0, 4, 99]]"', '"[[-3,0,4,99],[1,2,5.5,6]]"'])
+def test_boxes_cover_whole_pixels_inside_the_image(cell: str, tmp_path: Path, load: Load) -> None:
+    data = load(table(tmp_path, "c,boxes", f"a,{cell}", "b,"), label="c", boxes="boxes")
+    boxes = {i.file_name: i.boxes for i in data}
+    assert boxes == {"0.png": ((0, 0, 4, 8), (1, 2, 6, 6)), "1.png": ()}
+
+
+def test_boxes_from_four_columns_and_from_coco(tmp_path: Path, load: Load) -> None:
+    source = table(tmp_path, "c,x0,y0,x1,y1", "a,1,2,5,6", "b,,,,")
+    by_columns = load(source, label="c", boxes="x0,y0,x1,y1")
+    coco = {
+        "images": [{"id": 7, "file_name": "elsewhere/0.png"}],
+        "annotations": [{"image_id": 7, "bbox": [1, 2, 4, 4]}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(coco))
+    by_coco = load(source, label="c", boxes="truth.json")
+    assert [i.boxes for i in by_columns] == [i.boxes for i in by_coco]
+    assert sorted(i.boxes for i in by_coco) == [(), ((1, 2, 5, 6),)]
+
+
+def test_boxes_of_width_and_height_are_refused(tmp_path: Path, load: Load) -> None:
+    with pytest.raises(DatasetError, match="not width and height"):
+        load(table(tmp_path, "c,b", 'a,"[[5, 5, 3, 3]]"', "b,"), label="c", boxes="b")
+
+
+def test_the_only_possible_column_is_the_label(tmp_path: Path, load: Load) -> None:
+    source = table(tmp_path, "kind,who", "a,1", "b,2")
+    assert load(source, group="who").label == "kind"
+    with pytest.raises(DatasetError, match="'kind', 'who'"):
+        load(source)
+
+
+def test_folder_labels_answer_to_label_too(write: Write, load: Load) -> None:
+    root = write("a/1.png", 1, "b/2.png", 2)
+    assert {load(root, label=name).label for name in (None, "label", "folder")} == {"folder"}
+
+
+def test_missing_paths_are_unreadable_rows_not_errors(tmp_path: Path, load: Load) -> None:
+    source = table(tmp_path, "c", "a", "b")
+    with source.open("a") as file:
+        file.write("gone.png,a\nhttps://example.org/x.png,a\n,a\n")
+    reasons = {u.file_name: u.reason for u in load(source, label="c").unreadable}
+    assert "no such file" in reasons["gone.png"]
+    assert "read from disk only" in reasons["https://example.org/x.png"]
+    assert "names no file" in reasons["(no name)"]
+
+
+ERRORS = {
+    "missing": (lambda root: {"source": root / "nowhere"}, "there is no data set"),
+    "blank": (lambda root: {"source": ""}, "there is no data set"),
+    "misspelt": (lambda root: {"source": "emojii"}, "did you mean 'emoji'"),
+    "column": (lambda root: {"source": root / "t.csv", "label": "knd"}, "did you mean 'kind'"),
+    "group": (lambda root: {"source": root / "t.csv", "label": "kind", "group": "wo"}, "dataset.group.*'who'"),
+    "image": (lambda root: {"source": root / "t.csv", "label": "kind", "image_column": "x"}, "no column 'x' of images"),
+    "one label": (lambda root: {"source": root / "t.csv", "label": "same"}, "at least two labels"),
+    "boxes": (lambda root: {"source": root / "t.csv", "label": "kind", "boxes": "b"}, "dataset.boxes"),
+    "where": (lambda root: {"source": root / "t.csv", "label": "kind", "where": "who == 9"}, "keeps none of the 2"),
+    "no label": (lambda root: {"source": root / "t.csv", "label": "blank"}, "none of the 2 images .* has a label"),
+    "text": (lambda root: {"source": root / "broken", "label": "folder"}, "2 were tried.*a/1.png: not an image"),
+    "empty": (lambda root: {"source": root / "empty"}, "holds no image"),
+    "flat": (lambda root: {"source": root / "flat"}, "no sub-folders"),
+    "kind": (lambda root: {"source": root / "notes.md"}, "no known kind"),
+    "zip": (lambda root: {"source": root / "x.zip"}, "unpack"),
+    "single": (lambda root: {"source": root / "0.png"}, "one image"),
+    "latin": (lambda root: {"source": root / "latin.csv"}, "UTF-8"),
+    "parquet": (lambda root: {"source": root / "bad.parquet"}, "not a Parquet file"),
+    "jsonl": (lambda root: {"source": root / "bad.jsonl"}, "JSON lines"),
+    "hub": (lambda root: {"source": "hf://a/b/c/d"}, "hf://owner/name"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_every_mistake_has_one_message_that_says_what_to_do(case: str, tmp_path: Path, load: Load) -> None:
+    table(tmp_path, "kind,who,same,blank", "a,1,x,", "b,2,x,")
+    for name in ("broken/a/1.png", "broken/b/2.png", "flat/x.png", "empty/readme.txt", "notes.md", "x.zip"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(1) if name.startswith("flat") else b"text")
+    (tmp_path / "latin.csv").write_bytes("file_name,label\n0.png,caf\xe9\n".encode("latin-1"))
+    (tmp_path / "bad.parquet").write_bytes(b"text")
+    (tmp_path / "bad.jsonl").write_text("[1, 2]\n")
+    settings, message = ERRORS[case]
+    with pytest.raises(DatasetError, match=message) as caught:
+        load(**settings(tmp_path))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,167 @@
+"""Whatever a file holds, `open` gives upright 8-bit RGB on white; what cannot be decoded is listed, never met later."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from typicality.dataset import pixels
+from typicality.errors import DatasetError
+
+from .conftest import Load, Write, encoded
+
+
+def saved(image: Image.Image, form: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def first_pixel(data: bytes) -> tuple[int, int, int]:
+    image = pixels.rgb(data)
+    assert image.mode == "RGB"
+    assert image.size == pixels.measure(data)
+    return image.getpixel((0, 0))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_puts_the_marked_corner_up_left(orientation: int) -> None:
+    """A camera that was held differently stores a turned picture and how to turn it back.
+
+    The upright picture is 24 x 16 with a white upper left quarter. Storing it is the inverse of showing it, and
+    only the two quarter turns (6 and 8) are not their own inverse.
+    """
+    upright = Image.new("RGB", (24, 16), "black")
+    upright.paste("white", (0, 0, 12, 8))
+    stored = upright
+    if orientation > 1:
+        inverse = {6: 8, 8: 6}.get(orientation, orientation)
+        stored = upright.transpose(pixels.TURNS[inverse])
+    exif = Image.Exif()
+    exif[pixels.EXIF_ORIENTATION] = orientation
+    data = saved(stored, "PNG", exif=exif)
+    assert pixels.measure(data) == (24, 16)
+    np.testing.assert_array_equal(np.asarray(pixels.rgb(data)), np.asarray(upright))
+
+
+def test_transparency_is_composited_on_white() -> None:
+    half_red = Image.new("RGBA", (9, 9), (255, 0, 0, 128))
+    red, green, blue = first_pixel(saved(half_red, "PNG"))
+    assert red == 255
+    assert green == blue
+    assert abs(green - 127) <= 1
+    assert first_pixel(saved(Image.new("LA", (9, 9), (0, 0)), "PNG")) == (255, 255, 255)
+
+
+def test_palette_with_and_without_transparency() -> None:
+    palette = Image.new("P", (9, 9), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert first_pixel(saved(palette, "PNG")) == (10, 20, 30)
+    assert first_pixel(saved(palette, "PNG", transparency=1)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0, 0), (257 * 40, 40), (65535, 255)])
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(value: int, shown: int, form: str) -> None:
+    """8 bits repeat in 16: v becomes 257 v, and back. Clipping would make nearly every image white."""
+    image = Image.fromarray(np.full((9, 9), value, np.uint16))
+    assert first_pixel(saved(image, form)) == (shown,) * 3
+
+
+def test_float_images_are_shares_of_white() -> None:
+    assert first_pixel(saved(Image.fromarray(np.full((9, 9), 0.2, np.float32)), "TIFF")) == (51, 51, 51)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "shown"),
+    [("L", 90, (90, 90, 90)), ("1", 1, (255, 255, 255)), ("CMYK", (0, 0, 0, 0), (255, 255, 255))],
+)
+def test_other_modes(mode: str, colour, shown: tuple[int, int, int]) -> None:
+    form = "JPEG" if mode == "CMYK" else "PNG"
+    assert first_pixel(saved(Image.new(mode, (9, 9), colour), form)) == shown
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (9, 9), c) for c in ("red", "blue")]
+    assert first_pixel(saved(frames[0], "GIF", save_all=True, append_images=frames[1:])) == (255, 0, 0)
+
+
+def noisy(form: str) -> bytes:
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return saved(Image.fromarray(values), form)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_measuring_fails_exactly_where_opening_would(form: str, share: float) -> None:
+    """So that a file which passed when the data set was loaded cannot crash a run hours later."""
+    data = noisy(form)
+    assert pixels.measure(data) == (64, 64)
+    cut = data[: int(len(data) * share)]
+    outcomes = []
+    for decode in (pixels.measure, pixels.rgb):
+        try:
+            decode(cut)
+            outcomes.append("fine")
+        except pixels.UnreadablePixelsError:
+            outcomes.append("unreadable")
+    assert outcomes[0] == outcomes[1]
+    if form in ("PNG", "JPEG", "WEBP"):
+        assert outcomes == ["unreadable", "unreadable"]
+
+
+def test_unreadable_files_are_listed_with_their_reason(write: Write, load: Load) -> None:
+    root = write("a/1.png", 1, "b/2.png", 2)
+    (root / "a" / "cut.jpg").write_bytes(noisy("JPEG")[:900])
+    (root / "a" / "empty.png").write_bytes(b"")
+    (root / "b" / "text.png").write_text("this is no image")
+    (root / "b" / "gone.png").symlink_to(root / "nowhere.png")
+    data = load(root)
+    reasons = {u.file_name: u.reason for u in data.unreadable}
+    assert list(reasons) == ["a/cut.jpg", "a/empty.png", "b/gone.png", "b/text.png"]
+    assert "truncated" in reasons["a/cut.jpg"]
+    assert "empty" in reasons["a/empty.png"]
+    assert "not an image" in reasons["b/text.png"]
+    assert len(data) == 2
+    assert any("4 images could not be read" in w for w in data.warnings)
+
+
+def test_strict_turns_an_unreadable_image_into_an_error(write: Write, load: Load) -> None:
+    root = write("a/1.png", 1, "b/2.png", 2)
+    (root / "b" / "text.png").write_text("this is no image")
+    with pytest.raises(DatasetError, match=r"b/text\.png"):
+        load(root, strict=True)
+
+
+def test_an_image_that_vanishes_after_loading_is_a_clear_error(write: Write, load: Load) -> None:
+    data = load(write("a/1.png", 1, "b/2.png", 2))
+    Path(data[0].source.path).unlink()
+    with pytest.raises(DatasetError, match="did the data set change"):
+        data.open(data[0])
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_masks_are_bool_at_the_size_of_the_image(white: int, write: Write, load: Load) -> None:
+    """White marks; so does 1 in a mask of indices. A mask of half the size is scaled up."""
+    root = write("images/1.png", 1, "images/2.png", 2, "images/3.png", 3)
+    (root / "masks").mkdir()
+    mask = np.zeros((8, 12), np.uint8)
+    mask[2:4, 4:10] = white
+    Image.fromarray(mask).save(root / "masks" / "1.png")
+    Image.fromarray(mask[::2, ::2]).save(root / "masks" / "2.png")
+    (root / "metadata.csv").write_text("file_name,label,mask\n1.png,a,masks/1.png\n2.png,b,2.png\n3.png,b,\n")
+    data = load(root, masks="mask")
+    masks = {image.file_name: data.mask(image) for image in data}
+    assert masks["3.png"] is None
+    for name in ("1.png", "2.png"):
+        assert masks[name].dtype == bool
+        np.testing.assert_array_equal(masks[name], mask > 0)
+
+
+def test_identical_bytes_have_one_identity() -> None:
+    assert pixels.content_id(encoded(5)) == pixels.content_id(encoded(5)) != pixels.content_id(encoded(6))
+    assert len(pixels.content_id(b"")) == 32

@@ -1,0 +1,292 @@
+"""Every source becomes the same records: the same four images, packed in each way, give the same result."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from typicality.dataset import LabelledImages, builtin_datasets
+from typicality.errors import DatasetError
+
+from .conftest import Load, Write, encoded
+
+YEARS = ["1921", "1923", "1931", "1938"]
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def four_images(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(encoded(number))
+    return folder
+
+
+def rows(prefix: str = "") -> str:
+    return "".join(f"{prefix}{number}.png,{year},x\n" for number, year in enumerate(YEARS))
+
+
+def as_tree(root: Path) -> Path:
+    for number, year in enumerate(YEARS):
+        (root / year).mkdir(parents=True)
+        (root / year / f"{number}.png").write_bytes(encoded(number))
+    return root
+
+
+def as_metadata_csv(root: Path) -> Path:
+    four_images(root)
+    (root / "metadata.csv").write_text("file_name,year,other\n" + rows())
+    return root
+
+
+def as_metadata_beside_images(root: Path) -> Path:
+    """File names relative to images/, the table beside that folder."""
+    four_images(root / "images")
+    (root / "metadata.csv").write_text("file_name,year,other\n" + rows())
+    return root
+
+
+def as_metadata_inside_images(root: Path) -> Path:
+    four_images(root / "images")
+    (root / "images" / "metadata.csv").write_text("file_name,year,other\n" + rows())
+    return root
+
+
+def as_metadata_jsonl(root: Path) -> Path:
+    four_images(root)
+    lines = (json.dumps({"file_name": f"{n}.png", "year": int(y)}) for n, y in enumerate(YEARS))
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def as_splits(root: Path) -> Path:
+    """A folder a split, each with its metadata, as Hugging Face lays image folders out."""
+    for part, numbers in (("train", (0, 1)), ("test", (2, 3))):
+        (root / part).mkdir(parents=True)
+        for number in numbers:
+            (root / part / f"{number}.png").write_bytes(encoded(number))
+        lines = "".join(f"{n}.png,{YEARS[n]}\n" for n in numbers)
+        (root / part / "metadata.csv").write_text("file_name,year\n" + lines)
+    return root
+
+
+def as_semicolon_csv(root: Path) -> Path:
+    four_images(root / "pictures")
+    table = root / "cars.csv"
+    lines = "".join(f"pictures/{n}.png;{y}\n" for n, y in enumerate(YEARS))
+    table.write_text("\ufeffPath;year\n" + lines, encoding="utf-8")
+    return table
+
+
+def as_tsv(root: Path) -> Path:
+    four_images(root)
+    table = root / "cars.tsv"
+    table.write_text("filename\tyear\n" + "".join(f"{n}.png\t{y}\n" for n, y in enumerate(YEARS)))
+    return table
+
+
+def as_parquet_of_paths(root: Path) -> Path:
+    """Years as floats, as a table with missing values stores whole numbers."""
+    four_images(root)
+    table = pa.table({"image_path": [f"{n}.png" for n in range(4)], "year": [float(y) for y in YEARS]})
+    pq.write_table(table, root / "cars.parquet")
+    return root / "cars.parquet"
+
+
+def as_parquet_of_images(root: Path) -> Path:
+    """Two row groups, and one image given by its path instead of its bytes."""
+    four_images(root)
+    cells = [{"bytes": encoded(n), "path": f"{n}.png"} for n in range(3)] + [{"bytes": None, "path": "3.png"}]
+    pq.write_table(pa.table({"image": pa.array(cells, IMAGE), "year": YEARS}), root / "cars.parquet", row_group_size=2)
+    return root / "cars.parquet"
+
+
+def as_parquet_shards(root: Path) -> Path:
+    """A clone of a hub repository: data/train-*.parquet, with names behind class numbers."""
+    (root / "data").mkdir(parents=True)
+    names = {"year": {"_type": "ClassLabel", "names": YEARS}}
+    metadata = {"huggingface": json.dumps({"info": {"features": names}})}
+    for shard in range(2):
+        numbers = [2 * shard, 2 * shard + 1]
+        cells = pa.array([{"bytes": encoded(n), "path": None} for n in numbers], IMAGE)
+        table = pa.table({"image": cells, "year": numbers}).replace_schema_metadata(metadata)
+        pq.write_table(table, root / "data" / f"train-{shard:05d}-of-00002.parquet")
+    return root
+
+
+def as_tar(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(root / "cars.tar", "w") as archive:
+        for number, year in enumerate(YEARS):
+            for extension, data in (("png", encoded(number)), ("json", json.dumps({"year": year}).encode())):
+                member = tarfile.TarInfo(f"{number:04d}.{extension}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return root / "cars.tar"
+
+
+def as_folder_of_tars(root: Path) -> Path:
+    return as_tar(root).parent
+
+
+def as_saved_data_set(root: Path) -> Path:
+    from datasets import Dataset, Features, Image, Value
+
+    data = {"image": [{"bytes": encoded(n), "path": None} for n in range(4)], "year": [int(y) for y in YEARS]}
+    Dataset.from_dict(data, Features({"image": Image(), "year": Value("int64")})).save_to_disk(root)
+    return root
+
+
+WAYS = [
+    as_tree,
+    as_metadata_csv,
+    as_metadata_beside_images,
+    as_metadata_inside_images,
+    as_metadata_jsonl,
+    as_splits,
+    as_semicolon_csv,
+    as_tsv,
+    as_parquet_of_paths,
+    as_parquet_of_images,
+    as_parquet_shards,
+    as_tar,
+    as_folder_of_tars,
+    as_saved_data_set,
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_every_source_gives_the_same_images_labels_and_fingerprint(way, tmp_path: Path, load: Load) -> None:
+    reference = load(as_tree(tmp_path / "reference"))
+    data = load(way(tmp_path / "cars"), label=None if way is as_tree else "year")
+    assert data.name == "cars"
+    assert data.labels == tuple(YEARS)
+    assert data.ordered
+    assert [i.image_id for i in data] == [i.image_id for i in reference]
+    assert [i.labels for i in data] == [i.labels for i in reference]
+    assert data.fingerprint == reference.fingerprint
+    assert not data.unreadable
+    assert not data.warnings
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_records_travel_to_another_process_and_open_there(way, tmp_path: Path, load: Load) -> None:
+    """Each image's red channel is its number, and its year says which number that is."""
+    data = load(way(tmp_path / "cars"), label=None if way is as_tree else "year")
+    for image in pickle.loads(pickle.dumps(data.images)):
+        opened = data.open(image)
+        assert opened.mode == "RGB"
+        assert opened.size == (image.width, image.height) == (12, 8)
+        assert opened.getpixel((0, 0)) == (YEARS.index(image.labels[0]), 0, 77)
+
+
+def test_tars_match_a_pattern_and_take_class_files(tmp_path: Path, load: Load) -> None:
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"part-{shard}.tar", "w") as archive:
+            for name, data in ((f"s{shard}.jpg", encoded(shard, form="JPEG")), (f"s{shard}.cls", b"%d\n" % shard)):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    assert load(tmp_path / "part-*.tar", label="cls").labels == ("0", "1")
+
+
+def test_compressed_tar_is_refused_with_the_remedy(tmp_path: Path, load: Load) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w:gz"):
+        pass
+    with pytest.raises(DatasetError, match="unpack"):
+        load(tmp_path / "a.tar")
+
+
+def test_the_metadata_folder_counts_images_that_it_does_not_name(tmp_path: Path, load: Load) -> None:
+    root = as_metadata_csv(tmp_path / "cars")
+    (root / "extra.png").write_bytes(encoded(99))
+    assert any(w.startswith("1 image file") for w in load(root, label="year").warnings)
+
+
+def test_a_deep_tree_offers_every_level(write: Write, load: Load) -> None:
+    root = write("1920/ford/a.png", 1, "1930/ford/a.png", 2, "1930/fiat/b.png", 3)
+    assert load(root).labels == ("fiat", "ford")
+    assert load(root, label="folder_1").labels == ("1920", "1930")
+    assert load(root, label="folder_1", where="folder == 'ford'").fingerprint != load(root).fingerprint
+
+
+def test_equal_file_names_in_two_folders_stay_apart(write: Write, load: Load) -> None:
+    data = load(write("cats/1.png", 1, "dogs/1.png", 2))
+    assert len(data) == len({i.image_id for i in data}) == 2
+    assert {i.file_name for i in data} == {"cats/1.png", "dogs/1.png"}
+
+
+def test_hidden_files_are_no_images_and_linked_folders_are_followed_once(write: Write, load: Load) -> None:
+    root = write("cats/1.png", 1, "dogs/2.png", 2, "dogs/._2.png", 3, "elsewhere/hidden/4.png", 4)
+    (root / "cats" / "loop").symlink_to(root / "cats")
+    (root / "birds").symlink_to(root / "elsewhere" / "hidden")
+    data = load(root)
+    assert len(data) == 3
+    assert data.labels[0] == "birds"
+
+
+def test_a_saved_data_set_with_splits_takes_the_one_named(tmp_path: Path, load: Load) -> None:
+    from datasets import DatasetDict, load_from_disk
+
+    part = load_from_disk(str(as_saved_data_set(tmp_path / "part")))
+    DatasetDict(train=part, test=part.select([0, 2])).save_to_disk(tmp_path / "both")
+    assert len(load(tmp_path / "both", label="year")) == 4
+    assert len(load(tmp_path / "both", label="year", split="test")) == 2
+    with pytest.raises(DatasetError, match="did you mean 'test'"):
+        load(tmp_path / "both", label="year", split="tset")
+
+
+def test_embedded_flags(load: Load) -> None:
+    data: LabelledImages = load("flags")
+    assert data.label == "continent"
+    assert "Africa" in data.labels
+    assert {data.open(image).size for image in data[:5]} == {(128, 96)}
+    assert sum(len(d.file_names) - 1 for d in data.duplicates) + len(data) == 246
+
+
+def test_embedded_emoji_are_the_same_subjects_in_each_year(load: Load) -> None:
+    data = load("emoji", label="year", group="emoji", where="category == 'Symbols'")
+    assert data.labels == ("2016", "2019", "2022", "2024")
+    assert len({data.number_of(year) for year in data.labels}) == 1
+    assert data[0].group == data[0].metadata["emoji"]
+
+
+def test_emoji_without_a_label_names_its_labels(load: Load) -> None:
+    with pytest.raises(DatasetError, match="'year', 'category'"):
+        load("emoji")
+
+
+def test_a_folder_of_a_built_in_name_wins_and_says_so(write: Write, load: Load, monkeypatch) -> None:
+    monkeypatch.chdir(write("emoji/cats/1.png", 1, "emoji/dogs/2.png", 2))
+    data = load("emoji")
+    assert data.labels == ("cats", "dogs")
+    assert "instead of the built-in" in data.warnings[0]
+
+
+def test_catalogue_says_how_to_get_what_is_not_here(load: Load, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    infos = {info.name: info for info in builtin_datasets()}
+    assert list(infos) == ["emoji", "flags", "elpv", "cardb", "ftt", "g3", "places", "chestxray"]
+    assert infos["emoji"].installed
+    assert infos["flags"].installed
+    for name in ("cardb", "ftt", "g3", "places", "chestxray"):
+        assert not infos[name].installed
+        with pytest.raises(DatasetError, match="cannot be downloaded for you"):
+            load(name)
+
+
+def test_elpv_is_read_without_its_own_reader(tmp_path: Path) -> None:
+    from typicality.dataset.builtin.catalogue import elpv_source
+
+    four_images(tmp_path / "images")
+    (tmp_path / "labels.csv").write_text("images/0.png  1.0                 mono\nimages/1.png  0.3333333333  poly\n")
+    found = list(elpv_source(tmp_path).rows())
+    assert [row.values["defect"] for row in found] == ["defective", "functional"]
+    assert [row.values["probability"] for row in found] == ["1.00", "0.33"]
+    assert [row.place.read() for row in found] == [encoded(0), encoded(1)]
