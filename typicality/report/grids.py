@@ -51,7 +51,7 @@ def draw_grid(view: ReportView, label: LabelView, open_image: Opener) -> PIL.Ima
         note = "few images" if cluster.few_images else p_text(cluster.p_value)
         _write(pen, (MARGIN, y + 74), note, 15, MUTED, room=CAPTION - 20)
         for column, element in enumerate(cluster.elements):
-            _paste(canvas, open_image, element, (MARGIN + CAPTION + column * (TILE + GAP), y))
+            _paste(canvas, open_image, element, (MARGIN + CAPTION + column * (TILE + GAP), y), outlined=True)
     _write(pen, (MARGIN, height - MARGIN + 8), FOOT, 14, MUTED, room=width - 2 * MARGIN)
     return canvas
 
@@ -88,10 +88,21 @@ def draw_overview(view: ReportView, open_image: Opener) -> PIL.Image.Image:
     return canvas
 
 
-def _paste(canvas: PIL.Image.Image, open_image: Opener, element: ElementView, place: tuple[int, int]) -> None:
+def _paste(
+    canvas: PIL.Image.Image, open_image: Opener, element: ElementView, place: tuple[int, int], outlined: bool = False
+) -> None:
+    """Put an element and its surroundings at a place; `outlined` marks where the element itself lies."""
     original = open_image(element.image_id)
     window = context_window(element.box, original.width, original.height)
-    canvas.paste(enlarge(cut(original, window), TILE), place, _mask(TILE, 8))
+    tile = enlarge(cut(original, window), TILE)
+    if outlined:
+        scale = TILE / (window[2] - window[0])
+        x0, y0 = (round((element.box[i] - window[i]) * scale) for i in (0, 1))
+        x1, y1 = (round((element.box[i + 2] - window[i]) * scale) - 1 for i in (0, 1))
+        pen = ImageDraw.Draw(tile, "RGBA")
+        pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0, 70))
+        pen.rectangle((x0, y0, x1, y1), outline=(255, 255, 255, 210))
+    canvas.paste(tile, place, _mask(TILE, 8))
     outline = ImageDraw.Draw(canvas)
     outline.rounded_rectangle((*place, place[0] + TILE - 1, place[1] + TILE - 1), 8, outline=LINE, width=1)
 
@@ -134,6 +145,6 @@ def _write(
 
 def _save(image: PIL.Image.Image, path: Path) -> Path:
     part = path.with_suffix(".png.part")
-    image.save(part, "PNG", optimize=True)
+    image.save(part, "PNG", compress_level=7)
     part.replace(path)
     return path

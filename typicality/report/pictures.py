@@ -190,9 +190,9 @@ def encode(image: PIL.Image.Image, quality: int, lossless: int = 0) -> str:
     bare = PIL.Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
     buffer = io.BytesIO()
     if max(bare.size) <= lossless:
-        bare.save(buffer, "WEBP", lossless=True, quality=70, method=4)
+        bare.save(buffer, "WEBP", lossless=True, quality=40, method=2)
     else:
-        bare.save(buffer, "WEBP", quality=quality, method=4)
+        bare.save(buffer, "WEBP", quality=quality, method=3)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

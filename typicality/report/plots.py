@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -64,9 +64,9 @@ def make_plots(
         plots.append(
             _distribution(
                 of_elements,
-                "Mined elements",
+                "Places found",
                 "plot-elements",
-                "Typicality of the parts of images that were kept as elements",
+                "Typicality of the parts of images that were kept",
                 "These are the best places of each label, so all lie high by selection; what differs between labels "
                 "is how far the tail reaches: furthest for {best} by median ({value}).",
             )
@@ -126,7 +126,7 @@ def _training(training: Sequence[Mapping[str, float]]) -> list[PlotView]:
     plots = []
     steps, loss = series("loss")
     if len(steps) > 1:
-        figure, axes = _figure(4)
+        figure, axes = _figure(4, grid="y")
         axes.plot(steps, loss, color=ACCENT, linewidth=1.6)
         axes.set_ylabel("denoising loss (squared error)", color=MUTED)
         axes.set_xlabel("optimizer step", color=MUTED)
@@ -142,7 +142,7 @@ def _training(training: Sequence[Mapping[str, float]]) -> list[PlotView]:
     curves = [(t, *series(k)) for t, k in (("training", "train_typicality"), ("held out", "held_out_typicality"))]
     curves = [(t, s, v) for t, s, v in curves if len(s)]
     if curves and max(len(s) for _, s, _ in curves) > 1:
-        figure, axes = _figure(4)
+        figure, axes = _figure(4, grid="y")
         for (name, steps, values), colour in zip(curves, (ACCENT, OTHER), strict=False):
             axes.plot(steps, values * 1000, color=colour, linewidth=1.6, marker="o", markersize=2.5)
             axes.annotate(
@@ -176,7 +176,7 @@ def _density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return density / peak if peak > 0 else density
 
 
-def _figure(rows: int) -> tuple[Figure, Axes]:
+def _figure(rows: int, grid: Literal["x", "y"] = "x") -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.6, 1.1 + 0.5 * max(rows, 3)), layout="constrained")
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -184,7 +184,7 @@ def _figure(rows: int) -> tuple[Figure, Axes]:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
-    axes.grid(axis="x", color=LINE, linewidth=0.6)
+    axes.grid(axis=grid, color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=MUTED, labelcolor=MUTED, labelsize=9, length=0)
     axes.xaxis.label.set_size(9)

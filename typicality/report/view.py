@@ -377,11 +377,11 @@ def _strip(clusters: tuple[ClusterView, ...]) -> tuple[ElementView, ...]:
 def _certainty(clusters: list[ClusterView]) -> str:
     """One sentence that says how many of the clusters shown hold up, and by which test."""
     if not clusters:
-        return "No clusters were formed, so the best-scoring places are shown as they are."
+        return "No visual elements were formed, so the best-scoring places are shown as they are."
     sound = sum(not c.doubts for c in clusters)
     tested = any(c.p_value is not None for c in clusters)
     test = f"several images, p ≤ {SIGNIFICANT}" if tested else "several images; no significance test was run"
-    return f"{sound} of the {plural(len(clusters), 'cluster')} shown hold up ({test}); the others are marked."
+    return f"{sound} of the {plural(len(clusters), 'visual element')} shown hold up ({test}); the others are marked."
 
 
 def _score(value: float | None, standard_error: float | None) -> Score:

@@ -203,7 +203,7 @@
     current = number;
     const item = state.items[number], image = state.images[item[IMAGE]], cluster = state.clusters[item[CLUSTER]];
     $("box-where").textContent = state.labels[item[LABEL]] + (cluster
-      ? (cluster[0] < 0 ? " · best places" : " · element " + cluster[1]) : " · " + item[PLACE] + " typical images");
+      ? (cluster[0] < 0 ? " · best places" : " · visual element " + cluster[1]) : " · " + item[PLACE] + " typical images");
     $("box-title").firstChild.textContent = image[0];
     const half = Z90 * item[ERROR], low = item[SCORE] - half, high = item[SCORE] + half;
     $("box-score").textContent = milli(item[SCORE]);
@@ -227,7 +227,7 @@
     const rows = [];
     if (item[SPECIFIC] !== null) rows.push(["Specificity", milli(item[SPECIFIC]) + " × 10⁻³ above the other labels"]);
     if (cluster && cluster[0] >= 0) {
-      rows.push(["Element", "rank " + cluster[1] + ", median " + milli(cluster[2]) + ", " + cluster[3] + " in " + cluster[4] + (cluster[4] === 1 ? " image" : " images")]);
+      rows.push(["Visual element", "rank " + cluster[1] + ", median " + milli(cluster[2]) + ", " + cluster[3] + " in " + cluster[4] + (cluster[4] === 1 ? " image" : " images")]);
       rows.push(["Cluster", "number " + cluster[0] + ", member " + item[PLACE]]);
       for (const doubt of cluster[5]) rows.push(["Doubt", doubt]);
     }
