@@ -290,3 +290,25 @@ def test_elpv_is_read_without_its_own_reader(tmp_path: Path) -> None:
     assert [row.values["defect"] for row in found] == ["defective", "functional"]
     assert [row.values["probability"] for row in found] == ["1.00", "0.33"]
     assert [row.place.read() for row in found] == [encoded(0), encoded(1)]
+
+
+def test_listing_reads_ahead_by_a_bounded_number_of_images(monkeypatch) -> None:
+    """Memory must not grow with the data set: rows are taken from the source only as images are finished."""
+    from typicality.dataset import load
+    from typicality.dataset.places import NoPlace
+    from typicality.dataset.rows import Row
+
+    monkeypatch.setattr(load.os, "cpu_count", lambda: 2)
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield load._Labelled(Row(f"{taken}.png", NoPlace("none"), {}), ("a",), "", (), None)
+
+    results = load._in_threads(endless())
+    for _ in range(100):
+        next(results)
+    results.close()
+    assert taken < 120

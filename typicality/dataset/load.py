@@ -8,7 +8,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -106,8 +106,7 @@ def load_dataset(settings: DatasetSettings) -> LabelledImages:
         columns=source.columns,
     )
     conflicts = [image.first.row.file_name for image in images.values() if image.conflict]
-    object.__setattr__(data, "warnings", tuple(_warnings(data, settings, source, tally, conflicts)))
-    return data
+    return replace(data, warnings=tuple(_warnings(data, settings, source, tally, conflicts)))
 
 
 def _label_column(settings: DatasetSettings, source: Source) -> str:
