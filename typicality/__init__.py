@@ -1,0 +1,27 @@
+"""Show what is typical of each label of an image data set.
+
+    import typicality
+    result = typicality.mine("photos/", label="year")
+    result.elements.to_pandas(); result.report
+
+The functions have the names of the commands. Heavy packages are imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typicality.api import classify, finetune, mine, pretrain, report, score
+
+__version__ = version("typicality")
+__all__ = ["classify", "finetune", "mine", "pretrain", "report", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from typicality import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'typicality' has no attribute {name!r}")

@@ -93,6 +93,9 @@ class ScoreSettings(Section):
     draws: int | None = Field(None, ge=2, description="draws an image (first pass of adaptive); 4, 16, 100")
     refine_draws: int = Field(16, ge=2, description="fresh draws for the winners of the first pass")
     refine_factor: float = Field(1.5, ge=1, description="candidates refined, as a multiple of those kept")
+    contrast: int = Field(
+        4, ge=0, description="other labels scored for the winners with the same draws, for their specificity"
+    )
     t_min: float = Field(0.1, ge=0, lt=1, description="smallest timestep, as a share of the training steps")
     t_max: float = Field(0.7, gt=0, le=1, description="largest timestep, as a share of the training steps")
     batch_size: int | None = Field(None, ge=1, description="UNet evaluations at once")

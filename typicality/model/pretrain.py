@@ -21,10 +21,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from typicality.model.average import Average
+from typicality.model.checkpoint import Checkpoint, save_checkpoint
+from typicality.model.denoiser import use_small_attention
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class PretrainSettings:
     autoencoder_steps: int = 1700
     autoencoder_batch: int = 32
     autoencoder_rate: float = 2e-3
-    denoiser_channels: tuple[int, ...] = (64, 96, 128)
+    denoiser_channels: tuple[int, ...] = (96, 128, 128)
     denoiser_steps: int = 3000
     denoiser_batch: int = 64
     denoiser_rate: float = 1e-3
@@ -137,29 +141,6 @@ def photograph_batch(corpus: Corpus, index: np.ndarray, size: int, rng: np.rando
 # -------------------------------------------------------------------------------------------- training
 
 
-class Average:
-    """Exponential moving average of a module's parameters, with a warm-up that forgets the start."""
-
-    def __init__(self, modules: list[torch.nn.Module], decay: float) -> None:
-        self.parameters = [p for m in modules for p in m.parameters()]
-        self.shadow = [p.detach().clone() for p in self.parameters]
-        self.decay, self.step = decay, 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self.step += 1
-        weight = 1 - min(self.decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], weight)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the averaged and the current weights; calling it twice restores both."""
-        for parameter, average in zip(self.parameters, self.shadow, strict=True):
-            current = parameter.detach().clone()
-            parameter.copy_(average)
-            average.copy_(current)
-
-
 def new_autoencoder(settings: PretrainSettings) -> AutoencoderKL:
     channels = settings.autoencoder_channels
     return AutoencoderKL(
@@ -188,7 +169,7 @@ def train_autoencoder(corpus: Corpus, settings: PretrainSettings) -> tuple[Autoe
     rng = np.random.default_rng(settings.seed)
     vae = new_autoencoder(settings)
     optimizer, schedule = one_cycle(list(vae.parameters()), settings.autoencoder_rate, settings.autoencoder_steps)
-    average = Average([vae], settings.ema_decay)
+    average = Average(vae.parameters(), settings.ema_decay)
     n_photos = round(settings.autoencoder_batch * settings.photo_share)
     started, log = time.monotonic(), []
     for step in range(settings.autoencoder_steps):
@@ -212,7 +193,7 @@ def train_autoencoder(corpus: Corpus, settings: PretrainSettings) -> tuple[Autoe
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        average.update()
+        average.update(step + 1)
         log.append(float(squared.detach()))
         if step % 100 == 99:
             psnr = -10 * np.log10(np.mean(log[-100:]) / 4)
@@ -279,8 +260,8 @@ def new_denoiser(settings: PretrainSettings) -> UNet2DConditionModel:
         sample_size=settings.size // 4,
         in_channels=settings.latent_channels,
         out_channels=settings.latent_channels,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=settings.denoiser_channels,
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
@@ -326,9 +307,7 @@ def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]
             yield order[start : start + size]
 
 
-def train_denoiser(
-    vae: AutoencoderKL, corpus: Corpus, settings: PretrainSettings, out: Path
-) -> tuple[StableDiffusionPipeline, dict]:
+def train_denoiser(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSettings, out: Path) -> dict:
     """Fit denoiser and text encoder to predict the noise (mean squared error, t uniform)."""
     torch.manual_seed(settings.seed + 2)
     rng = np.random.default_rng(settings.seed + 2)
@@ -337,20 +316,17 @@ def train_denoiser(
     logger.info("%d latents in %.0f s", len(latents), time.monotonic() - started)
     tokenizer = byte_tokenizer()
     text_encoder, unet = new_text_encoder(tokenizer), new_denoiser(settings)
-    unet.to(memory_format=torch.channels_last)
-    pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=new_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+    use_small_attention(unet, torch.device("cpu"))
+    checkpoint = Checkpoint(vae, unet, text_encoder, tokenizer, new_scheduler(), str(out), None, "pretrained")
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     optimizer, schedule = one_cycle(parameters, settings.denoiser_rate, settings.denoiser_steps)
-    average = Average([unet, text_encoder], settings.ema_decay)
-    abar = pipeline.scheduler.alphas_cumprod
+    average = Average(parameters, settings.ema_decay)
+    abar = checkpoint.scheduler.alphas_cumprod
     started, log = time.monotonic(), []
     stream = batches(len(latents), settings.denoiser_batch, rng)
     for step in range(settings.denoiser_steps):
         index = next(stream)
-        z = latents[torch.from_numpy(index)].float().contiguous(memory_format=torch.channels_last)
+        z = latents[torch.from_numpy(index)].float()
         kind = rng.random(len(index))
         texts = [
             captions[i] if k < settings.caption_full
@@ -373,35 +349,23 @@ def train_denoiser(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        average.update()
+        average.update(step + 1)
         log.append(float(loss.detach()))
         if step % 50 == 49:
             seconds = time.monotonic() - started
             logger.info("denoiser step %d, %.0f s, loss %.4f", step + 1, seconds, np.mean(log[-50:]))
         if step % 500 == 499:
             average.swap()
-            save_half(pipeline, out)
+            save_checkpoint(checkpoint, out, torch.float16)
             average.swap()
     average.swap()
-    save_half(pipeline, out)
+    save_checkpoint(checkpoint, out, torch.float16)
     summary = {
         "steps": settings.denoiser_steps,
         "seconds": round(time.monotonic() - started),
         "final_loss": round(float(np.mean(log[-200:])), 5),
     }
-    return pipeline, summary
-
-
-def save_half(pipeline: StableDiffusionPipeline, out: Path) -> None:
-    """Save as a plain diffusers folder, safetensors in half precision, without touching the live weights."""
-    for name in ("vae", "unet", "text_encoder"):
-        module = getattr(pipeline, name)
-        whole = {k: v.detach().clone() for k, v in module.state_dict().items()}
-        module.half().save_pretrained(out / name, safe_serialization=True)
-        module.float().load_state_dict(whole)
-    pipeline.tokenizer.save_pretrained(out / "tokenizer")
-    pipeline.scheduler.save_pretrained(out / "scheduler")
-    (out / "model_index.json").write_text(json.dumps(dict(pipeline.config), indent=2, default=str))
+    return summary
 
 
 def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None) -> dict:
@@ -424,6 +388,6 @@ def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None) 
         vae.half().save_pretrained(out / "vae", safe_serialization=True)
         vae.float()
         record.write_text(json.dumps(summary, indent=2))
-    _, summary["denoiser"] = train_denoiser(vae, images, settings, out)
+    summary["denoiser"] = train_denoiser(vae, images, settings, out)
     record.write_text(json.dumps(summary, indent=2))
     return summary

@@ -129,9 +129,16 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
 
 
 def _write(
-    pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, colour: str, *, room: int, bold: bool = False
+    pen: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    size: int,
+    colour: str,
+    *,
+    room: int,
+    bold: bool = False,
 ) -> None:
-    """Write one line, smaller or cut short where it is longer than `room` pixels; bidirectional controls are dropped."""
+    """Write one line, smaller or cut short where it is longer than `room` pixels, without bidirectional controls."""
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     while size > 14 and pen.textlength(text, font=_font(size, bold)) > room:
         size -= 2

@@ -187,8 +187,8 @@ def _figure(rows: int, grid: Literal["x", "y"] = "x") -> tuple[Figure, Axes]:
     axes.grid(axis=grid, color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=MUTED, labelcolor=MUTED, labelsize=9, length=0)
-    axes.xaxis.label.set_size(9)
-    axes.yaxis.label.set_size(9)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
     return figure, axes
 
 

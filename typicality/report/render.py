@@ -73,7 +73,9 @@ def fill(view: ReportView, pictures: Pictures, plots: list[PlotView]) -> str:
             script=script,
             early=early,
             state=safe_json(page_state(view, pictures)),
-            images=safe_json([pictures.sources[s.image_id].uri for s in view.sources if s.image_id in pictures.sources]),
+            images=safe_json(
+                [pictures.sources[s.image_id].uri for s in view.sources if s.image_id in pictures.sources]
+            ),
             maps=safe_json(_maps(view, pictures)),
         )
     )
@@ -119,7 +121,11 @@ def page_state(view: ReportView, pictures: Pictures) -> dict[str, Any]:
                 pictures.sources[s.image_id].width if s.image_id in pictures.sources else 0,
                 pictures.sources[s.image_id].height if s.image_id in pictures.sources else 0,
                 s.group,
-                [[label_index[n], round(v.value, 7), round(v.standard_error, 7)] for n, v in s.scores if n in label_index],
+                [
+                    [label_index[n], round(v.value, 7), round(v.standard_error, 7)]
+                    for n, v in s.scores
+                    if n in label_index
+                ],
             ]
             for s in view.sources
         ],

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -66,7 +66,7 @@ class ReportInput:
     unreadable: tuple[tuple[str, str], ...] = ()
     duplicates: tuple[tuple[str, ...], ...] = ()
     training: tuple[Mapping[str, float], ...] | list[dict[str, float]] = ()
-    settings: ReportSettings = ReportSettings()
+    settings: ReportSettings = field(default_factory=ReportSettings)
 
 
 @dataclass(frozen=True)

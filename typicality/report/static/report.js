@@ -372,6 +372,11 @@
     else open(number, tile);
   });
 
+  // rows that were never drawn have guessed heights, so a long jump is corrected once its end has been drawn
+  const reach = (node, block, times = 4) => {
+    node.scrollIntoView({ block });
+    if (times > 0) requestAnimationFrame(() => reach(node, block, times - 1));
+  };
   const follow = () => {
     const parts = address();
     if (parts.element !== undefined || parts.image !== undefined) {
@@ -389,8 +394,8 @@
     if (!section) return;
     if (section.node.hidden) { $("reset").click(); }
     const cluster = section.clusters.find((one) => one.node.dataset.cluster === parts.cluster);
-    if (cluster) { cluster.node.classList.add("here"); cluster.node.scrollIntoView({ block: "center" }); }
-    else { section.node.scrollIntoView(); section.node.querySelector("h2").focus({ preventScroll: true }); }
+    if (cluster) { cluster.node.classList.add("here"); reach(cluster.node, "center"); }
+    else { reach(section.node, "start"); section.node.querySelector("h2").focus({ preventScroll: true }); }
   };
   addEventListener("hashchange", follow);
   addEventListener("popstate", () => { if (box.open && !address().element && !address().image) box.close(); });

@@ -1,0 +1,102 @@
+"""The application: its commands in the order a user meets them, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from typicality.errors import InputError, InterruptedRun, TypicalityError
+
+from . import evaluation, machine, mining
+from .console import print_text, say
+
+app = typer.Typer(
+    name="typicality",
+    help="What is typical of each label of an image data set, measured with a diffusion model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("mine")(mining.mine)
+app.command("finetune")(mining.finetune)
+app.command("score")(mining.score)
+app.command("report")(mining.report)
+app.add_typer(evaluation.app, name="evaluate")
+app.command("pretrain")(machine.pretrain)
+app.command("datasets")(machine.datasets)
+app.command("doctor")(machine.doctor)
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        import typicality
+
+        print_text(f"typicality {typicality.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What is typical of each label of an image data set, measured with a diffusion model."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 a limit was breached, 2 wrong input, 130 interrupted, 70 our bug."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    verbose = any(word in ("--verbose", "-v") for word in sys.argv[1:])
+    sys.exit(run(sys.argv[1:], verbose))
+
+
+def run(arguments: list[str], verbose: bool = False) -> int:
+    """Run one command and return its exit code."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except InterruptedRun as stop:
+        say(str(stop))
+        return 130
+    except InputError as error:
+        return failed(error, 2, verbose)
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+    except TypicalityError as error:
+        return failed(error, 70, verbose)
+    except Exception as error:  # the last line of defence: say that it is our bug, and how to report it
+        return usage_or_bug(error, verbose)
+    return code if isinstance(code, int) else 0
+
+
+def failed(error: BaseException, code: int, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    say(f"error: {error}")
+    return code
+
+
+def usage_or_bug(error: Exception, verbose: bool) -> int:
+    """Errors of the command line itself carry an exit code; anything else is a bug."""
+    show = getattr(error, "format_message", None)
+    if show is not None:
+        context = getattr(error, "ctx", None)
+        hint = f" (try `{context.command_path} --help`)" if context is not None else ""
+        say(f"error: {show()}{hint}")
+        return 2
+    if type(error).__name__ == "Abort":
+        return 130
+    if verbose:
+        traceback.print_exc()
+    say(
+        f"internal error: {type(error).__name__}: {error}\n"
+        "This is a bug of typicality. Please report it with the output of the same command with --verbose."
+    )
+    return 70

@@ -1,0 +1,99 @@
+"""Progress and messages on stderr; documents on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from typicality.progress import Progress
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+SECONDS_BETWEEN_LINES = 20.0
+
+
+class BarProgress(Progress):
+    """A bar a stage, for terminals."""
+
+    def __init__(self) -> None:
+        self.bars: Bars | None = None
+        self.task: Any = None
+
+    def start(self, stage: str, total: int) -> None:
+        self.finish()
+        if total == 0:
+            return
+        self.bars = Bars(
+            TextColumn("{task.description:>20}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=stderr,
+        )
+        self.bars.start()
+        self.task = self.bars.add_task(stage, total=total, note="")
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        if self.bars is not None:
+            self.bars.update(self.task, advance=steps, note=note)
+
+    def finish(self) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars = None
+
+    def say(self, message: str) -> None:
+        say(message)
+
+
+class LineProgress(Progress):
+    """A line now and then, for logs."""
+
+    def start(self, stage: str, total: int) -> None:
+        self.stage, self.total, self.done, self.note = stage, total, 0, ""
+        self.began = self.last = time.monotonic()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done += steps
+        self.note = note
+        if time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def finish(self) -> None:
+        if self.total:
+            self._line()
+
+    def _line(self) -> None:
+        self.last = time.monotonic()
+        note = f", {self.note}" if self.note else ""
+        say(f"{self.stage}: {self.done}/{self.total}, {self.last - self.began:.0f} s{note}")
+
+    def say(self, message: str) -> None:
+        say(message)
+
+
+def progress_for(quiet: bool) -> Progress:
+    if quiet:
+        return Progress()
+    return BarProgress() if stderr.is_terminal else LineProgress()
+
+
+def say(message: str) -> None:
+    """Print one message on stderr, without reading markup in it."""
+    stderr.print(message, markup=False)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, default=str, ensure_ascii=False) + "\n")
+
+
+def print_text(text: str) -> None:
+    sys.stdout.write(text + "\n")

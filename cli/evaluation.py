@@ -1,0 +1,77 @@
+"""`evaluate ...`: the quality benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from typicality.errors import SettingsError, nearest
+
+from .console import print_json, print_text, say
+from .options import Common, with_common
+
+app = typer.Typer(help="Measure the quality of a run.", no_args_is_help=True)
+
+AtLeast = Annotated[
+    list[str] | None,
+    typer.Option("--at-least", metavar="NAME=VALUE", help="Exit code 1 where a measure is lower; for CI."),
+]
+Write = Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Also write the JSON document to a file.")]
+
+
+@app.command()
+@with_common
+def classify(
+    common: Common,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory with a fine-tuned model.")],
+    draws: Annotated[int, typer.Option("--draws", help="UNet draws an image and label; even.")] = 8,
+    at_least: AtLeast = None,
+    write: Write = None,
+) -> None:
+    """Accuracy of the run's model as a diffusion classifier on held-out images."""
+    from typicality.evaluation.classify import classify as evaluate
+
+    limits = parse_limits(at_least)
+    result = evaluate(run, draws, common.progress).as_dict()
+    finish("classify", result, limits, common, write)
+
+
+def parse_limits(texts: list[str] | None) -> dict[str, float]:
+    limits = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        try:
+            limits[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise SettingsError(f"--at-least takes name=value, for instance accuracy=0.65, not {text!r}")
+    return limits
+
+
+def finish(
+    benchmark: str, result: dict[str, Any], limits: dict[str, float], common: Common, write: Path | None
+) -> None:
+    """Print the result, and exit with 1 where it is below a limit."""
+    import json
+
+    from typicality.store import write_text
+
+    for name in limits:
+        if not isinstance(result.get(name), (int, float)):
+            numbers = [n for n, v in result.items() if isinstance(v, (int, float))]
+            raise SettingsError(f"{benchmark} has no measure {name!r}: {nearest(name, numbers)}")
+    if write is not None:
+        write_text(write, json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n")
+    if common.json:
+        print_json(result)
+    else:
+        for name, value in result.items():
+            print_text(f"{name}: {value}")
+    breaches = [f"{name} is {result[name]}, below {limit}" for name, limit in limits.items() if result[name] < limit]
+    for breach in breaches:
+        say(breach)
+    if breaches:
+        raise typer.Exit(1)

@@ -1,0 +1,105 @@
+"""The model of a run as a diffusion classifier, on images of held-out groups.
+
+The predicted label is the one under which the denoiser does best with shared noise (Li et al. 2023, "Your
+Diffusion Model is Secretly a Zero-Shot Classifier"; Clark & Jaini 2023): argmax over labels of the mean typicality,
+which is argmin of the loss because L(null) is the same for all labels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from typicality.dataset.split import is_held_out
+from typicality.errors import InputError, OutputError
+from typicality.pipeline import Run, open_run, resolve_settings, run_record, scorer
+from typicality.progress import SILENT, Progress
+from typicality.scoring.scorer import Job
+
+PURPOSE = "classify"
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Held-out accuracy of a run's model.
+
+    Attributes
+    ----------
+    accuracy, standard_error : share of images whose predicted label is among their own; binomial error over images
+    n : images, all of groups that fine-tuning never saw
+    draws : UNet draws an image and label (an antithetic pair counts as two)
+    chance : share of the most frequent label among these images
+    confusion : true label -> predicted label -> images
+    """
+
+    accuracy: float
+    standard_error: float
+    n: int
+    draws: int
+    chance: float
+    labels: tuple[str, ...]
+    recall: dict[str, float]
+    confusion: dict[str, dict[str, int]]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def classify(folder: Path, draws: int = 8, progress: Progress = SILENT) -> Classification:
+    """Classify the held-out images of a run.
+
+    Raises
+    ------
+    OutputError : when `folder` is no run, or the run has no model.
+    InputError : when nothing was held out, or `draws` is not even.
+    """
+    if run_record(str(folder)) is None:
+        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    if draws < 2 or draws % 2:
+        raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {draws}")
+    run = open_run(resolve_settings(str(folder)), folder, progress=progress)
+    stage = run.directory.record["stages"].get("finetune", {})
+    if run.settings.finetune.enabled and stage.get("state") != "done":
+        raise OutputError(f"{folder} has no finished model yet; run `typicality finetune` first")
+    return classify_held_out(run, draws, progress)
+
+
+def classify_held_out(run: Run, draws: int, progress: Progress) -> Classification:
+    """Classify the held-out images of an open run; nothing is written."""
+    images = [i for i in run.dataset if is_held_out(i.group, run.settings.finetune.held_out)]
+    if not images:
+        raise InputError("no image is held out: finetune.held_out is 0, or there are too few groups")
+    labels = run.dataset.labels
+    measure = scorer(run, PURPOSE, draws)
+    by_shape: dict[tuple[int, int], list[Job]] = {}
+    for image in sorted(images, key=lambda i: i.image_id):
+        view = run.latents.view(image.image_id)
+        by_shape.setdefault((view.height, view.width), []).append(Job(image.image_id, labels))
+    size = max(1, run.batch_size // (draws * (1 + len(labels))))
+    confusion = {true: dict.fromkeys(labels, 0) for true in labels}
+    correct = 0
+    progress.start("classify", len(images))
+    for jobs in by_shape.values():
+        for start in range(0, len(jobs), size):
+            part = jobs[start : start + size]
+            differences, _, _ = measure.unit_maps(part)
+            predicted = differences.mean((2, 3, 4)).argmax(1)
+            for job, best in zip(part, predicted.tolist(), strict=True):
+                own = run.labels_of[job.image_id]
+                correct += labels[best] in own
+                confusion[labels[best] if labels[best] in own else own[0]][labels[best]] += 1
+            progress.advance(len(part))
+    progress.finish()
+    n = len(images)
+    accuracy = correct / n
+    counts = {label: sum(label in run.labels_of[i.image_id] for i in images) for label in labels}
+    recall = {
+        true: round(row[true] / total, 4) if (total := sum(row.values())) else math.nan
+        for true, row in confusion.items()
+    }
+    return Classification(
+        accuracy=round(accuracy, 4), standard_error=round(math.sqrt(accuracy * (1 - accuracy) / n), 4), n=n,
+        draws=draws, chance=round(max(counts.values()) / n, 4), labels=labels, recall=recall, confusion=confusion,
+    )  # fmt: skip

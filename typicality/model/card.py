@@ -1,0 +1,42 @@
+"""The model card that is written beside every fine-tuned model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from typicality.config import Settings
+from typicality.dataset import LabelledImages
+
+
+def model_card(dataset: LabelledImages, base: str, settings: Settings, entry: Mapping[str, Any]) -> str:
+    """Return a Markdown card: what was trained on what, how, and what was measured."""
+    labels = ", ".join(f"{label} ({dataset.number_of(label)})" for label in dataset.labels[:50])
+    last = next((e for e in reversed(entry["history"]) if e["step"] == entry["best_step"]), {})
+    measured = "\n".join(f"- {name}: {value:.6g}" for name, value in last.items())
+    warnings = "\n".join(f"- {w}" for w in entry["warnings"]) or "- none"
+    return f"""# {dataset.name} by {dataset.label}
+
+A label-conditional latent diffusion model, fine-tuned by `typicality` to measure what is typical of each label.
+It is a measuring instrument for this data set, not a generator of pictures to publish.
+
+- base: {base}
+- method: {entry["method"]}, text encoder {"trained" if entry["text_encoder"] else "frozen"}
+- images: {entry["images"]} for training, {entry["held_out"]} held out (whole groups)
+- labels: {labels}
+- prompt: `{settings.prompt.template}`; without label: `{settings.prompt.null}`
+- data set fingerprint: `{dataset.fingerprint}`
+- steps: {entry["steps"]}, kept: {entry["best_step"]}; seed {settings.seed}
+
+## Measured at the kept step
+
+{measured}
+
+## Warnings
+
+{warnings}
+
+## Licence
+
+Weights derive from the base model and from the images they were trained on; the terms of both apply.
+"""

@@ -1,0 +1,221 @@
+"""Checkpoints: load, choose and save Stable-Diffusion-class models, all through one code path.
+
+A checkpoint is a diffusers folder (or hub id) with `vae`, `unet`, `text_encoder`, `tokenizer` and
+`scheduler`; a folder written by LoRA fine-tuning holds an adapter and names its base instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import constants, try_to_load_from_cache
+from safetensors import SafetensorError
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from typicality.config import ModelSettings
+from typicality.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+BASE = "base"
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+ADAPTER_RECORD = "adapter.json"
+PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+
+
+@dataclass
+class Checkpoint:
+    """A loaded model, in float32 on the CPU.
+
+    Attributes
+    ----------
+    name : what the user asked for ("base", a hub id, a folder)
+    revision : of a hub id, else None
+    reason : why this model was taken, one phrase
+    """
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDIMScheduler
+    name: str
+    revision: str | None
+    reason: str
+
+    @property
+    def factor(self) -> int:
+        """Image pixels for each latent cell along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def step(self) -> int:
+        """Image sides must be multiples of this many pixels, so that every UNet level divides evenly."""
+        return self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    @property
+    def size(self) -> int:
+        """The short side the model was trained for, in pixels."""
+        sample = self.unet.config.sample_size
+        return int(min(sample) if isinstance(sample, (list, tuple)) else sample) * self.factor
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.unet.parameters())
+
+    @property
+    def is_small(self) -> bool:
+        """Whether full fine-tuning, text encoder included, is cheap (the bundled base and its like)."""
+        return self.parameters < 100_000_000
+
+    def weights_hash(self) -> str:
+        """Return a hash over all weights and the noise schedule: equal hashes, equal predictions."""
+        digest = hashlib.sha256()
+        for part in (self.vae, self.unet, self.text_encoder):
+            for name, tensor in sorted(part.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
+        digest.update(json.dumps(dict(self.scheduler.config), sort_keys=True, default=str).encode())
+        return digest.hexdigest()[:32]
+
+
+# Loading and saving is a matter of a second; bars and notices about it only hide what matters.
+diffusers_logging.set_verbosity_error()
+diffusers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def base_folder() -> Path:
+    """Return the folder of the bundled base model."""
+    return Path(str(resources.files("typicality.model"))) / "base"
+
+
+def choose(settings: ModelSettings) -> tuple[str, str]:
+    """Resolve `auto` to a model and say why. Returns (name, reason)."""
+    if settings.name != "auto":
+        return settings.name, "asked for"
+    if not torch.cuda.is_available():
+        return BASE, "no CUDA device, and the bundled base is the one that runs on a CPU"
+    if try_to_load_from_cache(STABLE_DIFFUSION, "model_index.json"):
+        return STABLE_DIFFUSION, "a CUDA device and Stable Diffusion v1.5 in the local cache"
+    if settings.offline or constants.HF_HUB_OFFLINE:
+        return BASE, "Stable Diffusion v1.5 is not in the local cache and the run is offline"
+    return BASE, f"Stable Diffusion v1.5 is not in the local cache; use --model {STABLE_DIFFUSION} to download it"
+
+
+def load_checkpoint(settings: ModelSettings) -> Checkpoint:
+    """Load the model that the settings name.
+
+    Raises
+    ------
+    CheckpointError : when a part is missing, corrupt or of a class that is not supported.
+    """
+    name, reason = choose(settings)
+    checkpoint = _load(name, settings.revision, settings.offline, reason)
+    if settings.lora:
+        _add_adapter(checkpoint, Path(settings.lora))
+    return checkpoint
+
+
+def _load(name: str, revision: str | None, offline: bool, reason: str) -> Checkpoint:
+    where: str | Path = base_folder() if name == BASE else name
+    folder = Path(where)
+    local = folder.is_dir()
+    if local and (folder / ADAPTER_RECORD).is_file():
+        record = json.loads((folder / ADAPTER_RECORD).read_text())
+        checkpoint = _load(record["base"], record["revision"], offline, reason)
+        _add_adapter(checkpoint, folder)
+        checkpoint.name = name
+        return checkpoint
+    if local:
+        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        if missing:
+            raise CheckpointError(
+                f"{folder} is not a Stable Diffusion checkpoint: it has no folder {', '.join(missing)}; "
+                "name a folder saved by diffusers, with " + ", ".join(PARTS)
+            )
+    elif isinstance(where, str) and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise CheckpointError(f"there is no model folder {name!r}; name a folder, a hub id owner/name, or 'base'")
+    options: dict[str, Any] = {"local_files_only": local or offline}
+    if revision and not local:
+        options["revision"] = revision
+    try:
+        loaded = {
+            "vae": AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32, **options),
+            "unet": UNet2DConditionModel.from_pretrained(where, subfolder="unet", torch_dtype=torch.float32, **options),
+            "text_encoder": CLIPTextModel.from_pretrained(
+                where, subfolder="text_encoder", dtype=torch.float32, **options
+            ),
+            "tokenizer": CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", **options),
+            "scheduler": DDIMScheduler.from_pretrained(where, subfolder="scheduler", **options),
+        }
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        hint = "" if local else "; it must be downloaded once, or given as a local folder"
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"cannot load the model {str(where)!r}: {first_line}{hint}") from error
+    _check(loaded["unet"], loaded["scheduler"], str(where))
+    for part in ("vae", "unet", "text_encoder"):
+        loaded[part].eval().requires_grad_(False)
+    return Checkpoint(**loaded, name=name, revision=revision, reason=reason)
+
+
+def _check(unet: UNet2DConditionModel, scheduler: DDIMScheduler, where: str) -> None:
+    if unet.config.addition_embed_type or unet.config.class_embed_type:
+        raise CheckpointError(
+            f"{where} is not of the Stable Diffusion 1.x/2.x class: its UNet takes more than a prompt"
+        )
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise CheckpointError(
+            f"{where} predicts {scheduler.config.prediction_type!r}; supported are epsilon and v_prediction"
+        )
+
+
+def _add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
+    """Load a LoRA adapter and merge it, so that it costs nothing at scoring."""
+    try:
+        checkpoint.unet.load_lora_adapter(folder, weight_name=ADAPTER_FILE, prefix="unet")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load the LoRA adapter in {folder}: {error}") from error
+    checkpoint.unet.fuse_lora()
+    checkpoint.unet.unload_lora()
+    checkpoint.unet.requires_grad_(False)
+    checkpoint.name = f"{checkpoint.name} + {folder}"
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a plain diffusers folder that `StableDiffusionPipeline.from_pretrained` also loads.
+
+    With `dtype` the weights are stored in it; the live weights stay as they are.
+    """
+    for name in ("vae", "unet", "text_encoder"):
+        module: nn.Module = getattr(checkpoint, name)
+        state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in module.state_dict().items()}
+        module.save_pretrained(folder / name, state_dict=state, safe_serialization=True)
+    checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
+    checkpoint.scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))

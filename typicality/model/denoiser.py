@@ -1,0 +1,234 @@
+"""The denoiser at work: encode images and prompts, predict noise, read features. Nothing else touches the UNet.
+
+Latents, noise and predictions are float32 outside this module; only the inside of the UNet runs in the
+chosen precision, so that differences of predictions are taken in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from typicality.config import Device, Dtype
+from typicality.errors import SettingsError
+from typicality.model.checkpoint import Checkpoint
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FEW_CELLS = 1024  # below this many latent cells, plain attention beats the fused kernel on a CPU
+
+
+def choose_device(device: Device) -> torch.device:
+    """Resolve `auto`: CUDA, then MPS, then the CPU."""
+    if device != "auto":
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available[device]:
+            raise SettingsError(f"--device {device} is not available on this machine; use --device auto")
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """Resolve `auto`: the fast half precision of the device where it has one, else float32."""
+    if dtype != "auto":
+        if dtype == "fp16" and device.type == "cpu":
+            raise SettingsError("--dtype fp16 is not supported on a CPU; use bf16, fp32 or auto")
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def use_small_attention(unet: torch.nn.Module, device: torch.device) -> None:
+    """On a CPU and for small latents, replace the fused attention kernel by plain products.
+
+    The backward pass of the fused kernel took 46% of a training step of the bundled base on a CPU; plain
+    products made the whole step twice as fast (reports/benchmarks/README.md).
+    """
+    sample = unet.config.sample_size
+    cells = sample**2 if isinstance(sample, int) else sample[0] * sample[1]
+    if device.type == "cpu" and cells <= FEW_CELLS:
+        unet.set_attn_processor(AttnProcessor())
+
+
+class Denoiser:
+    """A checkpoint placed on a device in a precision.
+
+    Parameters
+    ----------
+    checkpoint : float32 weights; the UNet is moved and cast, the autoencoder and the text encoder stay float32
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.vae = checkpoint.vae.to(device)
+        self.text_encoder = checkpoint.text_encoder.to(device)
+        self.unet = checkpoint.unet
+        torch.nn.Module.to(self.unet, device=device, dtype=dtype)
+        if device.type == "cuda":
+            self.unet.to(memory_format=torch.channels_last)
+        use_small_attention(self.unet, device)
+        self.unet.eval()
+        scheduler = checkpoint.scheduler
+        self.alphas_cumprod: Float[Tensor, " t"] = scheduler.alphas_cumprod.float()
+        self.timesteps = len(self.alphas_cumprod)
+        self.predicts_velocity = scheduler.config.prediction_type == "v_prediction"
+        self.evaluations = 0
+
+    @torch.inference_mode()
+    def encode_images(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
+        """Return scaled posterior means, never samples, float32 on the CPU. `images` lie in [-1, 1]."""
+        mean = self.vae.encode(images.to(self.device, torch.float32)).latent_dist.mean
+        shift = self.vae.config.shift_factor or 0.0
+        return ((mean - shift) * self.vae.config.scaling_factor).float().cpu()
+
+    @torch.inference_mode()
+    def decode_latents(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+        """Return images in [-1, 1], float32 on the CPU."""
+        shift = self.vae.config.shift_factor or 0.0
+        z = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor + shift
+        return self.vae.decode(z).sample.clamp(-1, 1).float().cpu()
+
+    @torch.inference_mode()
+    def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "p tokens width"]:
+        """Return the text encoder's last hidden states of each prompt, on the device."""
+        tokens = prompt_tokens(self.checkpoint.tokenizer, prompts).to(self.device)
+        return self.text_encoder(tokens).last_hidden_state.float()
+
+    @torch.inference_mode()
+    def predict_noise(
+        self,
+        noised: Float[Tensor, "n c h w"],
+        timesteps: Int[Tensor, " n"],
+        states: Float[Tensor, "p tokens width"],
+        rows: Sequence[Sequence[int]] | None = None,
+    ) -> Float[Tensor, "p n c h w"]:
+        """Predict the noise in every input under every prompt.
+
+        The part of the UNet before its first cross-attention does not see the prompt and runs once an
+        input. With `rows`, rows[i][j] is the prompt of slot i for input j (slots then replace prompts), so
+        that inputs with different labels share a batch.
+
+        Returns
+        -------
+        float32 on the device: slot (or prompt), input, channel, height, width; a v-prediction is turned
+        into noise first.
+        """
+        n = len(noised)
+        z = noised.to(self.device)
+        t = timesteps.to(self.device)
+        table = rows if rows is not None else [[i] * n for i in range(len(states))]
+        index = torch.tensor(table, device=self.device)
+        hidden = states.to(self.dtype)[index.flatten()]
+        prediction = self._forward(z.to(self.dtype), t, hidden, len(table)).float()
+        self.evaluations += index.numel()
+        prediction = prediction.unflatten(0, (len(table), n))
+        if self.predicts_velocity:
+            a = self.alphas_cumprod.to(self.device)[t][:, None, None, None]
+            prediction = a.sqrt() * prediction + (1 - a).sqrt() * z
+        return prediction
+
+    def _forward(self, z: Tensor, t: Tensor, hidden: Tensor, repeats: int) -> Tensor:
+        unet = self.unet
+        sample, embedding, skips = self._encode(z, t, hidden, repeats)
+        sample = self._decode(sample, embedding, hidden, skips, len(unet.up_blocks))
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+
+    def _encode(self, z: Tensor, t: Tensor, hidden: Tensor, repeats: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """The UNet down to its middle, with the leading prompt-free blocks shared by all prompts."""
+        unet = self.unet
+        embedding = unet.time_embedding(unet.time_proj(t).to(z.dtype))
+        sample = unet.conv_in(z)
+        skips: tuple[Tensor, ...] = (sample,)
+        shared = True
+        for block in unet.down_blocks:
+            crosses = getattr(block, "has_cross_attention", False)
+            if shared and crosses:
+                shared = False
+                sample, embedding = repeat(sample, repeats), repeat(embedding, repeats)
+                skips = tuple(repeat(s, repeats) for s in skips)
+            arguments = {"encoder_hidden_states": hidden} if crosses else {}
+            sample, outputs = block(hidden_states=sample, temb=embedding, **arguments)
+            skips += outputs
+        if shared:
+            sample, embedding = repeat(sample, repeats), repeat(embedding, repeats)
+            skips = tuple(repeat(s, repeats) for s in skips)
+        return unet.mid_block(sample, embedding, encoder_hidden_states=hidden), embedding, skips
+
+    def _decode(
+        self, sample: Tensor, embedding: Tensor, hidden: Tensor, skips: tuple[Tensor, ...], blocks: int
+    ) -> Tensor:
+        """Run the first `blocks` decoder blocks."""
+        for block in self.unet.up_blocks[:blocks]:
+            taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            arguments = {"encoder_hidden_states": hidden} if getattr(block, "has_cross_attention", False) else {}
+            sample = block(hidden_states=sample, temb=embedding, res_hidden_states_tuple=taken, **arguments)
+        return sample
+
+    @torch.inference_mode()
+    def features(
+        self,
+        latents: Float[Tensor, "n c h w"],
+        noise: Float[Tensor, "n c h w"],
+        timestep: int,
+        prompt_states: Float[Tensor, "n tokens width"],
+        up_block: int = 1,
+    ) -> Float[Tensor, "n d fh fw"]:
+        """Return the output of one decoder block on noised latents (DIFT, Tang et al. 2023); the UNet stops there.
+
+        Raises
+        ------
+        SettingsError : when the UNet has no such block.
+        """
+        blocks = len(self.unet.up_blocks)
+        if up_block >= blocks:
+            raise SettingsError(f"mine.up_block is {up_block}, but this UNet has the blocks 0 to {blocks - 1}")
+        a = self.alphas_cumprod[timestep]
+        noised = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(self.device, self.dtype)
+        t = torch.full((len(latents),), timestep, device=self.device)
+        hidden = prompt_states.to(self.device, self.dtype)
+        sample, embedding, skips = self._encode(noised, t, hidden, 1)
+        self.evaluations += len(latents)
+        return self._decode(sample, embedding, hidden, skips, up_block + 1).float().cpu()
+
+
+def repeat(x: Tensor, times: int) -> Tensor:
+    """Stack `times` copies along the first axis: slot-major, as `predict_noise` orders its batch."""
+    return x.repeat(times, *([1] * (x.ndim - 1))) if times > 1 else x
+
+
+def prompt_tokens(tokenizer: object, prompts: Sequence[str]) -> Int[Tensor, "p tokens"]:
+    """Tokenise prompts to the tokenizer's full length.
+
+    Raises
+    ------
+    SettingsError : when a prompt does not fit, or when two different prompts become the same tokens (the
+        tokenizer ignores case, for instance): the model could not tell such labels apart.
+    """
+    length = tokenizer.model_max_length  # type: ignore[attr-defined]
+    full = tokenizer(list(prompts)).input_ids  # type: ignore[operator]
+    for prompt, ids in zip(prompts, full, strict=True):
+        if len(ids) > length:
+            raise SettingsError(
+                f"the prompt {prompt!r} is {len(ids)} tokens long, but the model reads {length}; shorten "
+                "prompt.template, or the label"
+            )
+    seen: dict[tuple[int, ...], str] = {}
+    for prompt, ids in zip(prompts, full, strict=True):
+        other = seen.setdefault(tuple(ids), prompt)
+        if other != prompt:
+            raise SettingsError(
+                f"the model's tokenizer cannot tell the prompts {other!r} and {prompt!r} apart; rename one label"
+            )
+    padded = tokenizer(  # type: ignore[operator]
+        list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    return padded.input_ids

@@ -1,0 +1,411 @@
+"""Fine-tune a checkpoint so that its denoiser knows the labels of a data set.
+
+Latents are encoded once (latents.py). All randomness of a step (which images, noise, timesteps, dropped
+labels) is a function of the seed and the step's number, so a resumed run repeats nothing and continues
+exactly: a training state is the weights, their average, the optimizer's moments and the step. It is stored
+as safetensors and JSON; nothing is pickled.
+
+Validation is the mean held-out typicality: how much the true label helps on groups the model has never
+seen, with the same noise every time. It is what mining uses, and it falls when the model memorises.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from peft import LoraConfig
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from typicality.config import FinetuneSettings, ScoreSettings
+from typicality.model.average import Average
+from typicality.model.checkpoint import ADAPTER_FILE, ADAPTER_RECORD, Checkpoint, save_checkpoint
+from typicality.model.denoiser import prompt_tokens, use_small_attention
+from typicality.model.latents import LatentStore
+from typicality.progress import SILENT, Progress
+from typicality.prompts import Prompts
+from typicality.store import write_arrays, write_text
+
+logger = logging.getLogger(__name__)
+
+FOCUS = 0.85  # share of the training draws whose timestep lies in the range that scoring uses
+VALIDATION_PAIRS = 4
+MEMORISED = 3.0  # warn when typicality on training images exceeds the held-out one so many times
+FULL_SIZE = 100_000_000  # parameters up to which `auto` trains all weights
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What is trained on: ids and labels of the training and of the held-out part, and how labels are prompted."""
+
+    training: Sequence[str]
+    held_out: Sequence[str]
+    labels_of: Mapping[str, Sequence[str]]
+    labels: tuple[str, ...]
+    prompts: Prompts
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """`steps` taken, `best_step` whose weights were kept, `history` of validations, `warnings` for the report."""
+
+    steps: int
+    best_step: int
+    history: list[dict[str, float]]
+    warnings: tuple[str, ...]
+    images: int
+
+
+class Finetuner:
+    """One fine-tuning, resumable from `folder`.
+
+    Parameters
+    ----------
+    checkpoint : trained in place
+    folder : holds the training state while it runs
+    score : gives the range of timesteps that matters
+    device, dtype : where and in which precision (autocast) the UNet runs
+    seed : of everything random
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        data: TrainingSet,
+        latents: LatentStore,
+        settings: FinetuneSettings,
+        score: ScoreSettings,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int,
+    ) -> None:
+        self.checkpoint, self.data, self.latents = checkpoint, data, latents
+        self.settings, self.score, self.folder, self.seed = settings, score, folder, seed
+        self.device = device
+        mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+        self.lora = settings.method == "lora" or (settings.method == "auto" and checkpoint.parameters > FULL_SIZE)
+        self.train_text = (
+            settings.train_text_encoder
+            if settings.train_text_encoder is not None
+            else checkpoint.is_small and not self.lora
+        )
+        unet, text = checkpoint.unet, checkpoint.text_encoder
+        if self.lora:
+            unet.requires_grad_(False)
+            targets = ["to_q", "to_k", "to_v", "to_out.0"]
+            unet.add_adapter(LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_rank, target_modules=targets))
+            _reset_adapter(unet, seed)
+        else:
+            unet.requires_grad_(True)
+        text.requires_grad_(self.train_text)
+        unet.to(device)
+        text.to(device)
+        use_small_attention(unet, device)
+        if checkpoint.parameters > FULL_SIZE:
+            unet.enable_gradient_checkpointing()
+        self.parameters = [p for p in [*unet.parameters(), *text.parameters()] if p.requires_grad]
+        self.rate = settings.rate or (8e-4 if checkpoint.is_small else 1e-4)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
+        )
+        self.average = Average(self.parameters, settings.ema)
+        self.steps = settings.steps or default_steps(len(data.training), settings.batch_size)
+        self.step, self.seconds = 0, 0.0
+        self.best_step, self.best = 0, -math.inf
+        self.history: list[dict[str, float]] = []
+        self.losses: list[float] = []
+        self.tokens = prompt_tokens(checkpoint.tokenizer, data.prompts.of_all(data.labels)).to(device)
+        self.abar = checkpoint.scheduler.alphas_cumprod.float().to(device)
+        self.velocity = checkpoint.scheduler.config.prediction_type == "v_prediction"
+        self.frozen_states = None if self.train_text else self._states().detach()
+        by_shape: dict[tuple[int, int], list[str]] = {}
+        for image_id in data.training:
+            view = latents.view(image_id)
+            by_shape.setdefault((view.height, view.width), []).append(image_id)
+        self.buckets = [sorted(ids) for _, ids in sorted(by_shape.items())]
+
+    # ------------------------------------------------------------------------------------------ steps
+
+    def _states(self) -> Tensor:
+        return self.checkpoint.text_encoder(self.tokens).last_hidden_state
+
+    def batch(self, step: int) -> tuple[list[str], np.random.Generator]:
+        """Return the images of a step, all of one shape, and the step's generator.
+
+        Each bucket of equal shapes is walked in shuffled passes; which bucket a step takes is drawn in
+        proportion to its size.
+        """
+        rng = np.random.default_rng([self.seed, 17, step])
+        sizes = np.array([len(b) for b in self.buckets])
+        choice = np.random.default_rng([self.seed, 19, step]).choice(len(sizes), p=sizes / sizes.sum())
+        bucket = self.buckets[choice]
+        start = step * self.settings.batch_size
+        ids = []
+        for position in range(start, start + self.settings.batch_size):
+            epoch, place = divmod(position, len(bucket))
+            ids.append(bucket[self._order(int(choice), epoch)[place]])
+        return ids, rng
+
+    def _order(self, bucket: int, epoch: int) -> np.ndarray:
+        key = (bucket, epoch)
+        if getattr(self, "_cached_order", (None, None))[0] != key:
+            order = np.random.default_rng([self.seed, 23, bucket, epoch]).permutation(len(self.buckets[bucket]))
+            self._cached_order = (key, order)
+        return self._cached_order[1]
+
+    def _learning_rate(self, progress: float) -> float:
+        schedule = self.settings.schedule
+        if schedule == "auto":
+            schedule = "cosine" if self.checkpoint.is_small else "constant"
+        warm = min(1.0, progress / self.settings.warmup) if self.settings.warmup > 0 else 1.0
+        if schedule == "constant":
+            return self.rate * warm
+        return self.rate * warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))) + 1e-3 * self.rate
+
+    def _loss(self, ids: Sequence[str], rng: np.random.Generator) -> Tensor:
+        """Mean squared error of the prediction on one micro-batch."""
+        n = len(ids)
+        z = self.latents.stack(ids)
+        if self.settings.flip:
+            mirrored = torch.from_numpy(rng.random(n) < 0.5)
+            z[mirrored] = z[mirrored].flip(-1)
+        z = z.to(self.device)
+        position = {label: i + 1 for i, label in enumerate(self.data.labels)}
+        prompts = [position[self.data.labels_of[i][rng.integers(len(self.data.labels_of[i]))]] for i in ids]
+        prompts = [0 if rng.random() < self.settings.dropout else p for p in prompts]
+        total = len(self.abar)
+        focused = self.score.t_min + rng.random(n) * (self.score.t_max - self.score.t_min)
+        share = np.where(rng.random(n) < FOCUS, focused, rng.random(n))
+        t = torch.from_numpy(np.minimum((share * total).astype(np.int64), total - 1)).to(self.device)
+        noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32)).to(self.device)
+        a = self.abar[t][:, None, None, None]
+        target = a.sqrt() * noise - (1 - a).sqrt() * z if self.velocity else noise
+        with self.accelerator.autocast():
+            states = self._states() if self.frozen_states is None else self.frozen_states
+            index = torch.tensor(prompts, device=self.device)
+            prediction = self.checkpoint.unet(a.sqrt() * z + (1 - a).sqrt() * noise, t, states[index]).sample
+        return F.mse_loss(prediction.float(), target)
+
+    def train_step(self, progress: float) -> float:
+        """Take one optimizer step and return its loss."""
+        ids, rng = self.batch(self.step)
+        micro = self.settings.micro_batch or len(ids)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        for start in range(0, len(ids), micro):
+            part = ids[start : start + micro]
+            piece = self._loss(part, rng) * (len(part) / len(ids))
+            self.accelerator.backward(piece)
+            loss += float(piece.detach())
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {self.step}; lower finetune.rate")
+        self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.average.update(self.step)
+        return loss
+
+    # ------------------------------------------------------------------------------------- validation
+
+    @torch.no_grad()
+    def typicality_of(self, ids: Sequence[str]) -> float:
+        """Return the mean typicality of images under their first label, with fixed antithetic noise."""
+        total = len(self.abar)
+        states = self._states() if self.frozen_states is None else self.frozen_states
+        position = {label: i + 1 for i, label in enumerate(self.data.labels)}
+        sums = []
+        shapes: dict[tuple[int, int], list[str]] = {}
+        for image_id in ids:
+            view = self.latents.view(image_id)
+            shapes.setdefault((view.height, view.width), []).append(image_id)
+        for group in shapes.values():
+            for start in range(0, len(group), 32):
+                part = group[start : start + 32]
+                z = self.latents.stack(part).to(self.device)
+                own = torch.tensor([position[self.data.labels_of[i][0]] for i in part], device=self.device)
+                for pair in range(VALIDATION_PAIRS):
+                    rng = np.random.default_rng([self.seed, 29, start, pair])
+                    share = (pair + rng.random(len(part))) / VALIDATION_PAIRS
+                    position_t = self.score.t_min + share * (self.score.t_max - self.score.t_min)
+                    t = torch.from_numpy((position_t * total).astype(np.int64)).to(self.device)
+                    noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32)).to(self.device)
+                    a = self.abar[t][:, None, None, None]
+                    for eps in (noise, -noise):
+                        noisy = a.sqrt() * z + (1 - a).sqrt() * eps
+                        with self.accelerator.autocast():
+                            null = self.checkpoint.unet(noisy, t, states[:1].expand(len(part), -1, -1)).sample.float()
+                            label = self.checkpoint.unet(noisy, t, states[own]).sample.float()
+                        if self.velocity:
+                            null, label = (a.sqrt() * p + (1 - a).sqrt() * noisy for p in (null, label))
+                        sums.append(((label - null) * (2 * eps - label - null)).mean((1, 2, 3)).cpu())
+        return float(torch.cat(sums).mean())
+
+    def validate(self) -> dict[str, float]:
+        """Measure the averaged weights on held-out and on as many training images."""
+        rng = np.random.default_rng([self.seed, 31])
+        entry: dict[str, float] = {"step": self.step, "loss": float(np.mean(self.losses[-100:] or [math.nan]))}
+        self.average.swap()
+        self.checkpoint.unet.eval()
+        for name, ids in (("held_out_typicality", self.data.held_out), ("train_typicality", self.data.training)):
+            if ids:
+                chosen = rng.permutation(len(ids))[: self.settings.validation_images]
+                entry[name] = self.typicality_of([ids[i] for i in chosen])
+        self.checkpoint.unet.train()
+        self.average.swap()
+        return entry
+
+    # ------------------------------------------------------------------------------------------- run
+
+    def run(self, progress: Progress = SILENT) -> FinetuneResult:
+        """Train to the end or until held-out typicality stops rising; the best averaged weights stay."""
+        self._load_state()
+        self.checkpoint.unet.train()
+        limit = self.settings.minutes * 60 if self.settings.minutes else None
+        progress.start("fine-tune", self.steps)
+        progress.advance(self.step)
+        began = time.monotonic() - self.seconds
+        finished = False
+        while not finished:
+            elapsed = time.monotonic() - began
+            share = elapsed / limit if limit else self.step / self.steps
+            loss = self.train_step(share)
+            self.losses = [*self.losses[-99:], loss]
+            self.seconds = time.monotonic() - began
+            if limit:  # the number of steps follows from the time one takes
+                self.steps = max(self.step, round(self.step * limit / self.seconds))
+            progress.advance(1, f"loss {np.mean(self.losses):.4f}")
+            finished = self.seconds >= limit if limit else self.step >= self.steps
+            if finished or self.step % self.settings.validate_every == 0:
+                finished = self._checkpoint() or finished
+        progress.finish()
+        self._restore_best()
+        return FinetuneResult(self.step, self.best_step, self.history, tuple(self._warnings()), len(self.data.training))
+
+    def _checkpoint(self) -> bool:
+        """Validate, keep the best weights, save the state; return whether patience has run out."""
+        entry = self.validate()
+        entry["seconds"] = round(self.seconds, 1)
+        self.history.append(entry)
+        score = entry.get("held_out_typicality", float(self.step))
+        logger.info("validation %s", entry)
+        if score > self.best:
+            self.best, self.best_step = score, self.step
+            self._save_arrays("best", self.average.shadow)
+        self._save_state()
+        return self.step - self.best_step >= self.settings.patience * self.settings.validate_every
+
+    def _warnings(self) -> list[str]:
+        kept = [e for e in self.history if e["step"] == self.best_step]
+        if not kept or "held_out_typicality" not in kept[0]:
+            return []
+        held_out, training = kept[0]["held_out_typicality"], kept[0]["train_typicality"]
+        if held_out <= 0:
+            return [
+                "The labels do not help on held-out images: held-out typicality is "
+                f"{held_out:.2g}. What the report shows may be chance; try more images, or longer fine-tuning."
+            ]
+        if training > MEMORISED * held_out:
+            return [
+                f"The model has partly memorised its training images: typicality is {training:.2g} on them and "
+                f"{held_out:.2g} on held-out ones. Scores of training images are too high; fine-tune for fewer steps."
+            ]
+        return []
+
+    # ----------------------------------------------------------------------------------------- state
+
+    def _save_arrays(self, name: str, tensors: Sequence[Tensor]) -> None:
+        arrays = {f"{i:05d}": t.detach().float().cpu().numpy() for i, t in enumerate(tensors)}
+        write_arrays(self.folder / f"{name}.safetensors", arrays)
+
+    def _load_arrays(self, name: str) -> list[Tensor]:
+        return [t for _, t in sorted(load_file(self.folder / f"{name}.safetensors").items())]
+
+    def _save_state(self) -> None:
+        """Write the tensors under the step's name, then the record that names them, then drop the older ones."""
+        name = f"state-{self.step}"
+        moments = [
+            self.optimizer.state[p][key] for p in self.parameters for key in ("exp_avg", "exp_avg_sq")
+        ]  # fmt: skip
+        self._save_arrays(name, [*self.parameters, *self.average.shadow, *moments])
+        record = {
+            "state": name, "step": self.step, "steps": self.steps, "seconds": self.seconds, "best": self.best,
+            "best_step": self.best_step, "history": self.history, "losses": self.losses,
+        }  # fmt: skip
+        write_text(self.folder / "state.json", json.dumps(record))
+        for old in self.folder.glob("state-*.safetensors"):
+            if old.stem != name:
+                old.unlink()
+
+    @torch.no_grad()
+    def _load_state(self) -> None:
+        path = self.folder / "state.json"
+        if not path.exists():
+            return
+        record = json.loads(path.read_text())
+        tensors = self._load_arrays(record["state"])
+        n = len(self.parameters)
+        for parameter, value in zip(self.parameters, tensors[:n], strict=True):
+            parameter.copy_(value)
+        for average, value in zip(self.average.shadow, tensors[n : 2 * n], strict=True):
+            average.copy_(value)
+        for i, parameter in enumerate(self.parameters):
+            first, second = tensors[2 * n + 2 * i], tensors[2 * n + 2 * i + 1]
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(record["step"])),
+                "exp_avg": first.to(parameter.device).clone(),
+                "exp_avg_sq": second.to(parameter.device).clone(),
+            }
+        self.step, self.seconds = record["step"], record["seconds"]
+        self.best, self.best_step = record["best"], record["best_step"]
+        self.history, self.losses = record["history"], record["losses"]
+
+    @torch.no_grad()
+    def _restore_best(self) -> None:
+        for parameter, value in zip(self.parameters, self._load_arrays("best"), strict=True):
+            parameter.copy_(value)
+        self.checkpoint.unet.eval()
+
+    def save(self, folder: Path, card: str) -> None:
+        """Write the result: a diffusers folder, or a LoRA adapter that names its base, and a model card."""
+        temporary = folder.with_name(folder.name + ".part")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        if self.lora:
+            self.checkpoint.unet.save_lora_adapter(temporary, weight_name=ADAPTER_FILE)
+            record = {"base": self.checkpoint.name, "revision": self.checkpoint.revision}
+            (temporary / ADAPTER_RECORD).write_text(json.dumps(record))
+        else:
+            save_checkpoint(self.checkpoint, temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _reset_adapter(unet: nn.Module, seed: int) -> None:
+    """Draw the adapter's first factors from the run's seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in unet.named_parameters():
+        if "lora_A" in name:
+            bound = 1 / math.sqrt(parameter.shape[1])
+            parameter.data.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+
+def default_steps(n_images: int, batch_size: int) -> int:
+    """Return the steps of about six passes over the data, between 150 and 400 by default."""
+    return int(min(400, max(150, 6 * n_images // batch_size)))

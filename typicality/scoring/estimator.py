@@ -1,0 +1,97 @@
+"""The typicality estimator: the mathematics alone, on tensors.
+
+For an image with latent z, noise eps, timestep t and predictions e_null, e_c under the null prompt and the
+prompt of label c, one draw gives at every latent cell, averaged over channels,
+
+    L(null) - L(c) = |eps - e_null|^2 - |eps - e_c|^2 = D (2 eps - e_c - e_null),    D = e_c - e_null,
+
+which is positive where the label helps to denoise. Its mean over eps and t is the typicality T(x | c) of
+Siglidis et al., *Diffusion Models as Data Mining Tools* (ECCV 2024), eq. 3. The product form is used because
+T is a small difference of large numbers: it never subtracts two losses.
+
+An antithetic unit averages the draws +eps and -eps at one t, which cancels the leading, odd part of the cross
+term 2 D (eps - e_c). Units are independent given stratification; variances are taken over units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def noised(
+    z: Float[Tensor, "n c h w"], eps: Float[Tensor, "n c h w"], abar: Float[Tensor, " n"]
+) -> Float[Tensor, "n c h w"]:
+    """Return z_t = sqrt(abar) z + sqrt(1 - abar) eps (Ho et al. 2020, eq. 4)."""
+    a = abar[:, None, None, None]
+    return a.sqrt() * z + (1 - a).sqrt() * eps
+
+
+def loss_difference(
+    eps: Float[Tensor, "n c h w"], e_null: Float[Tensor, "n c h w"], e_label: Float[Tensor, "*p n c h w"]
+) -> Float[Tensor, "*p n h w"]:
+    """Return L(null) - L(label) a cell, averaged over channels; > 0 where the label helps."""
+    difference = e_label - e_null
+    return (difference * (2 * eps - e_label - e_null)).mean(-3)
+
+
+def squared_shift(e_null: Float[Tensor, "n c h w"], e_label: Float[Tensor, "*p n c h w"]) -> Float[Tensor, "*p n h w"]:
+    """Return D^2 a cell, averaged over channels: how much the label changes the prediction, without a sign."""
+    return (e_label - e_null).square().mean(-3)
+
+
+def denoising_loss(eps: Float[Tensor, "n c h w"], prediction: Float[Tensor, "*p n c h w"]) -> Float[Tensor, "*p n h w"]:
+    """Return |eps - prediction|^2 a cell, averaged over channels."""
+    return (eps - prediction).square().mean(-3)
+
+
+def dyadic_sides(height: int, width: int) -> list[int]:
+    """Return 1, 2, 4, ... up to the shorter side: the box sides whose second moments are kept."""
+    sides = [1]
+    while sides[-1] * 2 <= min(height, width):
+        sides.append(sides[-1] * 2)
+    return sides
+
+
+def box_mean(maps: Float[Tensor, "n h w"], side: int) -> Float[Tensor, "n h1 w1"]:
+    """Return the mean over every side x side box."""
+    return maps if side == 1 else F.avg_pool2d(maps[:, None], side, stride=1)[:, 0]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of one image and one label over n independent units, all float32.
+
+    `squares[k]` is the mean over units of the squared k x k box mean of T; with `typicality` it gives the
+    variance of any box's score, which a cell's variance alone could not (cells of one draw are correlated).
+    """
+
+    n: int
+    typicality: Float[Tensor, "h w"]
+    squares: dict[int, Float[Tensor, "h1 w1"]]
+    shrinkage: Float[Tensor, "h w"]
+    null_loss: Float[Tensor, "h w"]
+
+
+def moments_of(
+    differences: Float[Tensor, "units h w"], shifts: Float[Tensor, "units h w"], null_losses: Float[Tensor, "units h w"]
+) -> Moments:
+    """Reduce the maps of all units of one image and label to moments.
+
+    With stratified units the plain variance over units overstates the variance of their mean, because it
+    counts the spread between strata. `squares` is therefore set from the successive-difference estimator
+    (Wolter 2007, ch. 8): var(mean) = sum (b_i - b_{i+1})^2 / (2 n (n - 1)), stored as the second moment
+    that gives this variance through (E[b^2] - E[b]^2) / (n - 1).
+    """
+    n, height, width = differences.shape
+    squares = {}
+    for side in dyadic_sides(height, width):
+        boxes = box_mean(differences, side)
+        mean = boxes.mean(0)
+        spread = boxes.diff(dim=0).square().sum(0) / (2 * n) if n > 1 else torch.zeros_like(mean)
+        squares[side] = mean.square() + spread
+    return Moments(n, differences.mean(0), squares, shifts.mean(0), null_losses.mean(0))

@@ -1,0 +1,141 @@
+"""Shards of score maps on disk: a safetensors file of arrays and a Parquet index beside it.
+
+A shard holds maps of one shape. Its index is written last: a shard without an index does not exist, so a
+half-written one is never read. Shards of one pass lie in one folder named by the pass's key; images added
+later become further shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import safe_open
+
+from typicality.records import ModelView, ScoreMap
+from typicality.scoring.estimator import Moments
+from typicality.store import write_arrays, write_table
+
+VIEW_COLUMNS = ("view_width", "view_height", "scale_x", "scale_y", "left", "top")
+INDEX_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("label", pa.string()),
+        ("row", pa.int32()),
+        ("n_pairs", pa.int32()),
+        ("draws", pa.int32()),
+        ("mean", pa.float32()),
+        ("standard_error", pa.float32()),
+        ("view_width", pa.int32()),
+        ("view_height", pa.int32()),
+        ("scale_x", pa.float64()),
+        ("scale_y", pa.float64()),
+        ("left", pa.float64()),
+        ("top", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """Moments of one image and label on their way to a shard. `mean` is over the whole map."""
+
+    image_id: str
+    label: str
+    view: ModelView
+    draws: int
+    mean: float
+    standard_error: float
+    moments: Moments
+
+
+def write_shard(folder: Path, rows: Sequence[ScoredRow]) -> None:
+    """Write one shard. Its name is a hash of what it holds, so writing it again replaces it."""
+    name = hashlib.sha256("".join(f"{r.image_id}{r.label}" for r in rows).encode()).hexdigest()[:16]
+    first = rows[0].moments
+    arrays = {
+        "typicality": np.stack([r.moments.typicality.numpy() for r in rows]),
+        "shrinkage": np.stack([r.moments.shrinkage.numpy() for r in rows]),
+        "null_loss": np.stack([r.moments.null_loss.numpy() for r in rows]),
+    }
+    for side in first.squares:
+        arrays[f"squares_{side}"] = np.stack([r.moments.squares[side].numpy() for r in rows])
+    write_arrays(folder / f"{name}.safetensors", arrays)
+    columns = {
+        "image_id": [r.image_id for r in rows],
+        "label": [r.label for r in rows],
+        "row": list(range(len(rows))),
+        "n_pairs": [r.moments.n for r in rows],
+        "draws": [r.draws for r in rows],
+        "mean": [r.mean for r in rows],
+        "standard_error": [r.standard_error for r in rows],
+        "view_width": [r.view.width for r in rows],
+        "view_height": [r.view.height for r in rows],
+        "scale_x": [r.view.scale_x for r in rows],
+        "scale_y": [r.view.scale_y for r in rows],
+        "left": [r.view.left for r in rows],
+        "top": [r.view.top for r in rows],
+    }
+    write_table(folder / f"{name}.parquet", pa.table(columns, schema=INDEX_SCHEMA))
+
+
+def read_index(folder: Path) -> pa.Table:
+    """Return the index of all finished shards, with a column `shard`, ordered by image and label."""
+    tables = []
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path, schema=INDEX_SCHEMA)
+        tables.append(table.append_column("shard", pa.array([path.stem] * len(table))))
+    if not tables:
+        return INDEX_SCHEMA.append(pa.field("shard", pa.string())).empty_table()
+    return pa.concat_tables(tables).sort_by([("image_id", "ascending"), ("label", "ascending")])
+
+
+class ScoreReader:
+    """Reads maps from the shards of one pass, by image and label or as a stream; nothing is kept but the index."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = read_index(folder)
+        self._rows = {
+            (image_id, label): i
+            for i, (image_id, label) in enumerate(
+                zip(self.index["image_id"].to_pylist(), self.index["label"].to_pylist(), strict=True)
+            )
+        }
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self._rows
+
+    def get(self, image_id: str, label: str) -> ScoreMap:
+        """Return one map. Raises KeyError when it was not scored."""
+        entry = self.index.slice(self._rows[image_id, label], 1).to_pylist()[0]
+        with safe_open(self.folder / f"{entry['shard']}.safetensors", "np") as arrays:
+            return _score_map(entry, {name: arrays.get_slice(name)[entry["row"]] for name in arrays.keys()})  # noqa: SIM118
+
+    def __iter__(self) -> Iterator[ScoreMap]:
+        """Yield all maps, shard by shard."""
+        table = self.index.sort_by([("shard", "ascending"), ("row", "ascending")])
+        for shard in sorted(set(table["shard"].to_pylist())):
+            entries = table.filter(pa.compute.equal(table["shard"], shard)).to_pylist()
+            with safe_open(self.folder / f"{shard}.safetensors", "np") as handle:
+                arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            for entry in entries:
+                yield _score_map(entry, {name: a[entry["row"]] for name, a in arrays.items()})
+
+
+def _score_map(entry: dict, arrays: dict[str, np.ndarray]) -> ScoreMap:
+    view = ModelView(**{n.removeprefix("view_"): entry[n] for n in VIEW_COLUMNS})
+    squares = {int(n.removeprefix("squares_")): a for n, a in arrays.items() if n.startswith("squares_")}
+    return ScoreMap(
+        image_id=entry["image_id"], label=entry["label"], view=view, n_pairs=entry["n_pairs"],
+        typicality=arrays["typicality"], squares=squares, shrinkage=arrays["shrinkage"],
+        null_loss=arrays["null_loss"],
+    )  # fmt: skip

@@ -1,0 +1,186 @@
+"""The run directory: what is on disk, how it is written, and what may be reused.
+
+Every file is written whole under a temporary name and then renamed, so a reader never sees half of one. A
+stage is reused when `run.json` says that it is done under the same key; the key hashes everything the stage
+depends on. One process at a time may write to a directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import save_file
+
+from typicality.errors import OutputError
+
+SCHEMA_VERSION = 1
+VERSIONED = ("typicality", "torch", "diffusers", "transformers", "numpy", "faiss-cpu", "scikit-learn", "pillow")
+OWNED = (
+    "run.json", "model", "latents", "scores", "elements.parquet", "clusters.parquet", "images.parquet",
+    "features.npy", "index.faiss", "index.html", "grids", "assets", "training",
+)  # fmt: skip
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Call `write(temporary_path)`, flush it to disk and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    write_whole(path, lambda p: pq.write_table(table, p, compression="zstd"))
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write named arrays as safetensors."""
+    whole = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    write_whole(path, lambda p: save_file(whole, p, metadata=metadata))
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident size this process has had, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+
+
+class RunDirectory:
+    """One run on disk.
+
+    Parameters
+    ----------
+    folder : made when missing
+
+    Raises
+    ------
+    OutputError : when the folder cannot be written, or holds files that no run wrote.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".write-probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OutputError(f"cannot write to the run directory {folder}: {error.strerror}; choose --out") from error
+        if not self.record_path.exists() and any(p for p in folder.iterdir() if p.name not in (*OWNED, ".lock")):
+            raise OutputError(f"{folder} is not empty and holds no run; choose another --out, so that nothing is lost")
+        self.record: dict[str, Any] = self._read()
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / "run.json"
+
+    def path(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts)
+
+    def _read(self) -> dict[str, Any]:
+        if not self.record_path.exists():
+            return {"schema_version": SCHEMA_VERSION, "stages": {}}
+        try:
+            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self.record_path} cannot be read ({error}); use --fresh to start anew") from error
+        if record.get("schema_version") != SCHEMA_VERSION:
+            raise OutputError(
+                f"{self.folder} was written by another version (schema {record.get('schema_version')}); "
+                "use --fresh, or another --out"
+            )
+        return record
+
+    def save(self) -> None:
+        """Write run.json with the versions of the packages that matter."""
+        self.record["versions"] = {"python": platform.python_version()} | {
+            name: importlib.metadata.version(name) for name in VERSIONED
+        }
+        write_text(self.record_path, json.dumps(self.record, indent=2, default=str, ensure_ascii=False))
+
+    def clear(self) -> None:
+        """Remove what runs write here, and nothing else."""
+        for name in OWNED:
+            path = self.path(name)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.record = self._read()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory against other processes.
+
+        Raises
+        ------
+        OutputError : when another process holds it.
+        """
+        with self.path(".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OutputError(
+                    f"another process is writing to {self.folder}; wait for it, or choose another --out"
+                ) from error
+            yield
+
+    # ---------------------------------------------------------------------------------------- stages
+
+    def is_done(self, stage: str, key: str) -> bool:
+        """Return whether the stage was finished under this very key."""
+        entry = self.record["stages"].get(stage, {})
+        return entry.get("state") == "done" and entry.get("key") == key
+
+    @contextmanager
+    def stage(self, name: str, key: str) -> Iterator[dict[str, Any]]:
+        """Record a stage: state, key, seconds (added up over resumed runs), counts, peak memory.
+
+        The yielded mapping is the stage's entry; the body adds its counts to it.
+        """
+        previous = self.record["stages"].get(name, {})
+        same = previous.get("key") == key
+        entry: dict[str, Any] = {
+            "state": "running",
+            "key": key,
+            "seconds": previous.get("seconds", 0.0) if same else 0.0,
+        }
+        if same and "unet_evaluations" in previous:
+            entry["unet_evaluations"] = previous["unet_evaluations"]
+        self.record["stages"][name] = entry
+        self.save()
+        before, started = entry["seconds"], time.monotonic()
+        try:
+            yield entry
+            entry["state"] = "done"
+        except BaseException:
+            entry["state"] = "interrupted"
+            raise
+        finally:
+            entry["seconds"] = round(before + time.monotonic() - started, 2)
+            entry["peak_memory_mb"] = peak_memory_mb()
+            self.save()
