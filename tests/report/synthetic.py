@@ -1,6 +1,6 @@
 """A made-up run over the embedded emoji: real pictures, invented scores. For tests of the report and to look at it.
 
-    python -m tests.report.synthetic FOLDER     writes the report of 4 years x 12 clusters x 12 members
+python -m tests.report.synthetic FOLDER     writes the report of 4 years x 12 clusters x 12 members
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ def synthetic_input(
                         "image_id": picture.image_id,
                         "file_name": images.get((picture.image_id, label), {}).get("file_name", name),
                         "label": label,
-                        **{"x0": x, "y0": y, "x1": x + side, "y1": y + side},
+                        "x0": x,
+                        "y0": y,
+                        "x1": x + side,
+                        "y1": y + side,
                         "typicality": float(values[k]),
                         "standard_error": error,
                         "lower_bound": float(values[k]) - 1.645 * error,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import PIL.Image
 
-from typicality.report.view import ElementView, FloatBox, ReportInput, ReportView, context_window
+from typicality.report.view import ElementView, FloatBox, ImageView, ReportInput, ReportView, context_window
 
 Opener = Callable[[str], PIL.Image.Image]
 
@@ -121,7 +121,8 @@ def draw_pictures(data: ReportInput, view: ReportView, level: Level, every: int 
         elements.setdefault(element.image_id, []).append(element)
     whole = {image.image_id for image in view.whole_images()}
     wanted: dict[str, dict[str, None]] = {}
-    for item in [*view.elements(), *view.whole_images()]:
+    items: list[ElementView | ImageView] = [*view.elements(), *view.whole_images()]
+    for item in items:
         wanted.setdefault(item.image_id, {})[item.label] = None
     drawn = Pictures()
     peaks: list[float] = []

@@ -1,0 +1,191 @@
+"""The page and the grids: self-contained, escaped, within budget, the same for the same input."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from typicality.config import ReportSettings
+from typicality.report import build_view, write_report
+from typicality.report.pictures import LEVELS, draw_crop, draw_pictures, encode, quantise
+from typicality.report.plots import make_plots
+from typicality.report.render import render_page
+
+from .synthetic import synthetic_input
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(2)>",
+    "line\nbreak",
+    "日本 العربية \u202eoverride",
+    "$\\alpha{",
+]
+
+
+class Elements(HTMLParser):
+    """Collects tags with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def parse(page: str) -> Elements:
+    parser = Elements()
+    parser.feed(page)
+    return parser
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    data = synthetic_input(labels=["2016", "2019"], clusters=3, members=4)
+    return render_page(data, build_view(data))
+
+
+def test_nothing_remote_is_referred_to(page: str) -> None:
+    for tag, attributes in parse(page).tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value[:80])
+        assert not any(name.startswith("on") for name in attributes), tag
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_the_policy_names_the_hashes_of_exactly_the_scripts_that_run(page: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page).group(1).replace("&#39;", "'")
+    assert "default-src 'none'" in policy
+    assert "unsafe-eval" not in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = {"'sha256-" + base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() + "'" for s in scripts}
+    assert hashes == set(re.findall(r"'sha256-[^']*'", policy))
+
+
+def test_hostile_names_are_text() -> None:
+    names = dict.fromkeys(range(200), "<svg onload=alert(3)>\x00.png")
+    data = synthetic_input(
+        labels=HOSTILE, clusters=2, members=3, file_names=names, title=HOSTILE[0], label_name=HOSTILE[1]
+    )
+    data = replace(data, warnings=(HOSTILE[0],), unreadable=((HOSTILE[1], HOSTILE[0]),), facts={HOSTILE[0]: HOSTILE[1]})
+    page = render_page(data, build_view(data))
+    parsed = parse(page)
+    assert "alert(" not in "".join(re.findall(r"<script>(.*?)</script>", page, re.DOTALL))
+    assert [tag for tag, _ in parsed.tags].count("script") == 5
+    assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
+    assert HOSTILE[0] in "".join(parsed.words)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    data = synthetic_input(labels=["2016"], clusters=2, members=3)
+    first, second = (write_report(data, tmp_path / name) for name in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
+    assert (first.parent / "grids/2016.png").read_bytes() == (second.parent / "grids/2016.png").read_bytes()
+
+
+def test_files_are_written_whole(tmp_path: Path) -> None:
+    path = write_report(synthetic_input(labels=["2016", "2019"], clusters=2, members=3), tmp_path)
+    assert path == tmp_path / "index.html"
+    names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert names == {"index.html", "grids/2016.png", "grids/2019.png", "grids/overview.png"}
+    with PIL.Image.open(tmp_path / "grids/2016.png") as image:
+        assert image.width > image.height / 3
+
+
+def test_the_page_stays_within_its_budget_and_keeps_every_tile() -> None:
+    """First pictures get coarser; where that is not enough, source images are left out, but never a tile."""
+    data = synthetic_input(labels=["2016"], clusters=6, members=8)
+    free = render_page(data, build_view(data))
+    for share in (0.7, 0.55):
+        budget = share * len(free.encode()) / 1e6
+        tight = replace(data, settings=ReportSettings(clusters=6, columns=8, budget_mb=budget))
+        page = render_page(tight, build_view(tight))
+        assert len(page.encode()) <= budget * 1e6
+        assert page.count('class="tile"') == free.count('class="tile"')
+
+
+def test_source_images_are_left_out_from_the_end() -> None:
+    data = synthetic_input(labels=["2016"], clusters=2, members=3)
+    pictures = draw_pictures(data, build_view(data), LEVELS[-1])
+    names = list(pictures.sources)
+    less = pictures.without_sources(len(pictures.sources[names[-1]].uri) + 1)
+    assert [n for n in names if not less.sources[n].uri] == names[-2:]
+
+
+def test_every_element_and_image_is_on_the_page(page: str) -> None:
+    data = synthetic_input(labels=["2016", "2019"], clusters=3, members=4)
+    view = build_view(data)
+    numbers = {int(a["data-n"]) for _, a in parse(page).tags if a.get("data-n")}
+    assert numbers == {i.number for i in [*view.elements(), *view.whole_images()]}
+
+
+def test_pictures_lose_their_exif() -> None:
+    image = PIL.Image.new("RGB", (90, 40), (200, 30, 30))
+    exif = PIL.Image.Exif()
+    exif[0x010F] = "SECRET CAMERA"
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    with PIL.Image.open(buffer) as opened:
+        uri = encode(opened.convert("RGB"), 80)
+    raw = base64.b64decode(uri.partition(",")[2])
+    assert b"SECRET" not in raw
+    with PIL.Image.open(io.BytesIO(raw)) as again:
+        assert again.size == (90, 40)
+        assert not again.getexif()
+
+
+def test_a_crop_shows_the_element_in_its_place() -> None:
+    """A red 16 px square at (8, 8) of 64: the window is (0, 0, 32, 32), the box a quarter in, half wide."""
+    image = PIL.Image.new("RGB", (64, 64), "white")
+    image.paste((255, 0, 0), (8, 8, 24, 24))
+    crop = draw_crop(image, (8, 8, 24, 24), LEVELS[0])
+    assert crop.box == (0.25, 0.25, 0.5, 0.5)
+    with PIL.Image.open(io.BytesIO(base64.b64decode(crop.uri.partition(",")[2]))) as shown:
+        assert shown.size == (32, 32)
+        assert shown.convert("RGB").getpixel((16, 16)) == (255, 0, 0)
+        assert shown.convert("RGB").getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_a_map_survives_its_bytes_within_half_a_step() -> None:
+    values = np.linspace(-0.05, 0.02, 64, dtype=np.float32).reshape(8, 8)
+    drawn = quantise(values, (0, 0, 64, 64), 64)
+    read = np.frombuffer(base64.b64decode(drawn.cells), np.int8).reshape(8, 8) * drawn.step
+    assert np.abs(read - values).max() <= 0.51 * drawn.step
+    assert quantise(np.zeros((4, 4), np.float32), (0, 0, 4, 4), 64).cells == base64.b64encode(bytes(16)).decode()
+    assert quantise(values, (0, 0, 64, 64), 4).height == 4
+
+
+def test_plots_take_the_colours_of_the_page_and_say_what_they_show() -> None:
+    data = synthetic_input(labels=["2016", "$x^2$"], clusters=2, members=5)
+    plots = make_plots(data.labels, data.elements, data.images, data.training)
+    assert [p.title for p in plots] == [
+        "Whole images",
+        "Places found",
+        "Fine-tuning loss",
+        "What the model learned about labels",
+    ]
+    for plot in plots:
+        assert plot.svg.startswith("<svg")
+        assert plot.reading
+        assert plot.alt
+        assert "var(--accent)" in plot.svg
+        assert "#0a0b0c" not in plot.svg
+    assert "$x^2$" in plots[0].svg
+    ids = re.findall(r'\bid="([^"]*)"', "".join(p.svg for p in plots))
+    assert len(ids) == len(set(ids))
+    assert make_plots(data.labels, data.elements.slice(0, 0), data.images.slice(0, 0), []) == []

@@ -1,0 +1,159 @@
+"""The report as data: what is chosen, in which order, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pyarrow as pa
+import pytest
+
+from typicality.config import ReportSettings
+from typicality.report.facts import fact_groups, stages
+from typicality.report.view import ReportInput, build_view, context_window
+
+from .synthetic import synthetic_input
+
+
+def _element(image: str, typicality: float, rank: int, cluster: int, place: int) -> dict[str, object]:
+    box = {"x0": 4, "y0": 8, "x1": 20, "y1": 24}
+    score = {"typicality": typicality, "standard_error": 0.001, "lower_bound": typicality, "specificity": float("nan")}
+    where = {"rank": rank, "cluster": cluster, "rank_in_cluster": place}
+    return {"image_id": image, "file_name": f"{image}.png", "label": "a", **box, **score, **where}
+
+
+@pytest.fixture
+def small() -> ReportInput:
+    """One label, two clusters: 7 of rank 0 with images p and q, 3 of rank 1 with image p alone and p = 0.2."""
+    elements = [
+        _element("p", 0.004, 0, 7, 1),
+        _element("q", 0.003, 1, 7, 0),
+        _element("p", 0.002, 2, 3, 0),
+        _element("r", 0.001, 3, 3, 1),
+    ]
+    row = {"label": "a", "standard_error": 0.001}
+    clusters = [
+        {**row, "cluster": 3, "rank": 1, "size": 2, "n_images": 2, "median_typicality": 0.0015, "p_value": 0.2},
+        {**row, "cluster": 7, "rank": 0, "size": 2, "n_images": 2, "median_typicality": 0.0035, "p_value": 0.01},
+    ]
+    images = [
+        {
+            "image_id": name,
+            "file_name": f"{name}.png",
+            "label": "a",
+            "width": 32,
+            "height": 32,
+            "group": name,
+            "typicality": value,
+            "standard_error": 0.001,
+            "n_draws": 4,
+        }
+        for name, value in (("p", 0.3), ("q", -0.1), ("r", 0.2))
+    ]
+    return dataclasses.replace(
+        synthetic_input(labels=["2016"], clusters=2, members=2),
+        labels=("a",),
+        n_images={"a": 3},
+        elements=pa.Table.from_pylist(elements),
+        clusters=pa.Table.from_pylist(clusters),
+        images=pa.Table.from_pylist(images),
+        facts={"settings": {"mine": {"min_images": 2}}},
+        settings=ReportSettings(),
+    )
+
+
+def test_clusters_come_by_rank_and_members_by_distance(small: ReportInput) -> None:
+    label = build_view(small).labels[0]
+    assert [c.cluster for c in label.clusters] == [7, 3]
+    assert [e.image_id for e in label.clusters[0].elements] == ["q", "p"]
+    assert [c.position for c in label.clusters] == [1, 2]
+
+
+def test_the_interval_is_90_percent_of_a_normal(small: ReportInput) -> None:
+    """Median 0.0035, standard error 0.001: 0.0035 +- 1.645 * 0.001."""
+    score = build_view(small).labels[0].clusters[0].score
+    assert score.low == pytest.approx(0.0035 - 0.001645, abs=1e-6)
+    assert score.high == pytest.approx(0.0035 + 0.001645, abs=1e-6)
+
+
+def test_doubtful_clusters_say_why(small: ReportInput) -> None:
+    first, second = build_view(small).labels[0].clusters
+    assert first.doubts == ()
+    assert second.doubts == ("not significant, p = 0.2",)
+    strict = dataclasses.replace(small, facts={"settings": {"mine": {"min_images": 3}}})
+    assert build_view(strict).labels[0].clusters[0].doubts == ("from only 2 images",)
+    assert build_view(small).certainty.startswith("1 of the 2 visual elements shown hold up")
+
+
+def test_the_column_few_images_wins_over_the_count(small: ReportInput) -> None:
+    marked = small.clusters.append_column("few_images", pa.array([False, True]))
+    clusters = build_view(dataclasses.replace(small, clusters=marked)).labels[0].clusters
+    assert [c.few_images for c in clusters] == [True, False]
+
+
+def test_the_strip_shows_sound_clusters_first_and_an_image_once(small: ReportInput) -> None:
+    """Cluster 7 gives q, cluster 3 gives p; then p again is skipped and r is left."""
+    assert [e.image_id for e in build_view(small).labels[0].strip] == ["q", "p", "r"]
+
+
+def test_most_and_least_typical_images_do_not_overlap(small: ReportInput) -> None:
+    label = build_view(small).labels[0]
+    assert [i.image_id for i in label.most] == ["p", "r"]
+    assert [i.image_id for i in label.least] == ["q"]
+
+
+def test_numbers_run_through_elements_and_images_and_sources_are_unique(small: ReportInput) -> None:
+    view = build_view(small)
+    assert [i.number for i in [*view.elements(), *view.whole_images()]] == list(range(7))
+    assert [s.image_id for s in view.sources] == ["q", "p", "r"]
+
+
+def test_settings_limit_what_is_shown(small: ReportInput) -> None:
+    view = build_view(dataclasses.replace(small, settings=ReportSettings(clusters=1, columns=1, images=1)))
+    assert [e.image_id for e in view.elements()] == ["q"]
+    assert len(view.labels[0].most) == len(view.labels[0].least) == 1
+
+
+def test_a_label_without_clusters_shows_its_best_places(small: ReportInput) -> None:
+    view = build_view(dataclasses.replace(small, clusters=small.clusters.slice(0, 0)))
+    assert [e.rank for e in view.elements()] == [0, 1, 2, 3]
+    assert view.certainty.startswith("No visual elements were formed")
+
+
+def test_a_label_with_nothing_found_is_kept(small: ReportInput) -> None:
+    view = build_view(dataclasses.replace(small, labels=("a", "empty")))
+    assert view.labels[1].clusters == ()
+    assert view.labels[1].median is None
+
+
+def test_missing_p_values_are_not_called_significant(small: ReportInput) -> None:
+    blank = small.clusters.set_column(
+        small.clusters.column_names.index("p_value"), "p_value", pa.array([float("nan"), None])
+    )
+    view = build_view(dataclasses.replace(small, clusters=blank))
+    assert [c.p_value for c in view.labels[0].clusters] == [None, None]
+    assert "no significance test" in view.certainty
+
+
+@pytest.mark.parametrize(
+    ("box", "window"),
+    [
+        ((24, 24, 40, 40), (16, 16, 48, 48)),  # in the middle: as much on every side
+        ((0, 0, 16, 16), (0, 0, 32, 32)),  # in the corner: moved inside
+        ((48, 40, 64, 56), (32, 32, 64, 64)),
+        ((0, 0, 64, 64), (0, 0, 64, 64)),  # the whole image: nothing around it
+    ],
+)
+def test_context_window_is_twice_the_box_and_inside_the_image(box: tuple, window: tuple) -> None:
+    assert context_window(box, 64, 64) == window
+
+
+def test_facts_are_flattened_and_stages_told_apart() -> None:
+    facts = {
+        "seed": 3,
+        "model": {"name": "base"},
+        "settings": {"score": {"t_min": 0.1}},
+        "stages": {"score": {"seconds": 75}},
+    }
+    groups = {g.name: dict(g.rows) for g in fact_groups(facts)}
+    assert groups == {"Run": {"Seed": "3"}, "Model": {"name": "base"}, "Settings: score": {"t_min": "0.1"}}
+    assert stages(facts)[0].seconds == "1 min 15 s"
