@@ -58,12 +58,14 @@ def synthetic_input(
     ordered: bool = True,
     seed: int = 0,
     file_names: Mapping[int, str] | None = None,
+    pool_size: int | None = None,
     **changes: Any,
 ) -> ReportInput:
     """Return a report's input: `labels` drawn from the years in turn, boxes and scores from a seeded generator.
 
     Members of a cluster sit at the same place of look-alike (neighbouring) emoji, so that rows are coherent.
-    `file_names` overrides names by position of the image; `changes` override any other field.
+    `file_names` overrides names by position of the image, `pool_size` limits the distinct images of a year, and
+    `changes` override any other field.
     """
     generator = np.random.default_rng(seed)
     years = list(_emoji().values())
@@ -72,7 +74,7 @@ def synthetic_input(
     grouped: list[dict[str, Any]] = []
     images: dict[tuple[str, str], dict[str, Any]] = {}
     for number, label in enumerate(labels):
-        pool = years[number % len(years)]
+        pool = years[number % len(years)][:pool_size]
         for cluster in range(clusters):
             start = int(generator.integers(0, len(pool) - members))
             side = int(generator.integers(16, 25))

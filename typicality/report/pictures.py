@@ -42,6 +42,7 @@ LEVELS = (
 )
 
 
+DEFERRED = 1200  # tiles beyond which a page loads pictures as they come near the screen
 CRISP = 128  # images up to this side, in pixels, show their pixels when enlarged
 
 
@@ -84,13 +85,19 @@ class Pictures:
     thumbs: dict[str, str] = field(default_factory=dict)
     scale: float = 1e-3  # the map value at which colours are full
 
-    def size(self) -> int:
-        """Characters that the pictures add to the page, but for the markup around them."""
+    @property
+    def attribute(self) -> str:
+        """Where tiles hold their picture: in long reports the script moves it to `src` when the tile comes near."""
+        return "data-src" if len(self.crops) > DEFERRED else "src"
+
+    def size(self, view: ReportView) -> int:
+        """Characters that the pictures add to the page, with the markup around them; a strip repeats its tiles."""
+        tiles = [*view.elements(), *(e for label in view.labels for e in label.strip)]
         return (
-            sum(len(c.uri) for c in self.crops.values())
-            + sum(len(s.uri) for s in self.sources.values())
-            + sum(len(t) for t in self.thumbs.values())
-            + sum(len(m.cells) for m in self.maps.values())
+            sum(len(self.crops[e.number].uri) + 110 for e in tiles if e.number in self.crops)
+            + sum(len(self.thumbs[i.image_id]) + 60 for i in view.whole_images() if i.image_id in self.thumbs)
+            + sum(len(s.uri) + 3 for s in self.sources.values())
+            + sum(len(m.cells) + 70 for m in self.maps.values())
         )
 
     def smooth(self, image_id: str) -> bool:
@@ -150,7 +157,7 @@ def choose_level(data: ReportInput, view: ReportView, room: int, sample: int = 4
     every = max(1, len(view.sources) // sample)
     share = len(view.sources[::every]) / max(1, len(view.sources))
     for position, level in enumerate(LEVELS):
-        if draw_pictures(data, view, level, every).size() / max(share, 1e-9) <= room:
+        if draw_pictures(data, view, level, every).size(view) / max(share, 1e-9) <= 0.98 * room:
             return position
     return len(LEVELS) - 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -201,7 +202,9 @@ def _svg(figure: Figure, name: str) -> str:
     """Return the figure as an `<svg>` element for inlining: no prolog, ids prefixed, theme colours as variables."""
     buffer = io.StringIO()
     choices: Any = {"svg.hashsalt": "typicality", "svg.fonttype": "none", "axes.unicode_minus": True}
-    with matplotlib.rc_context(choices):
+    with matplotlib.rc_context(choices), warnings.catch_warnings():
+        # text stays text, so the reader's fonts draw what matplotlib's own font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

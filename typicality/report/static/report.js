@@ -25,8 +25,9 @@
   const themes = ["auto", "light", "dark"];
   const showTheme = () => {
     const name = document.documentElement.dataset.theme || "auto";
-    $("theme").setAttribute("aria-label", "Colour theme: " + (name === "auto" ? "automatic" : name));
-    $("theme").querySelector("[data-theme-name]").textContent = name[0].toUpperCase() + name.slice(1);
+    const shown = name[0].toUpperCase() + name.slice(1);
+    $("theme").setAttribute("aria-label", "Colour theme: " + shown);
+    $("theme").querySelector("[data-theme-name]").textContent = shown;
   };
   $("theme").addEventListener("click", () => {
     const now = document.documentElement.dataset.theme || "auto";
@@ -134,6 +135,16 @@
     }
     $("found").textContent = done ? names.length.toLocaleString("en") + " file names copied" : "Copying is not allowed here";
   });
+
+  // ---- pictures of long reports are loaded when they come near the screen
+  const load = (root) => { for (const image of all("img[data-src]", root)) { image.src = image.dataset.src; image.removeAttribute("data-src"); } };
+  if (document.querySelector("img[data-src]")) {
+    const watch = new IntersectionObserver((entries) => {
+      for (const entry of entries) if (entry.isIntersecting) { watch.unobserve(entry.target); load(entry.target); }
+    }, { rootMargin: "600px" });
+    for (const node of all(".cluster, .overview li, .wholes")) watch.observe(node);
+    addEventListener("beforeprint", () => load(document));
+  }
 
   // ---- moving among tiles: one stop of the tab key a row, arrows inside
   const focusTile = (tile) => {
@@ -259,7 +270,7 @@
     $("box-near").hidden = mates.length === 0;
     $("box-near").querySelector(".near").replaceChildren(...mates.map((n) => {
       const copy = tileOf(n).cloneNode(true);
-      copy.hidden = false; copy.tabIndex = 0;
+      copy.hidden = false; copy.tabIndex = 0; load(copy);
       return copy;
     }));
   };
