@@ -69,6 +69,7 @@ class Page:
 
     def visit(self, path: Path, fragment: str = "") -> Any:
         self.page.goto(path.resolve().as_uri() + fragment)
+        self.page.wait_for_load_state("load")
         self.page.wait_for_selector("html[data-ready=true]", state="attached")
         return self.page
 

@@ -86,16 +86,22 @@ class Pictures:
     scale: float = 1e-3  # the map value at which colours are full
 
     @property
-    def attribute(self) -> str:
-        """Where tiles hold their picture: in long reports the script moves it to `src` when the tile comes near."""
-        return "data-src" if len(self.crops) > DEFERRED else "src"
+    def deferred(self) -> bool:
+        """Whether tiles get their picture from the script, when they come near the screen, as in long reports."""
+        return len(self.crops) > DEFERRED
 
     def size(self, view: ReportView) -> int:
-        """Characters that the pictures add to the page, with the markup around them; a strip repeats its tiles."""
-        tiles = [*view.elements(), *(e for label in view.labels for e in label.strip)]
+        """Characters that the pictures add to the page, with the markup around them."""
+        if len(view.elements()) > DEFERRED:
+            tiles = sum(len(c.uri) + 130 for c in self.crops.values()) + sum(len(t) + 80 for t in self.thumbs.values())
+        else:
+            strips = [e for label in view.labels for e in label.strip]
+            shown = [e for e in [*view.elements(), *strips] if e.number in self.crops]
+            whole = [i for i in view.whole_images() if i.image_id in self.thumbs]
+            tiles = sum(len(self.crops[e.number].uri) + 110 for e in shown)
+            tiles += sum(len(self.thumbs[i.image_id]) + 60 for i in whole)
         return (
-            sum(len(self.crops[e.number].uri) + 110 for e in tiles if e.number in self.crops)
-            + sum(len(self.thumbs[i.image_id]) + 60 for i in view.whole_images() if i.image_id in self.thumbs)
+            tiles
             + sum(len(s.uri) + 3 for s in self.sources.values())
             + sum(len(m.cells) + 70 for m in self.maps.values())
         )

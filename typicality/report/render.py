@@ -73,6 +73,7 @@ def fill(view: ReportView, pictures: Pictures, plots: list[PlotView]) -> str:
             script=script,
             early=early,
             state=safe_json(page_state(view, pictures)),
+            tiles=safe_json(_tiles(view, pictures)),
             images=safe_json(
                 [pictures.sources[s.image_id].uri for s in view.sources if s.image_id in pictures.sources]
             ),
@@ -131,6 +132,15 @@ def page_state(view: ReportView, pictures: Pictures) -> dict[str, Any]:
         ],
         "scale": float(f"{pictures.scale:.3g}"),
     }
+
+
+def _tiles(view: ReportView, pictures: Pictures) -> dict[str, Any]:
+    """The pictures of tiles where the markup leaves them out: by number, and of whole images by source."""
+    if not pictures.deferred:
+        return {}
+    crops = [pictures.crops[e.number].uri if e.number in pictures.crops else "" for e in view.elements()]
+    thumbs = {n: pictures.thumbs[s.image_id] for n, s in enumerate(view.sources) if s.image_id in pictures.thumbs}
+    return {"numbers": [e.number for e in view.elements()], "crops": crops, "thumbs": thumbs}
 
 
 def _maps(view: ReportView, pictures: Pictures) -> dict[str, list[Any]]:

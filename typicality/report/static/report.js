@@ -136,15 +136,27 @@
     $("found").textContent = done ? names.length.toLocaleString("en") + " file names copied" : "Copying is not allowed here";
   });
 
-  // ---- pictures of long reports are loaded when they come near the screen
-  const load = (root) => { for (const image of all("img[data-src]", root)) { image.src = image.dataset.src; image.removeAttribute("data-src"); } };
-  if (document.querySelector("img[data-src]")) {
+  // ---- long reports: tiles get their pictures, which follow this script, when they come near the screen
+  let tiles = null;
+  const load = (root) => {
+    const late = all("img[data-late]", root);
+    if (!late.length || !$("tiles")) return;
+    if (!tiles) { const given = read("tiles"); tiles = { thumbs: given.thumbs, crops: new Map(given.numbers.map((number, n) => [number, given.crops[n]])) }; }
+    for (const image of late) {
+      const number = Number(image.closest("[data-n]").dataset.n);
+      image.src = tiles.crops.get(number) ?? tiles.thumbs[state.items[number][IMAGE]];
+      image.removeAttribute("data-late");
+    }
+  };
+  const watchAll = () => {
     const watch = new IntersectionObserver((entries) => {
       for (const entry of entries) if (entry.isIntersecting) { watch.unobserve(entry.target); load(entry.target); }
     }, { rootMargin: "600px" });
     for (const node of all(".cluster, .overview li, .wholes")) watch.observe(node);
     addEventListener("beforeprint", () => load(document));
-  }
+  };
+  const onceParsed = (action) => document.readyState === "loading" ? addEventListener("DOMContentLoaded", action, { once: true }) : action();
+  if (document.querySelector("img[data-late]")) onceParsed(watchAll);
 
   // ---- moving among tiles: one stop of the tab key a row, arrows inside
   const focusTile = (tile) => {
@@ -380,7 +392,7 @@
     if (!tile) return;
     const number = Number(tile.dataset.n);
     if (box.contains(tile)) { history.replaceState(history.state, "", where(number)); show(number); $("close").focus({ preventScroll: true }); }
-    else open(number, tile);
+    else onceParsed(() => open(number, tile));
   });
 
   // rows that were never drawn have guessed heights, so a long jump is corrected once its end has been drawn
@@ -414,6 +426,7 @@
   for (const link of all('a[href="#unreadable"], a[href="#duplicates"]')) link.addEventListener("click", () => { const list = document.querySelector(link.getAttribute("href")); if (list) list.open = true; });
 
   filter();
-  follow();
+  onceParsed(follow); // a link may open a picture, and pictures come after this script
+  performance.mark("ready");
   document.documentElement.dataset.ready = "true";
 })();
