@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer
-
 from typicality.cli.app import app
 
 WIDTH = 100
