@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report.synthetic import synthetic_input
 
 from typicality.report import write_report
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `tests` is not installed, whatever the runner's import mode
+from tests.report.synthetic import synthetic_input
 
 OPTIONS = [
     "--no-sandbox",

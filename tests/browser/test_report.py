@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.synthetic import synthetic_input
 
 from typicality.report import write_report
 
-from .conftest import Page
+from .conftest import Page, synthetic_input
 
 pytestmark = pytest.mark.browser
 

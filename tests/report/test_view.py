@@ -134,6 +134,18 @@ def test_missing_p_values_are_not_called_significant(small: ReportInput) -> None
     assert "no significance test" in view.certainty
 
 
+def test_a_corrected_p_value_is_preferred(small: ReportInput) -> None:
+    """p = 0.2 and 0.01 as tested, 0.4 and 0.06 once corrected: neither holds up."""
+    corrected = small.clusters.append_column("adjusted_p_value", pa.array([0.4, 0.06]))
+    view = build_view(dataclasses.replace(small, clusters=corrected))
+    assert [c.doubts for c in view.labels[0].clusters] == [
+        ("not significant, p = 0.06",),
+        ("not significant, p = 0.4",),
+    ]
+    assert "0 of the 2" in view.certainty
+    assert "corrected for many tests" in view.certainty
+
+
 @pytest.mark.parametrize(
     ("box", "window"),
     [

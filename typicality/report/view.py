@@ -41,7 +41,8 @@ class ReportInput:
     ----------
     elements : image_id, file_name, label, x0, y0, x1, y1, typicality, standard_error, lower_bound, specificity,
         rank, cluster (-1 none), rank_in_cluster
-    clusters : label, cluster, rank, size, n_images, median_typicality, standard_error, p_value; few_images if known
+    clusters : label, cluster, rank, size, n_images, median_typicality, standard_error, p_value;
+        few_images and adjusted_p_value if known
     images : a row an image and label scored: image_id, file_name, label, width, height, group, typicality (mean over
         the map), standard_error, n_draws
     open_image : image_id -> the original in RGB
@@ -211,7 +212,7 @@ def build_view(data: ReportInput) -> ReportView:
             KeyNumber(count(data.clusters.num_rows), "visual elements"),
             KeyNumber(count(data.elements.num_rows), "places found"),
         ),
-        certainty=_certainty(shown),
+        certainty=_certainty(shown, "adjusted_p_value" in data.clusters.column_names),
         warnings=tuple(map(clean, data.warnings)),
         labels=labels,
         sources=builder.sources(labels),
@@ -281,7 +282,7 @@ class _Builder:
             size=row["size"],
             n_images=row["n_images"],
             score=_score(row["median_typicality"], row["standard_error"]),
-            p_value=_finite(row["p_value"]),
+            p_value=_p_value(row),
             few_images=row["n_images"] < self.min_images if few is None else bool(few),
             elements=tuple(self._element(r) for r in members[: self.settings.columns]),
         )
@@ -374,14 +375,21 @@ def _strip(clusters: tuple[ClusterView, ...]) -> tuple[ElementView, ...]:
     return tuple(chosen)
 
 
-def _certainty(clusters: list[ClusterView]) -> str:
+def _certainty(clusters: list[ClusterView], adjusted: bool) -> str:
     """One sentence that says how many of the clusters shown hold up, and by which test."""
     if not clusters:
         return "No visual elements were formed, so the best-scoring places are shown as they are."
     sound = sum(not c.doubts for c in clusters)
     tested = any(c.p_value is not None for c in clusters)
-    test = f"several images, p ≤ {SIGNIFICANT}" if tested else "several images; no significance test was run"
+    level = f"several images, p ≤ {SIGNIFICANT}{' corrected for many tests' if adjusted else ''}"
+    test = level if tested else "several images; no significance test was run"
     return f"{sound} of the {plural(len(clusters), 'visual element')} shown hold up ({test}); the others are marked."
+
+
+def _p_value(row: Mapping[str, Any]) -> float | None:
+    """The cluster's p-value, corrected for the number of clusters tested where the run says so."""
+    adjusted = _finite(row.get("adjusted_p_value"))
+    return _finite(row["p_value"]) if adjusted is None else adjusted
 
 
 def _score(value: float | None, standard_error: float | None) -> Score:
