@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer
+
 from typicality.cli.app import app
 
 WIDTH = 100

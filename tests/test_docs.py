@@ -17,9 +17,9 @@ import pyarrow as pa
 import pytest
 import typer
 from PIL import Image
-from typicality.cli.app import app, run
 
 import typicality
+from typicality.cli.app import app, run
 from typicality.config import Settings
 from typicality.pipeline import Result
 

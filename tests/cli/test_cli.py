@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typicality.cli.app import run
 
 import typicality
+from typicality.cli.app import run
 from typicality.config import Settings
 
 
