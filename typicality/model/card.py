@@ -12,7 +12,7 @@ from typicality.dataset import LabelledImages
 def model_card(dataset: LabelledImages, base: str, settings: Settings, entry: Mapping[str, Any]) -> str:
     """Return a Markdown card: what was trained on what, how, and what was measured."""
     labels = ", ".join(f"{label} ({dataset.number_of(label)})" for label in dataset.labels[:50])
-    last = next((e for e in reversed(entry["history"]) if e["step"] == entry["best_step"]), {})
+    last: Mapping[str, float] = next((e for e in reversed(entry["history"]) if e["step"] == entry["best_step"]), {})
     measured = "\n".join(f"- {name}: {value:.6g}" for name, value in last.items())
     warnings = "\n".join(f"- {w}" for w in entry["warnings"]) or "- none"
     return f"""# {dataset.name} by {dataset.label}

@@ -19,7 +19,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
-from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -201,7 +200,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | N
     With `dtype` the weights are stored in it; the live weights stay as they are.
     """
     for name in ("vae", "unet", "text_encoder"):
-        module: nn.Module = getattr(checkpoint, name)
+        module: Any = getattr(checkpoint, name)
         state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in module.state_dict().items()}
         module.save_pretrained(folder / name, state_dict=state, safe_serialization=True)
     checkpoint.tokenizer.save_pretrained(folder / "tokenizer")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -47,7 +48,7 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def use_small_attention(unet: torch.nn.Module, device: torch.device) -> None:
+def use_small_attention(unet: UNet2DConditionModel, device: torch.device) -> None:
     """On a CPU and for small latents, replace the fused attention kernel by plain products.
 
     The backward pass of the fused kernel took 46% of a training step of the bundled base on a CPU; plain

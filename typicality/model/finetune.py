@@ -150,13 +150,13 @@ class Finetuner:
         """
         rng = np.random.default_rng([self.seed, 17, step])
         sizes = np.array([len(b) for b in self.buckets])
-        choice = np.random.default_rng([self.seed, 19, step]).choice(len(sizes), p=sizes / sizes.sum())
+        choice = int(np.random.default_rng([self.seed, 19, step]).choice(len(sizes), p=sizes / sizes.sum()))
         bucket = self.buckets[choice]
         start = step * self.settings.batch_size
         ids = []
         for position in range(start, start + self.settings.batch_size):
             epoch, place = divmod(position, len(bucket))
-            ids.append(bucket[self._order(int(choice), epoch)[place]])
+            ids.append(bucket[self._order(choice, epoch)[place]])
         return ids, rng
 
     def _order(self, bucket: int, epoch: int) -> np.ndarray:
@@ -184,7 +184,8 @@ class Finetuner:
             z[mirrored] = z[mirrored].flip(-1)
         z = z.to(self.device)
         position = {label: i + 1 for i, label in enumerate(self.data.labels)}
-        prompts = [position[self.data.labels_of[i][rng.integers(len(self.data.labels_of[i]))]] for i in ids]
+        own = [self.data.labels_of[i] for i in ids]
+        prompts = [position[labels[int(rng.integers(len(labels)))]] for labels in own]
         prompts = [0 if rng.random() < self.settings.dropout else p for p in prompts]
         total = len(self.abar)
         focused = self.score.t_min + rng.random(n) * (self.score.t_max - self.score.t_min)
@@ -263,7 +264,7 @@ class Finetuner:
         self.checkpoint.unet.eval()
         for name, ids in (("held_out_typicality", self.data.held_out), ("train_typicality", self.data.training)):
             if ids:
-                chosen = rng.permutation(len(ids))[: self.settings.validation_images]
+                chosen = rng.permutation(len(ids))[: self.settings.validation_images].tolist()
                 entry[name] = self.typicality_of([ids[i] for i in chosen])
         self.checkpoint.unet.train()
         self.average.swap()

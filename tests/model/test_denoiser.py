@@ -1,0 +1,126 @@
+"""The denoiser: equal to the plain UNet, whatever is shared, batched or stopped early."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import tiny_checkpoint
+from typicality.errors import SettingsError
+from typicality.model.denoiser import Denoiser, choose_device, choose_dtype, prompt_tokens
+
+CPU = torch.device("cpu")
+PROMPTS = ["an image", "an image of red", "an image of blue"]
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    return Denoiser(tiny_checkpoint(), CPU, torch.float32)
+
+
+def inputs(n: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 4, 8, 8, generator=generator), torch.tensor([100, 400, 650][:n])
+
+
+def test_sharing_the_prompt_free_part_changes_nothing(denoiser: Denoiser) -> None:
+    z, t = inputs()
+    states = denoiser.encode_prompts(PROMPTS)
+    shared = denoiser.predict_noise(z, t, states)
+    with torch.inference_mode():
+        plain = [denoiser.unet(z, t, s.expand(3, -1, -1)).sample for s in states[:, None]]
+    torch.testing.assert_close(shared, torch.stack(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_choose_a_prompt_for_every_input(denoiser: Denoiser) -> None:
+    z, t = inputs()
+    states = denoiser.encode_prompts(PROMPTS)
+    full = denoiser.predict_noise(z, t, states)
+    mixed = denoiser.predict_noise(z, t, states, [[0, 0, 0], [1, 2, 1]])
+    torch.testing.assert_close(mixed[1], torch.stack([full[1, 0], full[2, 1], full[1, 2]]), rtol=1e-5, atol=1e-6)
+
+
+def test_prompts_make_a_difference(denoiser: Denoiser) -> None:
+    z, t = inputs()
+    prediction = denoiser.predict_noise(z, t, denoiser.encode_prompts(PROMPTS))
+    assert (prediction[0] - prediction[1]).abs().max() > 1e-6
+
+
+def test_velocity_becomes_noise() -> None:
+    """eps = sqrt(abar) v + sqrt(1 - abar) z_t (Salimans & Ho 2022), for the same weights."""
+    z, t = inputs()
+    plain = Denoiser(tiny_checkpoint(), CPU, torch.float32)
+    velocity = Denoiser(tiny_checkpoint(prediction_type="v_prediction"), CPU, torch.float32)
+    states = plain.encode_prompts(PROMPTS[:1])
+    v = plain.predict_noise(z, t, states)
+    a = plain.alphas_cumprod[t][:, None, None, None]
+    torch.testing.assert_close(velocity.predict_noise(z, t, states), a.sqrt() * v + (1 - a).sqrt() * z)
+
+
+def test_bfloat16_agrees_with_float32() -> None:
+    z, t = inputs()
+    exact, fast = (Denoiser(tiny_checkpoint(), CPU, d) for d in (torch.float32, torch.bfloat16))
+    states = exact.encode_prompts(PROMPTS)
+    a, b = exact.predict_noise(z, t, states), fast.predict_noise(z, t, states)
+    assert b.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.99
+
+
+def test_features_stop_at_the_block_and_do_not_depend_on_the_batch(denoiser: Denoiser) -> None:
+    generator = torch.Generator().manual_seed(1)
+    z, noise = torch.randn(2, 3, 4, 8, 8, generator=generator)
+    states = denoiser.encode_prompts(PROMPTS)
+    together = denoiser.features(z, noise, 161, states, up_block=1)
+    apart = torch.cat([denoiser.features(z[i : i + 1], noise[i : i + 1], 161, states[i : i + 1], 1) for i in range(3)])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    assert together.shape == (3, 32, 8, 8)
+    captured = {}
+    hook = denoiser.unet.up_blocks[1].register_forward_hook(lambda m, i, o: captured.update(out=o))
+    a = denoiser.alphas_cumprod[161]
+    with torch.inference_mode():
+        denoiser.unet(a.sqrt() * z + (1 - a).sqrt() * noise, torch.full((3,), 161), states)
+    hook.remove()
+    torch.testing.assert_close(together, captured["out"], rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_block_is_a_settings_error(denoiser: Denoiser) -> None:
+    z, _ = inputs(1)
+    with pytest.raises(SettingsError, match="blocks 0 to 2"):
+        denoiser.features(z, z, 161, denoiser.encode_prompts(PROMPTS[:1]), up_block=7)
+
+
+def test_latents_are_means_not_samples(denoiser: Denoiser) -> None:
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    torch.manual_seed(1)
+    first = denoiser.encode_images(images)
+    torch.manual_seed(2)
+    torch.testing.assert_close(denoiser.encode_images(images), first)
+    assert denoiser.decode_latents(first).shape == images.shape
+
+
+def test_prompts_that_the_tokenizer_cannot_tell_apart_are_refused() -> None:
+    """CLIP's tokenizer lower-cases: 'an image of A' and 'an image of a' are the same tokens."""
+    with pytest.raises(SettingsError, match="cannot tell"):
+        prompt_tokens(tiny_checkpoint().tokenizer, ["an image of A", "an image of a"])
+
+
+def test_prompts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(SettingsError, match="tokens long"):
+        prompt_tokens(tiny_checkpoint().tokenizer, ["an image of " + "x" * 90])
+
+
+def test_any_script_has_its_own_tokens() -> None:
+    labels = ["日本", "中国", "Ünïcode", "a|b", "<b>", "1920s"]
+    tokens = prompt_tokens(tiny_checkpoint().tokenizer, labels)
+    assert len({tuple(row) for row in tokens.tolist()}) == len(labels)
+
+
+def test_device_and_dtype_choices() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_dtype("fp32", CPU) == torch.float32
+    assert choose_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
+    with pytest.raises(SettingsError, match="fp16"):
+        choose_dtype("fp16", CPU)
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="not available"):
+            choose_device("cuda")

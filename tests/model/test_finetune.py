@@ -1,0 +1,154 @@
+"""Fine-tuning: it learns the labels, resumes exactly, and keeps the best held-out weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import tiny_checkpoint
+from typicality.config import DatasetSettings, FinetuneSettings, ModelSettings, ScoreSettings
+from typicality.dataset import load_dataset
+from typicality.model.checkpoint import load_checkpoint
+from typicality.model.denoiser import Denoiser
+from typicality.model.finetune import Finetuner, TrainingSet, default_steps
+from typicality.model.latents import LatentStore
+from typicality.progress import Progress
+from typicality.prompts import Prompts
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingSet, LatentStore]:
+    dataset = load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
+    store = LatentStore(tmp_path_factory.mktemp("latents"), 32, 16, 2.0)
+    store.encode(dataset, Denoiser(tiny_checkpoint(), CPU, torch.float32))
+    training, held_out = dataset.held_out(0.25)
+    return TrainingSet(
+        training=[i.image_id for i in training],
+        held_out=[i.image_id for i in held_out],
+        labels_of={i.image_id: i.labels for i in dataset},
+        labels=dataset.labels,
+        prompts=Prompts("an image of {label}", "an image"),
+    ), store
+
+
+def trainer(data: tuple[TrainingSet, LatentStore], folder: Path, **changes: object) -> Finetuner:
+    options = {"steps": 6, "batch_size": 4, "validate_every": 2, "patience": 99, "validation_images": 8}
+    settings = FinetuneSettings(**(options | changes))  # type: ignore[arg-type]
+    training, store = data
+    return Finetuner(tiny_checkpoint(), training, store, settings, ScoreSettings(), folder, CPU, torch.float32, seed=0)
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing in the code under test may catch it."""
+
+
+class KillAt(Progress):
+    """Stops the training when so many steps were taken in this process."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        if note:
+            self.left -= steps
+            if self.left == 0:
+                raise KilledError
+
+
+def test_a_killed_training_ends_with_the_same_weights(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    """Killed after step 3 (state of step 2 on disk) and again after one more, then run to the end."""
+    whole = trainer(data, tmp_path / "whole")
+    expected = whole.run()
+    for steps in (3, 1):
+        with pytest.raises(KilledError):
+            trainer(data, tmp_path / "killed").run(KillAt(steps))
+    continued = trainer(data, tmp_path / "killed")
+    result = continued.run()
+    assert (result.steps, result.best_step) == (expected.steps, expected.best_step)
+    for a, b in zip(whole.parameters, continued.parameters, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_gradient_accumulation_takes_the_same_images(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    one, other = trainer(data, tmp_path / "a"), trainer(data, tmp_path / "b", micro_batch=2)
+    assert one.batch(5)[0] == other.batch(5)[0]
+    assert one.train_step(0.5) == pytest.approx(other.train_step(0.5), rel=0.3)
+
+
+def test_an_epoch_visits_every_image_of_a_shape_once(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    tuner = trainer(data, tmp_path, batch_size=1)
+    assert sorted(i for b in tuner.buckets for i in b) == sorted(data[0].training)
+    size = len(tuner.buckets[0])
+    order = tuner._order(0, 0)
+    assert sorted(order.tolist()) == list(range(size))
+    assert tuner._order(0, 1).tolist() != order.tolist() or size < 3
+
+
+def test_training_raises_held_out_typicality(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    """Red and blue squares are told apart after a few dozen steps: the label helps on images never seen."""
+    tuner = trainer(data, tmp_path, steps=60, batch_size=16, validate_every=20, rate=3e-3)
+    tuner.run()
+    first, last = tuner.history[0], max(tuner.history, key=lambda e: e["held_out_typicality"])
+    assert last["held_out_typicality"] > 0
+    assert tuner.history[-1]["loss"] < first["loss"]
+    assert tuner.best == last["held_out_typicality"]
+
+
+def test_training_stops_when_patience_runs_out(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    tuner = trainer(data, tmp_path, steps=50, validate_every=1, patience=2)
+    scores = iter([3.0, 1.0, 2.0, 9.0])
+    tuner.validate = lambda: {"step": tuner.step, "held_out_typicality": next(scores), "train_typicality": 1.0}  # type: ignore[method-assign]
+    result = tuner.run()
+    assert (result.steps, result.best_step) == (3, 1)
+
+
+def test_memorisation_is_warned_about(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    tuner = trainer(data, tmp_path)
+    tuner.best_step = 2
+    tuner.history = [{"step": 2, "held_out_typicality": 1e-5, "train_typicality": 9e-5}]
+    assert "memorised" in tuner._warnings()[0]
+    tuner.history = [{"step": 2, "held_out_typicality": -1e-5, "train_typicality": 9e-5}]
+    assert "do not help" in tuner._warnings()[0]
+    tuner.history = [{"step": 2, "held_out_typicality": 8e-5, "train_typicality": 9e-5}]
+    assert tuner._warnings() == []
+
+
+def test_saved_model_is_what_was_trained(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    tuner = trainer(data, tmp_path / "state")
+    tuner.run()
+    tuner.save(tmp_path / "model", "# card")
+    loaded = load_checkpoint(ModelSettings(name=str(tmp_path / "model")))
+    assert loaded.weights_hash() == tuner.checkpoint.weights_hash()
+    assert (tmp_path / "model" / "README.md").read_text() == "# card"
+    assert not list((tmp_path / "model").rglob("*.bin"))
+
+
+def test_lora_trains_little_and_merges_exactly(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path, tiny_model: Path
+) -> None:
+    """The merged model predicts what base plus adapter predicted; the base's own weights are not touched."""
+    tuner = trainer(data, tmp_path / "state", method="lora", lora_rank=2, rate=1e-2)
+    assert sum(p.numel() for p in tuner.parameters) < tuner.checkpoint.parameters / 5
+    assert not tuner.train_text
+    tuner.run()
+    tuner.checkpoint.name = str(tiny_model)
+    tuner.save(tmp_path / "model", "# card")
+    assert sum(f.stat().st_size for f in (tmp_path / "model").iterdir()) < 200_000
+    merged = load_checkpoint(ModelSettings(name=str(tmp_path / "model")))
+    z, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 600])
+    states = torch.randn(2, 64, 64)
+    with torch.no_grad():
+        expected = tuner.checkpoint.unet(z, t, states).sample
+        torch.testing.assert_close(merged.unet(z, t, states).sample, expected, rtol=1e-4, atol=1e-5)
+        plain = load_checkpoint(ModelSettings(name=str(tiny_model))).unet(z, t, states).sample
+    assert (plain - expected).abs().max() > 1e-4
+
+
+def test_default_steps_follow_the_data() -> None:
+    assert default_steps(20, 64) == 150
+    assert default_steps(3600, 64) == 337
+    assert default_steps(10**6, 64) == 400

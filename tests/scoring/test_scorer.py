@@ -1,0 +1,128 @@
+"""The scorer: what it writes does not depend on batches, order, shards or interruptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import tiny_checkpoint
+from typicality.config import DatasetSettings
+from typicality.dataset import LabelledImages, load_dataset
+from typicality.model.denoiser import Denoiser
+from typicality.model.latents import LatentStore
+from typicality.scoring.noise import DrawPlan
+from typicality.scoring.scorer import Job, Scorer
+from typicality.scoring.shards import ScoreReader, read_index
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    return Denoiser(tiny_checkpoint(), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_folder: Path) -> LabelledImages:
+    return load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
+
+
+@pytest.fixture(scope="module")
+def latents(dataset: LabelledImages, denoiser: Denoiser, tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
+    store = LatentStore(tmp_path_factory.mktemp("latents"), 32, 16, 2.0)
+    assert store.encode(dataset, denoiser, batch=5) == len(dataset)
+    return store
+
+
+def make(denoiser: Denoiser, latents: LatentStore, **changes: object) -> Scorer:
+    states = denoiser.encode_prompts(["an image", "an image of blue", "an image of red"])
+    options = {"plan": DrawPlan(3, 0.1, 0.7), "seed": 0, "purpose": "test", "batch_size": 64, "shard_images": 8}
+    return Scorer(denoiser, latents, states, ("blue", "red"), **(options | changes))  # type: ignore[arg-type]
+
+
+def jobs_of(dataset: LabelledImages) -> list[Job]:
+    return [Job(image.image_id, image.labels) for image in dataset]
+
+
+def as_arrays(folder: Path) -> dict[tuple[str, str], np.ndarray]:
+    return {(m.image_id, m.label): m.typicality for m in ScoreReader(folder)}
+
+
+def test_every_image_is_scored_for_its_label(
+    denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages, tmp_path: Path
+) -> None:
+    before = denoiser.evaluations
+    assert make(denoiser, latents)(jobs_of(dataset), tmp_path) == len(dataset)
+    found = as_arrays(tmp_path)
+    assert set(found) == {(i.image_id, label) for i in dataset for label in i.labels}
+    assert {m.shape for m in found.values()} == {(8, 8), (8, 12)}
+    assert denoiser.evaluations - before == len(dataset) * 2 * 6  # null and label, 3 antithetic pairs
+
+
+@pytest.mark.parametrize(("batch_size", "shard_images"), [(1, 8), (7, 3), (500, 100)])
+def test_result_does_not_depend_on_batches_shards_or_order(
+    denoiser: Denoiser,
+    latents: LatentStore,
+    dataset: LabelledImages,
+    tmp_path: Path,
+    batch_size: int,
+    shard_images: int,
+) -> None:
+    jobs = jobs_of(dataset)[:9]
+    make(denoiser, latents)(jobs, tmp_path / "a")
+    make(denoiser, latents, batch_size=batch_size, shard_images=shard_images)(jobs[::-1], tmp_path / "b")
+    first, second = as_arrays(tmp_path / "a"), as_arrays(tmp_path / "b")
+    assert set(first) == set(second)
+    for key, expected in first.items():
+        np.testing.assert_allclose(second[key], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_own_label_first_or_all_labels_give_the_same_map(
+    denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages
+) -> None:
+    """The noise is the image's: scoring further labels with it changes nothing for the first."""
+    image = dataset[0]
+    scorer = make(denoiser, latents)
+    alone = scorer.score([Job(image.image_id, ("red",))])[0]
+    both = scorer.score([Job(image.image_id, ("blue", "red"))])[1]
+    np.testing.assert_allclose(both.moments.typicality, alone.moments.typicality, rtol=1e-3, atol=1e-6)
+
+
+def test_seed_and_purpose_change_the_noise(denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages) -> None:
+    job = [Job(dataset[0].image_id, dataset[0].labels)]
+    maps = [
+        make(denoiser, latents, **change).score(job)[0].moments.typicality
+        for change in ({}, {"seed": 1}, {"purpose": "gold"})
+    ]
+    assert not torch.allclose(maps[0], maps[1])
+    assert not torch.allclose(maps[0], maps[2])
+
+
+def test_continues_after_a_kill_and_ignores_a_half_written_shard(
+    denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages, tmp_path: Path
+) -> None:
+    """A shard whose index is missing (killed between the two writes) is scored again, the others are kept."""
+    jobs = jobs_of(dataset)
+    scorer = make(denoiser, latents)
+    scorer(jobs, tmp_path / "whole")
+    scorer(jobs, tmp_path / "killed")
+    victim = sorted((tmp_path / "killed").glob("*.parquet"))[0]
+    victim.unlink()
+    missing = len(jobs) - len(read_index(tmp_path / "killed"))
+    assert missing > 0
+    assert scorer(jobs, tmp_path / "killed") == missing
+    whole, continued = as_arrays(tmp_path / "whole"), as_arrays(tmp_path / "killed")
+    assert set(whole) == set(continued)
+    for key, expected in whole.items():
+        np.testing.assert_array_equal(continued[key], expected)
+
+
+def test_added_images_are_scored_alone(
+    denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages, tmp_path: Path
+) -> None:
+    jobs = jobs_of(dataset)
+    scorer = make(denoiser, latents)
+    assert scorer(jobs[:10], tmp_path) == 10
+    assert scorer(jobs, tmp_path) == len(jobs) - 10
+    assert scorer(jobs, tmp_path) == 0
