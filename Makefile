@@ -7,7 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.built-from-lock
+LOCKED := $(VENV)/.built-from-lock
+INSTALLED := $(VENV)/.installed
 
 # torch goes first and alone: asked for together with the rest, a plain resolver may choose a build with several
 # gigabytes of CUDA libraries. To choose a build: make venv TORCH="torch==2.13.0 --index-url ADDRESS"
@@ -23,14 +24,17 @@ help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: venv
-venv: $(STAMP) ## Build .venv from requirements.lock (again when the lock or pyproject.toml has changed)
+venv: $(INSTALLED) ## Build .venv from requirements.lock (again when the lock has changed)
 
-$(STAMP): requirements.lock pyproject.toml
+$(LOCKED): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON) is too old: Python 3.11 or later is needed; try make venv PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+$(INSTALLED): $(LOCKED) pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -75,7 +79,8 @@ bench: venv ## Measure speed, and held-out accuracy after 30 minutes of fine-tun
 	mkdir -p reports/benchmarks
 	$(BIN)/typicality doctor --json > reports/benchmarks/doctor.json
 	$(BIN)/typicality finetune emoji --label year --minutes $(MINUTES) --out reports/bench-emoji-year
-	$(BIN)/typicality evaluate classify reports/bench-emoji-year --draws 8 --write reports/benchmarks/classify-emoji-year.json
+	$(BIN)/typicality evaluate classify reports/bench-emoji-year --draws 8 \
+		--write reports/benchmarks/classify-emoji-year.json
 
 .PHONY: wheel
 wheel: venv ## Build the wheel and the source archive into dist
