@@ -5,17 +5,29 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from typicality.errors import InputError, InterruptedRun, TypicalityError
 
 from . import evaluation, machine, mining
 from .console import print_text, say
 
+ORDER = ("mine", "finetune", "score", "report", "evaluate", "pretrain", "datasets", "doctor")
+
+
+class InOrder(TyperGroup):
+    """Lists groups of commands among the commands, in the order in which a user meets them."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return sorted(self.commands, key=ORDER.index)
+
+
 app = typer.Typer(
     name="typicality",
+    cls=InOrder,
     help="What is typical of each label of an image data set, measured with a diffusion model.",
     no_args_is_help=True,
     add_completion=False,
@@ -85,7 +97,10 @@ def failed(error: BaseException, code: int, verbose: bool) -> int:
 
 def usage_or_bug(error: Exception, verbose: bool) -> int:
     """Errors of the command line itself carry an exit code; anything else is a bug."""
-    show = getattr(error, "format_message", None)
+    show: Any = getattr(error, "format_message", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        say(show())
+        return 2
     if show is not None:
         context = getattr(error, "ctx", None)
         hint = f" (try `{context.command_path} --help`)" if context is not None else ""

@@ -15,7 +15,7 @@ from .options import Common, given, with_common
 @with_common
 def pretrain(
     common: Common,
-    corpus: Annotated[Path, typer.Argument(help="Parquet file with the columns image and caption.")],
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Parquet file with the columns image and caption.")],
     autoencoder_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of the autoencoder.")] = None,
     denoiser_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of the denoiser.")] = None,
 ) -> None:
@@ -50,7 +50,7 @@ def datasets(common: Common) -> None:
         return
     for info in found:
         state = "ready" if info.installed else "not installed"
-        size = f"{info.n_images} images" if getattr(info, "n_images", None) else ""
+        size = f"{info.images} images"
         print_text(f"{info.name:<12} {state:<14} {size:<16} labels: {', '.join(info.labels)}")
         print_text(f"             {info.description}")
         if not info.installed:

@@ -25,7 +25,7 @@ class ProtocolName(StrEnum):
 
 Dataset = Annotated[
     str | None,
-    typer.Argument(metavar="[DATASET]", help="Built-in name, folder, table, hf://owner/name, or a run directory."),
+    typer.Argument(metavar="DATASET", help="Built-in name, folder, table, hf://owner/name, or a run directory."),
 ]
 Label = Annotated[str | None, typer.Option("--label", "-l", metavar="COLUMN", help="Column that holds the label.")]
 Bin = Annotated[
@@ -215,7 +215,7 @@ def report(
 
 def done(result: Any, common: Common) -> None:
     """Say where the result is and what it holds."""
-    clusters = {}
+    clusters: dict[str, int] = {}
     for label in result.clusters["label"].to_pylist():
         clusters[label] = clusters.get(label, 0) + 1
     if common.json:

@@ -181,7 +181,10 @@ def parse_assignment(text: str) -> dict[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise SettingsError(f"--set takes key=value, for instance score.draws=8, not {text!r}")
-    content: Any = yaml.safe_load(value) if value.strip() else ""
+    try:
+        content: Any = yaml.safe_load(value) if value.strip() else ""
+    except yaml.YAMLError:
+        raise SettingsError(f"--set {name.strip()}: {value!r} is no value that YAML can read; quote it?") from None
     for part in reversed(name.strip().split(".")):
         content = {part: content}
     return content

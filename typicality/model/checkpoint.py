@@ -86,7 +86,8 @@ class Checkpoint:
             for name, tensor in sorted(part.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
-        digest.update(json.dumps(dict(self.scheduler.config), sort_keys=True, default=str).encode())
+        schedule = {k: v for k, v in dict(self.scheduler.config).items() if not k.startswith("_")}
+        digest.update(json.dumps(schedule, sort_keys=True, default=str).encode())
         return digest.hexdigest()[:32]
 
 
@@ -185,7 +186,7 @@ def _check(unet: UNet2DConditionModel, scheduler: DDIMScheduler, where: str) -> 
 def _add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
     """Load a LoRA adapter and merge it, so that it costs nothing at scoring."""
     try:
-        checkpoint.unet.load_lora_adapter(folder, weight_name=ADAPTER_FILE, prefix="unet")
+        checkpoint.unet.load_lora_adapter(folder, weight_name=ADAPTER_FILE, prefix=None)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load the LoRA adapter in {folder}: {error}") from error
     checkpoint.unet.fuse_lora()

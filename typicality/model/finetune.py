@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -95,6 +96,7 @@ class Finetuner:
         self.settings, self.score, self.folder, self.seed = settings, score, folder, seed
         self.device = device
         mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
+        AcceleratorState._reset_state()  # another precision may have been trained in this process before
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
         self.lora = settings.method == "lora" or (settings.method == "auto" and checkpoint.parameters > FULL_SIZE)
         self.train_text = (

@@ -18,14 +18,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from typicality.errors import DatasetError
 from typicality.model.average import Average
 from typicality.model.checkpoint import Checkpoint, save_checkpoint
 from typicality.model.denoiser import use_small_attention
@@ -72,8 +77,18 @@ class Corpus:
 
 
 def load_corpus(path: Path, size: int) -> Corpus:
-    """Read the corpus; images more than twice `size` are photographs, to be cropped at random."""
-    table = pq.read_table(path)
+    """Read the corpus; images more than twice `size` are photographs, to be cropped at random.
+
+    Raises
+    ------
+    DatasetError : the file does not exist, or is no such table.
+    """
+    try:
+        table = pq.read_table(path, columns=["image", "caption"])
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"cannot read the corpus {path}: {str(error).splitlines()[0]}") from error
+    if table.column_names != ["image", "caption"]:
+        raise DatasetError(f"the corpus {path} needs the columns 'image' and 'caption'")
     drawings, drawing_captions, photographs, photograph_captions = [], [], [], []
     for data, caption in zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True):
         image = Image.open(io.BytesIO(data["bytes"]))
@@ -299,6 +314,33 @@ def encode_corpus(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSettings
     return torch.cat(latents), captions
 
 
+def cached_latents(
+    vae: AutoencoderKL, corpus: Corpus, settings: PretrainSettings, path: Path, processes: PartialState
+) -> tuple[Tensor, list[str]]:
+    """`encode_corpus`, done once by the main process and kept in `path` until training ends."""
+    with processes.main_process_first():
+        if not path.exists():
+            latents, captions = encode_corpus(vae, corpus, settings)
+            save_file({"latents": latents}, path, metadata={"captions": json.dumps(captions)})
+    with safe_open(path, "pt") as handle:
+        return handle.get_tensor("latents"), json.loads(handle.metadata()["captions"])
+
+
+def average_gradients(parameters: list[torch.nn.Parameter], processes: PartialState) -> None:
+    """Average gradients over processes. Two processes of one thread beat one of two where cores are shared."""
+    if processes.num_processes == 1:
+        return
+    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    torch.distributed.all_reduce(flat)
+    flat /= processes.num_processes
+    start = 0
+    for parameter in parameters:
+        if parameter.grad is not None:
+            end = start + parameter.grad.numel()
+            parameter.grad.copy_(flat[start:end].view_as(parameter.grad))
+            start = end
+
+
 def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Endless shuffled passes over range(n), in batches of `size`."""
     while True:
@@ -311,9 +353,8 @@ def train_denoiser(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSetting
     """Fit denoiser and text encoder to predict the noise (mean squared error, t uniform)."""
     torch.manual_seed(settings.seed + 2)
     rng = np.random.default_rng(settings.seed + 2)
-    started = time.monotonic()
-    latents, captions = encode_corpus(vae, corpus, settings)
-    logger.info("%d latents in %.0f s", len(latents), time.monotonic() - started)
+    processes = PartialState(cpu=True)
+    latents, captions = cached_latents(vae, corpus, settings, out / "latents.safetensors", processes)
     tokenizer = byte_tokenizer()
     text_encoder, unet = new_text_encoder(tokenizer), new_denoiser(settings)
     use_small_attention(unet, torch.device("cpu"))
@@ -339,6 +380,8 @@ def train_denoiser(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSetting
         ).input_ids
         t = torch.from_numpy(rng.integers(0, 1000, len(index)))
         noise = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32))
+        mine = slice(processes.process_index, None, processes.num_processes)
+        z, tokens, t, noise = z[mine], tokens[mine], t[mine], noise[mine]
         a = abar[t][:, None, None, None]
         with torch.autocast("cpu", torch.bfloat16):
             hidden = text_encoder(tokens).last_hidden_state
@@ -346,11 +389,14 @@ def train_denoiser(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSetting
         loss = F.mse_loss(prediction.float(), noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(parameters, processes)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         average.update(step + 1)
         log.append(float(loss.detach()))
+        if not processes.is_main_process:
+            continue
         if step % 50 == 49:
             seconds = time.monotonic() - started
             logger.info("denoiser step %d, %.0f s, loss %.4f", step + 1, seconds, np.mean(log[-50:]))
@@ -359,7 +405,9 @@ def train_denoiser(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSetting
             save_checkpoint(checkpoint, out, torch.float16)
             average.swap()
     average.swap()
-    save_checkpoint(checkpoint, out, torch.float16)
+    if processes.is_main_process:
+        save_checkpoint(checkpoint, out, torch.float16)
+        (out / "latents.safetensors").unlink()
     return {
         "steps": settings.denoiser_steps,
         "seconds": round(time.monotonic() - started),
@@ -389,5 +437,6 @@ def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None) 
         vae.float()
         record.write_text(json.dumps(summary, indent=2))
     summary["denoiser"] = train_denoiser(vae, images, settings, out)
-    record.write_text(json.dumps(summary, indent=2))
+    if PartialState(cpu=True).is_main_process:
+        record.write_text(json.dumps(summary, indent=2))
     return summary
