@@ -10,7 +10,7 @@ import typer
 from typicality.errors import SettingsError, nearest
 
 from .console import print_json, print_text, say
-from .options import Common, with_common
+from .options import Common, given, with_common
 
 app = typer.Typer(help="Measure the quality of a run.", no_args_is_help=True)
 
@@ -36,6 +36,27 @@ def classify(
     limits = parse_limits(at_least)
     result = evaluate(run, draws, common.progress).as_dict()
     finish("classify", result, limits, common, write)
+
+
+@app.command()
+@with_common
+def autoencoder(
+    common: Common,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="As for `mine`.")],
+    label: Annotated[str | None, typer.Option("--label", "-l", metavar="COLUMN")] = None,
+    group: Annotated[str | None, typer.Option("--group", metavar="COLUMN")] = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="Held-out images at most.")] = 500,
+    picture: Annotated[Path | None, typer.Option("--picture", help="PNG of originals and reconstructions.")] = None,
+    at_least: AtLeast = None,
+    write: Write = None,
+) -> None:
+    """How well the model's autoencoder keeps held-out images (PSNR); what it loses cannot be mined."""
+    from typicality.evaluation.autoencoder import reconstruct
+
+    limits = parse_limits(at_least)
+    settings = common.settings(dataset, {"dataset": given(label=label, group=group)})
+    result = reconstruct(settings, images, picture, common.progress).as_dict()
+    finish("autoencoder", result, limits, common, write)
 
 
 def parse_limits(texts: list[str] | None) -> dict[str, float]:

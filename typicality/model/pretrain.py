@@ -32,6 +32,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from typicality.errors import DatasetError
 from typicality.model.average import Average
+from typicality.model.base_card import base_card
 from typicality.model.checkpoint import Checkpoint, save_checkpoint
 from typicality.model.denoiser import use_small_attention
 
@@ -409,6 +410,8 @@ def train_denoiser(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSetting
         save_checkpoint(checkpoint, out, torch.float16)
         (out / "latents.safetensors").unlink()
     return {
+        "images": len(latents),
+        "parameters": sum(p.numel() for p in unet.parameters()),
         "steps": settings.denoiser_steps,
         "seconds": round(time.monotonic() - started),
         "final_loss": round(float(np.mean(log[-200:])), 5),
@@ -439,4 +442,5 @@ def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None) 
     summary["denoiser"] = train_denoiser(vae, images, settings, out)
     if PartialState(cpu=True).is_main_process:
         record.write_text(json.dumps(summary, indent=2))
+        (out / "README.md").write_text(base_card(summary), encoding="utf-8")
     return summary
