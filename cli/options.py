@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -118,6 +119,8 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def shell(**arguments: Any) -> None:
         common = Common(**{f.name: arguments.pop(f.name) for f in fields(Common)})
+        if common.offline:  # read when the hub's packages are first imported, which is later
+            os.environ["HF_HUB_OFFLINE"] = "1"
         if common.verbose:
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
         command(**arguments, common=common)

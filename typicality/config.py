@@ -81,7 +81,7 @@ class FinetuneSettings(Section):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     held_out: float = Field(0.2, ge=0, lt=0.9, description="share of the groups kept for validation")
     validate_every: int = Field(200, ge=1, description="steps between validations")
-    validation_images: int = Field(192, ge=1)
+    validation_images: int = Field(96, ge=1, description="of each side, held out and training")
     patience: int = Field(5, ge=1, description="validations without gain before training stops")
 
 

@@ -121,7 +121,7 @@ class Run:
     @cached_property
     def latents(self) -> LatentStore:
         size = self.settings.model.size or self.base.size
-        key = key_of([self.base_hash, size, self.base.step, self.settings.model.max_aspect])
+        key = key_of([self.base_hash, size, self.base.step, self.settings.model.max_aspect, str(self.dtype)])
         folder = self.directory.path("latents", key)
         return LatentStore(folder, size, self.base.step, self.settings.model.max_aspect)
 
@@ -282,7 +282,7 @@ def ensure_latents(run: Run) -> None:
     if run.directory.is_done("latents", key) and all(i.image_id in run.latents for i in run.dataset):
         return
     with run.directory.stage("latents", key) as entry:
-        encoder = Denoiser(run.base, run.device, torch.float32)
+        encoder = Denoiser(run.base, run.device, run.dtype)
         entry["encoded"] = run.latents.encode(run.dataset, encoder, run.progress)
         entry["images"] = len(run.dataset)
 

@@ -6,6 +6,7 @@ A checkpoint is a diffusers folder (or hub id) with `vae`, `unet`, `text_encoder
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -202,8 +203,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | N
     """
     for name in ("vae", "unet", "text_encoder"):
         module: Any = getattr(checkpoint, name)
-        state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in module.state_dict().items()}
-        module.save_pretrained(folder / name, state_dict=state, safe_serialization=True)
+        stored = module if dtype is None else torch.nn.Module.to(copy.deepcopy(module), dtype)
+        stored.save_pretrained(folder / name, safe_serialization=True)
     checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
     checkpoint.scheduler.save_pretrained(folder / "scheduler")
     index = {

@@ -66,6 +66,7 @@ class Denoiser:
     Parameters
     ----------
     checkpoint : float32 weights; the UNet is moved and cast, the autoencoder and the text encoder stay float32
+        (the autoencoder encodes under autocast where the precision is bfloat16)
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
@@ -87,7 +88,8 @@ class Denoiser:
     @torch.inference_mode()
     def encode_images(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
         """Return scaled posterior means, never samples, float32 on the CPU. `images` lie in [-1, 1]."""
-        mean = self.vae.encode(images.to(self.device, torch.float32)).latent_dist.mean
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype == torch.bfloat16):
+            mean = self.vae.encode(images.to(self.device, torch.float32)).latent_dist.mean
         shift = self.vae.config.shift_factor or 0.0
         return ((mean - shift) * self.vae.config.scaling_factor).float().cpu()
 
