@@ -162,7 +162,7 @@ class Run:
         if self.settings.score.batch_size:
             return self.settings.score.batch_size
         cells = (self.latents.size // self.base.factor) ** 2
-        budget = 64 * 256 if self.device.type == "cpu" else 64 * 4096
+        budget = 160 * 256 if self.device.type == "cpu" else 64 * 4096
         return max(4, budget // cells)
 
     def plan(self, draws: int) -> DrawPlan:
