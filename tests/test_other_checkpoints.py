@@ -82,10 +82,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for label in ("red", "blue"):
         (root / label).mkdir()
-        for i in range(3):
-            pixels = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        for i in range(2):
+            pixels = rng.integers(0, 255, (60, 60, 3), dtype=np.uint8)
             pixels[..., 0 if label == "red" else 2] //= 3
-            Image.fromarray(pixels).resize((800, 600)).save(root / label / f"{i}.jpg")
+            Image.fromarray(pixels).resize((600, 600)).save(root / label / f"{i}.jpg")
     return root
 
 
@@ -100,7 +100,7 @@ def test_the_whole_job(photographs: Path, tmp_path: Path, prediction_type: str, 
         model=str(model),
         out=tmp_path / "run",
         dtype="fp32",
-        finetune={"steps": 2, "batch_size": 2, "validate_every": 1, "method": method, "validation_images": 2},
+        finetune={"steps": 2, "batch_size": 2, "validate_every": 2, "method": method, "validation_images": 1},
         score={"draws": 2, "refine_draws": 2},
         mine={"noises": 1, "share": 0.5},
     )
