@@ -62,7 +62,8 @@ def reconstruct(
     denoiser = Denoiser(checkpoint, choose_device(settings.model.device), torch.float32)
     size = settings.model.size or checkpoint.size
     chosen = _chosen(dataset, images)
-    errors, pairs = [], []
+    errors: list[float] = []
+    pairs: list[tuple[Image.Image, Image.Image]] = []
     progress.start("reconstruct", len(chosen))
     for image in chosen:
         pixels, _ = prepare(dataset.open(image), size, checkpoint.step, settings.model.max_aspect)
