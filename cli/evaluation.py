@@ -10,7 +10,7 @@ import typer
 from typicality.errors import SettingsError, nearest
 
 from .console import print_json, print_text, say
-from .options import Common, given, with_common
+from .options import Common, given, with_options
 
 app = typer.Typer(help="Measure the quality of a run.", no_args_is_help=True)
 
@@ -22,7 +22,7 @@ Write = Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Als
 
 
 @app.command()
-@with_common
+@with_options
 def classify(
     common: Common,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory with a fine-tuned model.")],
@@ -39,7 +39,7 @@ def classify(
 
 
 @app.command()
-@with_common
+@with_options
 def autoencoder(
     common: Common,
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="As for `mine`.")],

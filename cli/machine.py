@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from .console import print_json, print_text
-from .options import Common, given, with_common
+from .options import Common, given, with_options
 
 
-@with_common
+@with_options
 def pretrain(
     common: Common,
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Parquet file with the columns image and caption.")],
@@ -37,7 +37,7 @@ def pretrain(
         print_text(str(common.out))
 
 
-@with_common
+@with_options
 def datasets(common: Common) -> None:
     """List the built-in data sets, and how to get the others."""
     from dataclasses import asdict
@@ -57,7 +57,7 @@ def datasets(common: Common) -> None:
             print_text(f"             {info.how_to_get}")
 
 
-@with_common
+@with_options
 def doctor(common: Common) -> None:
     """Say what this machine can do: versions, devices, precision, the model that would be used, its speed."""
     from typicality.doctor import examine

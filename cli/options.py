@@ -1,4 +1,4 @@
-"""The common options: the same names and meanings for every command, resolved to settings in one place."""
+"""Groups of options with the same names and meanings for every command, resolved to settings in one place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +34,19 @@ class DtypeName(StrEnum):
     fp16 = "fp16"
 
 
-COMMON = "Common options"
+class ProtocolName(StrEnum):
+    adaptive = "adaptive"
+    uniform = "uniform"
+    paper = "paper"
+
+
+COMMON, DATA, WORK = "Common options", "Data", "Amount of work"
+
+DatasetArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="DATASET", help="Built-in name, folder, table, hf://owner/name, or a run directory."),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory that `mine` has filled.")]
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class Common:
 
     def settings(self, source: str | None, *layers: Mapping[str, Any]) -> Settings:
         """Resolve the settings: data set's or run's, --config, options, --set."""
-        from typicality.pipeline import resolve_settings
+        from typicality.run import resolve_settings
 
         chosen = {
             "name": self.model,
@@ -95,11 +107,115 @@ class Common:
 
     def folder(self, source: str | None) -> Path | None:
         """--out, or the run directory that was named as the source."""
-        from typicality.pipeline import run_record
+        from typicality.run import run_record
 
         if self.out is not None:
             return self.out
         return Path(source) if source is not None and run_record(source) is not None else None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Options of every command that reads a data set."""
+
+    label: Annotated[
+        str | None, typer.Option("--label", "-l", metavar="COLUMN", help="Column that holds the label.")
+    ] = None
+    bin: Annotated[
+        float | None,
+        typer.Option("--bin", help="Width of a numeric label's bins: 10 for decades.", rich_help_panel=DATA),
+    ] = None
+    group: Annotated[
+        str | None,
+        typer.Option("--group", metavar="COLUMN", help="Relatives stay on one side of a split.", rich_help_panel=DATA),
+    ] = None
+    where: Annotated[
+        str | None,
+        typer.Option("--where", metavar="CONDITION", help="Keep rows, e.g. \"camera == 'a'\".", rich_help_panel=DATA),
+    ] = None
+    label_separator: Annotated[
+        str | None, typer.Option("--label-separator", help="Several labels an image, e.g. '|'.", rich_help_panel=DATA)
+    ] = None
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            "--image-column", metavar="COLUMN", help="Column with the image or its path.", rich_help_panel=DATA
+        ),
+    ] = None
+    max_per_label: Annotated[
+        int | None, typer.Option("--max-per-label", help="Keep so many images of a label.", rich_help_panel=DATA)
+    ] = None
+    strict: Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.", rich_help_panel=DATA)] = (
+        False
+    )
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", metavar="TEXT", help="Template with {label}, e.g. 'a car from the {label}s'.",
+            rich_help_panel=DATA,
+        ),
+    ] = None  # fmt: skip
+    null_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--null-prompt", metavar="TEXT", help="The same without its label, e.g. 'a car'.", rich_help_panel=DATA
+        ),
+    ] = None
+
+    def layer(self) -> dict[str, Any]:
+        """Return the options as a layer of settings; a prompt alone gets its null prompt by dropping the label."""
+        names = (
+            "label", "bin", "group", "where", "label_separator", "image_column", "max_per_label", "strict",
+        )  # fmt: skip
+        layer: dict[str, Any] = {"dataset": given(**{name: getattr(self, name) for name in names})}
+        if self.prompt is not None:
+            layer["prompt"] = {"template": self.prompt, "null": self.null_prompt or without_label(self.prompt)}
+        elif self.null_prompt is not None:
+            layer["prompt"] = {"null": self.null_prompt}
+        return layer
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of every command that may fine-tune."""
+
+    steps: Annotated[int | None, typer.Option("--steps", help="Fine-tuning steps.", rich_help_panel=WORK)] = None
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Fine-tuning time instead.", rich_help_panel=WORK)
+    ] = None
+    no_finetune: Annotated[
+        bool, typer.Option("--no-finetune", help="Score with the model as it is.", rich_help_panel=WORK)
+    ] = False
+
+    def layer(self) -> dict[str, Any]:
+        finetune = given(steps=self.steps, minutes=self.minutes)
+        if self.no_finetune:
+            finetune["enabled"] = False
+        return {"finetune": finetune}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Options of every command that scores."""
+
+    draws: Annotated[
+        int | None, typer.Option("--draws", help="Draws an image (the first pass of adaptive).", rich_help_panel=WORK)
+    ] = None
+    protocol: Annotated[
+        ProtocolName | None,
+        typer.Option("--protocol", help="paper: 100 independent draws, as published.", rich_help_panel=WORK),
+    ] = None
+
+    def layer(self) -> dict[str, Any]:
+        return {"score": given(draws=self.draws, protocol=self.protocol and self.protocol.value)}
+
+
+def without_label(template: str) -> str:
+    """Drop `{label}` and what clings to it: "a car from the {label}s" -> "a car"; at least one word stays."""
+    words = template.partition("{label}")[0].split()
+    while len(words) > 1 and words[-1].lower() in {"of", "from", "in", "the", "with", "a", "an", "at", "by", "year"}:
+        words.pop()
+    return " ".join(words).rstrip(",;:- ") or "an image"
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -107,25 +223,36 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and value is not False}
 
 
-def with_common(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the common options to a command, which receives them as its argument `common`."""
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "common"]
-    hints = inspect.get_annotations(Common, eval_str=True)
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn each argument that is a group of options (Common, Data, Training, Scoring) into those options.
+
+    A command declares `common: Common, data: Data` and receives them filled; its own arguments come first.
+    """
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters if p.name not in groups]
+    order = sorted(groups, key=lambda name: name == "common")  # the common options are listed last
     shared = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in fields(Common)
-    ]
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default,
+            annotation=inspect.get_annotations(groups[name], eval_str=True)[f.name],
+        )
+        for name in order
+        for f in fields(groups[name])
+    ]  # fmt: skip
 
     @functools.wraps(command)
     def shell(**arguments: Any) -> None:
-        common = Common(**{f.name: arguments.pop(f.name) for f in fields(Common)})
+        filled = {
+            name: group(**{f.name: arguments.pop(f.name) for f in fields(group)}) for name, group in groups.items()
+        }
+        common: Common = filled["common"]
         if common.offline:  # read when the hub's packages are first imported, which is later
             os.environ["HF_HUB_OFFLINE"] = "1"
         if common.verbose:
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-        command(**arguments, common=common)
+        command(**arguments, **filled)
 
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    shell.__signature__ = inspect.Signature([*keyword, *shared])  # type: ignore[attr-defined]
-    shell.__annotations__ = {p.name: p.annotation for p in [*keyword, *shared]} | {"return": None}
+    shell.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    shell.__annotations__ = {p.name: p.annotation for p in [*own, *shared]} | {"return": None}
     return shell

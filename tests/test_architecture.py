@@ -21,7 +21,7 @@ BUILTIN = PACKAGE / "dataset" / "builtin"
 
 ORDER = (
     ("errors",),
-    ("records",),
+    ("records", "metrics"),
     ("config",),
     ("progress",),
     ("store",),
@@ -31,8 +31,10 @@ ORDER = (
     ("scoring",),
     ("mining",),
     ("report",),
+    ("run",),
     ("pipeline",),
-    ("doctor", "evaluation", "applications"),
+    ("doctor", "applications"),
+    ("evaluation",),
     ("api",),
     ("__init__",),
 )

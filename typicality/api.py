@@ -16,8 +16,9 @@ from typicality.evaluation.classify import Classification
 from typicality.evaluation.classify import classify as evaluate_classify
 from typicality.model.pretrain import PretrainSettings
 from typicality.model.pretrain import pretrain as train_base
-from typicality.pipeline import Result, resolve_settings, run_record
+from typicality.pipeline import Result
 from typicality.progress import SILENT, Progress
+from typicality.run import resolve_settings, run_record
 
 
 def settings_for(

@@ -8,12 +8,10 @@ reused. The order is
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +19,28 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from typicality.config import ModelSettings, Settings, config_of, key_of, merge, read_config, resolve
-from typicality.dataset import LabelledImages, load_dataset
-from typicality.dataset.split import is_held_out, unit_hash
+from typicality.config import Settings, key_of
+from typicality.dataset import LabelledImages
+from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, InterruptedRun, OutputError
 from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor, element_index
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches, with_specificity
 from typicality.mining.tables import clusters_table, elements_table, in_table_order
 from typicality.model.card import model_card
-from typicality.model.checkpoint import Checkpoint, load_checkpoint
-from typicality.model.denoiser import Denoiser, choose_device, choose_dtype
+from typicality.model.checkpoint import load_checkpoint
+from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import Finetuner, TrainingSet, default_steps
-from typicality.model.latents import LatentStore
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
 from typicality.records import Patch
 from typicality.report.render import write_report
 from typicality.report.view import ReportInput
-from typicality.scoring.noise import DrawPlan
+from typicality.run import Run, open_run
 from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoreReader
-from typicality.store import RunDirectory, write_table, write_whole
+from typicality.store import write_table, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -85,194 +81,6 @@ class Result:
     record: dict[str, Any]
 
 
-@dataclass
-class Run:
-    """A run that is being worked on: settings, data set and run directory, and what follows from them."""
-
-    settings: Settings
-    dataset: LabelledImages
-    directory: RunDirectory
-    progress: Progress = SILENT
-    _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
-
-    @cached_property
-    def prompts(self) -> Prompts:
-        return Prompts(self.settings.prompt.template, self.settings.prompt.null)
-
-    @cached_property
-    def device(self) -> torch.device:
-        return choose_device(self.settings.model.device)
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        return choose_dtype(self.settings.model.dtype, self.device)
-
-    @cached_property
-    def base(self) -> Checkpoint:
-        """The model before fine-tuning."""
-        checkpoint = load_checkpoint(self.settings.model)
-        self.progress.say(f"model: {checkpoint.name} ({checkpoint.reason})")
-        return checkpoint
-
-    @cached_property
-    def base_hash(self) -> str:
-        return self.base.weights_hash()
-
-    @cached_property
-    def latents(self) -> LatentStore:
-        size = self.settings.model.size or self.base.size
-        key = key_of([self.base_hash, size, self.base.step, self.settings.model.max_aspect, str(self.dtype)])
-        folder = self.directory.path("latents", key)
-        return LatentStore(folder, size, self.base.step, self.settings.model.max_aspect)
-
-    @cached_property
-    def finetune_key(self) -> str:
-        settings = self.settings
-        if not settings.finetune.enabled:
-            return key_of(["not fine-tuned", self.base_hash])
-        return key_of(
-            [
-                self.base_hash,
-                self.latents.folder.name,
-                self.dataset.fingerprint,
-                settings.prompt.model_dump(),
-                settings.finetune.model_dump(),
-                [settings.score.t_min, settings.score.t_max],
-                settings.seed,
-                str(self.dtype),
-            ]
-        )
-
-    @cached_property
-    def denoiser(self) -> Denoiser:
-        """The model that scores: the fine-tuned one, read back from the run directory."""
-        if self.settings.finetune.enabled:
-            folder = self.directory.path("model")
-            checkpoint = load_checkpoint(ModelSettings(name=str(folder), offline=True))
-        else:
-            checkpoint = self.base
-        return Denoiser(checkpoint, self.device, self.dtype)
-
-    @cached_property
-    def labels_of(self) -> dict[str, tuple[str, ...]]:
-        return {image.image_id: image.labels for image in self.dataset}
-
-    @cached_property
-    def batch_size(self) -> int:
-        if self.settings.score.batch_size:
-            return self.settings.score.batch_size
-        cells = (self.latents.size // self.base.factor) ** 2
-        budget = 160 * 256 if self.device.type == "cpu" else 64 * 4096
-        return max(4, budget // cells)
-
-    def plan(self, draws: int) -> DrawPlan:
-        score = self.settings.score
-        if score.protocol == "paper":
-            return DrawPlan(draws, score.t_min, score.t_max, antithetic=False, stratified=False)
-        return DrawPlan(max(1, draws // 2), score.t_min, score.t_max)
-
-    @property
-    def first_draws(self) -> int:
-        return self.settings.score.draws or {"adaptive": 4, "uniform": 16, "paper": 100}[self.settings.score.protocol]
-
-    def score_folder(self, purpose: str, draws: int) -> Path:
-        """The folder of a pass; its name covers everything its maps depend on, but not which images are in it."""
-        score = self.settings.score
-        key = key_of(
-            [
-                self.finetune_key, self.latents.folder.name, self.settings.prompt.model_dump(), purpose, draws,
-                score.protocol == "paper", score.t_min, score.t_max, self.settings.seed, str(self.dtype),
-            ]
-        )  # fmt: skip
-        return self.directory.path("scores", f"{purpose.replace(' ', '-')}-{key}")
-
-    def warnings(self) -> tuple[str, ...]:
-        """What a reader of the results must know: of the data, and of the training."""
-        found = list(self.dataset.warnings)
-        if self.settings.finetune.enabled:
-            stage = self.directory.record["stages"].get("finetune", {})
-            found += stage.get("warnings", [])
-            found.append(
-                "Scores are in-sample: most images were also used to fine-tune the model (the published protocol), "
-                "so what is typical of an image may in part be memorised."
-            )
-        return tuple(found)
-
-
-# ------------------------------------------------------------------------------------------------ settings
-
-
-def run_record(source: str) -> dict[str, Any] | None:
-    """Return run.json when `source` is a run directory, else None."""
-    path = Path(source) / "run.json"
-    if not path.is_file():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OutputError(f"{path} cannot be read ({error}); run `typicality mine` again with --fresh") from error
-    return record
-
-
-def resolve_settings(
-    source: str | None = None, config: Path | None = None, overrides: Iterable[Mapping[str, Any]] = ()
-) -> Settings:
-    """Resolve all settings: the run's own when `source` is a run directory, else the data set's, then the user's."""
-    layers: list[Mapping[str, Any]] = []
-    if source is not None and (record := run_record(source)) is not None:
-        layers.append(record["settings"])
-    else:
-        name = source or "emoji"
-        layers += [config_of(name), {"dataset": {"source": name}}]
-    if config is not None:
-        layers.append(read_config(config))
-    return resolve(merge(*layers, *overrides))
-
-
-def default_folder(dataset: LabelledImages) -> Path:
-    """Return reports/<data set>-<label>."""
-    label = "".join(c if c.isalnum() or c in "-_" else "-" for c in dataset.label)
-    return Path("reports") / f"{dataset.name}-{label}"
-
-
-def open_run(settings: Settings, out: Path | None = None, fresh: bool = False, progress: Progress = SILENT) -> Run:
-    """Load the data set, open the run directory and check that the two belong together.
-
-    Raises
-    ------
-    DatasetError, OutputError, SettingsError
-    """
-    dataset = load_dataset(settings.dataset)
-    directory = RunDirectory(out or default_folder(dataset))
-    if fresh:
-        with directory.lock():
-            directory.clear()
-    before = directory.record.get("dataset")
-    if before and (before["name"], before["label"]) != (dataset.name, dataset.label):
-        raise OutputError(
-            f"{directory.folder} holds a run of {before['name']} by {before['label']}, not of {dataset.name} by "
-            f"{dataset.label}; choose another --out, or --fresh to replace it"
-        )
-    run = Run(settings, dataset, directory, progress)
-    directory.record |= {
-        "settings": settings.model_dump(),
-        "seed": settings.seed,
-        "dataset": {
-            "name": dataset.name,
-            "label": dataset.label,
-            "labels": {label: dataset.number_of(label) for label in dataset.labels},
-            "n_images": len(dataset),
-            "fingerprint": dataset.fingerprint,
-            "unreadable": [[u.file_name, u.reason] for u in dataset.unreadable],
-            "duplicates": [list(d.file_names) for d in dataset.duplicates],
-            "warnings": list(dataset.warnings),
-        },
-    }
-    for warning in dataset.warnings:
-        progress.say(f"warning: {warning}")
-    return run
-
-
 # -------------------------------------------------------------------------------------------------- stages
 
 
@@ -298,7 +106,7 @@ def ensure_model(run: Run) -> None:
     if not settings.enabled or run.directory.is_done("finetune", run.finetune_key):
         run.directory.save()
         return
-    held_out = {i.image_id for i in run.dataset if is_held_out(i.group, settings.held_out)}
+    held_out = run.held_out
     data = TrainingSet(
         training=[i.image_id for i in run.dataset if i.image_id not in held_out],
         held_out=sorted(held_out),
@@ -345,10 +153,9 @@ def scorer(run: Run, purpose: str, draws: int) -> Scorer:
 
 def ensure_scores(run: Run) -> None:
     """Score every image under its own labels, then the winners anew with more draws and against other labels."""
-    folder = run.score_folder(FIRST_PASS, run.first_draws)
     jobs = [Job(image_id, labels) for image_id, labels in sorted(run.labels_of.items())]
-    _score_pass(run, "score", FIRST_PASS, run.first_draws, folder, jobs)
-    write_table(run.directory.path("images.parquet"), _images_table(run, ScoreReader(folder)))
+    first = score_pass(run, "score", FIRST_PASS, run.first_draws, jobs)
+    write_table(run.directory.path("images.parquet"), _images_table(run, first))
     if run.settings.score.protocol == "adaptive":
         candidates = _candidates(run)
         wanted: dict[str, set[str]] = {}
@@ -356,22 +163,31 @@ def ensure_scores(run: Run) -> None:
             for patch in patches:
                 wanted.setdefault(patch.image_id, set()).add(label)
         jobs = [Job(i, _with_contrast(run, i, sorted(own))) for i, own in sorted(wanted.items())]
-        draws = run.settings.score.refine_draws
-        _score_pass(run, "refine", REFINEMENT, draws, run.score_folder(REFINEMENT, draws), jobs)
+        score_pass(run, "refine", REFINEMENT, run.settings.score.refine_draws, jobs)
 
 
-def _score_pass(run: Run, stage: str, purpose: str, draws: int, folder: Path, jobs: Sequence[Job]) -> None:
+def score_pass(run: Run, stage: str, purpose: str, draws: int, jobs: Sequence[Job]) -> ScoreReader:
+    """Score images under labels, as far as that has not been done, and return a reader of the maps.
+
+    Parameters
+    ----------
+    stage : its name in run.json
+    purpose : names the pass's folder and its noise: other purposes draw independent noise
+    draws : UNet draws an image and label; even unless the protocol is `paper`
+    jobs : which images under which labels; one null prediction serves all labels of a job
+    """
+    folder = run.score_folder(purpose, draws)
     key = key_of([folder.name, [[j.image_id, *j.labels] for j in jobs]])
-    if run.directory.is_done(stage, key):
-        return
-    with run.directory.stage(stage, key) as entry:
-        run.denoiser.evaluations = 0
-        try:
-            entry["images"] = len(jobs)
-            entry["draws"] = draws
-            scorer(run, purpose, draws)(jobs, folder, run.progress)
-        finally:
-            entry["unet_evaluations"] = entry.get("unet_evaluations", 0) + run.denoiser.evaluations
+    if not run.directory.is_done(stage, key):
+        with run.directory.stage(stage, key) as entry:
+            run.denoiser.evaluations = 0
+            try:
+                entry["images"] = len(jobs)
+                entry["draws"] = draws
+                scorer(run, purpose, draws)(jobs, folder, run.progress)
+            finally:
+                entry["unet_evaluations"] = entry.get("unet_evaluations", 0) + run.denoiser.evaluations
+    return ScoreReader(folder)
 
 
 def _with_contrast(run: Run, image_id: str, own: Sequence[str]) -> tuple[str, ...]:
@@ -416,7 +232,6 @@ def _candidates(run: Run) -> dict[str, list[Patch]]:
 
 def _images_table(run: Run, reader: ScoreReader) -> pa.Table:
     images = {image.image_id: image for image in run.dataset}
-    share = run.settings.finetune.held_out
     rows = []
     for entry in reader.index.to_pylist():
         image = images.get(entry["image_id"])
@@ -426,7 +241,7 @@ def _images_table(run: Run, reader: ScoreReader) -> pa.Table:
             {
                 "image_id": image.image_id, "file_name": image.file_name, "label": entry["label"],
                 "width": image.width, "height": image.height, "group": image.group,
-                "held_out": is_held_out(image.group, share), "typicality": entry["mean"],
+                "held_out": image.image_id in run.held_out, "typicality": entry["mean"],
                 "standard_error": entry["standard_error"], "n_draws": entry["draws"],
             }
         )  # fmt: skip
@@ -617,7 +432,7 @@ def _working(settings: Settings, out: Path | None, fresh: bool, progress: Progre
 def plan_of(settings: Settings, dataset: LabelledImages) -> dict[str, Any]:
     """Return what a run would do, for `--dry-run`: nothing is loaded but the data set's records."""
     finetune = settings.finetune
-    held_out = sum(is_held_out(i.group, finetune.held_out) for i in dataset)
+    held_out = len(dataset.held_out(finetune.held_out)[1])
     draws = settings.score.draws or {"adaptive": 4, "uniform": 16, "paper": 100}[settings.score.protocol]
     steps = f"{finetune.minutes} minutes" if finetune.minutes else (
         finetune.steps or default_steps(len(dataset) - held_out, finetune.batch_size)

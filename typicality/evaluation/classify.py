@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from typicality.dataset.split import is_held_out
 from typicality.errors import InputError, OutputError
-from typicality.pipeline import Run, open_run, resolve_settings, run_record, scorer
+from typicality.pipeline import scorer
 from typicality.progress import SILENT, Progress
+from typicality.run import Run, open_run, resolve_settings, run_record
 from typicality.scoring.scorer import Job
 
 PURPOSE = "classify"
@@ -68,7 +68,7 @@ def classify(folder: Path, draws: int = 8, progress: Progress = SILENT) -> Class
 
 def classify_held_out(run: Run, draws: int, progress: Progress) -> Classification:
     """Classify the held-out images of an open run; nothing is written."""
-    images = [i for i in run.dataset if is_held_out(i.group, run.settings.finetune.held_out)]
+    images = [i for i in run.dataset if i.image_id in run.held_out]
     if not images:
         raise InputError("no image is held out: finetune.held_out is 0, or there are too few groups")
     labels = run.dataset.labels

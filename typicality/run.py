@@ -1,0 +1,216 @@
+"""A run that is being worked on: its settings, its data set, its directory, and everything that follows from them.
+
+The stages themselves, and their order, are in pipeline.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from typicality.config import ModelSettings, Settings, config_of, key_of, merge, read_config, resolve
+from typicality.dataset import LabelledImages, load_dataset
+from typicality.errors import OutputError
+from typicality.model.checkpoint import Checkpoint, load_checkpoint
+from typicality.model.denoiser import Denoiser, choose_device, choose_dtype
+from typicality.model.latents import LatentStore
+from typicality.progress import SILENT, Progress
+from typicality.prompts import Prompts
+from typicality.scoring.noise import DrawPlan
+from typicality.store import RunDirectory
+
+
+@dataclass
+class Run:
+    """A run that is being worked on: settings, data set and run directory, and what follows from them."""
+
+    settings: Settings
+    dataset: LabelledImages
+    directory: RunDirectory
+    progress: Progress = SILENT
+    _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        return Prompts(self.settings.prompt.template, self.settings.prompt.null)
+
+    @cached_property
+    def device(self) -> torch.device:
+        return choose_device(self.settings.model.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return choose_dtype(self.settings.model.dtype, self.device)
+
+    @cached_property
+    def base(self) -> Checkpoint:
+        """The model before fine-tuning, in float32."""
+        checkpoint = load_checkpoint(self.settings.model)
+        self.progress.say(f"model: {checkpoint.name} ({checkpoint.reason})")
+        return checkpoint
+
+    @cached_property
+    def base_hash(self) -> str:
+        return self.base.weights_hash()
+
+    @cached_property
+    def latents(self) -> LatentStore:
+        size = self.settings.model.size or self.base.size
+        key = key_of([self.base_hash, size, self.base.step, self.settings.model.max_aspect, str(self.dtype)])
+        folder = self.directory.path("latents", key)
+        return LatentStore(folder, size, self.base.step, self.settings.model.max_aspect)
+
+    @cached_property
+    def finetune_key(self) -> str:
+        settings = self.settings
+        if not settings.finetune.enabled:
+            return key_of(["not fine-tuned", self.base_hash])
+        return key_of(
+            [
+                self.base_hash,
+                self.latents.folder.name,
+                self.dataset.fingerprint,
+                settings.prompt.model_dump(),
+                settings.finetune.model_dump(),
+                [settings.score.t_min, settings.score.t_max],
+                settings.seed,
+                str(self.dtype),
+            ]
+        )
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The model that scores: the fine-tuned one, read back from the run directory."""
+        if self.settings.finetune.enabled:
+            folder = self.directory.path("model")
+            checkpoint = load_checkpoint(ModelSettings(name=str(folder), offline=True))
+        else:
+            checkpoint = self.base
+        return Denoiser(checkpoint, self.device, self.dtype)
+
+    @cached_property
+    def labels_of(self) -> dict[str, tuple[str, ...]]:
+        return {image.image_id: image.labels for image in self.dataset}
+
+    @cached_property
+    def held_out(self) -> frozenset[str]:
+        """Ids of the images that fine-tuning never sees: whole groups, by `finetune.held_out`."""
+        return frozenset(i.image_id for i in self.dataset.held_out(self.settings.finetune.held_out)[1])
+
+    @cached_property
+    def batch_size(self) -> int:
+        if self.settings.score.batch_size:
+            return self.settings.score.batch_size
+        cells = (self.latents.size // self.base.factor) ** 2
+        budget = 160 * 256 if self.device.type == "cpu" else 64 * 4096
+        return max(4, budget // cells)
+
+    def plan(self, draws: int) -> DrawPlan:
+        score = self.settings.score
+        if score.protocol == "paper":
+            return DrawPlan(draws, score.t_min, score.t_max, antithetic=False, stratified=False)
+        return DrawPlan(max(1, draws // 2), score.t_min, score.t_max)
+
+    @property
+    def first_draws(self) -> int:
+        return self.settings.score.draws or {"adaptive": 4, "uniform": 16, "paper": 100}[self.settings.score.protocol]
+
+    def score_folder(self, purpose: str, draws: int) -> Path:
+        """The folder of a pass; its name covers everything its maps depend on, but not which images are in it."""
+        score = self.settings.score
+        key = key_of(
+            [
+                self.finetune_key, self.latents.folder.name, self.settings.prompt.model_dump(), purpose, draws,
+                score.protocol == "paper", score.t_min, score.t_max, self.settings.seed, str(self.dtype),
+            ]
+        )  # fmt: skip
+        return self.directory.path("scores", f"{purpose.replace(' ', '-')}-{key}")
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the results must know: of the data, and of the training."""
+        found = list(self.dataset.warnings)
+        if self.settings.finetune.enabled:
+            stage = self.directory.record["stages"].get("finetune", {})
+            found += stage.get("warnings", [])
+            found.append(
+                "Scores are in-sample: most images were also used to fine-tune the model (the published protocol), "
+                "so what is typical of an image may in part be memorised."
+            )
+        return tuple(found)
+
+
+def run_record(source: str) -> dict[str, Any] | None:
+    """Return run.json when `source` is a run directory, else None."""
+    path = Path(source) / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OutputError(f"{path} cannot be read ({error}); run `typicality mine` again with --fresh") from error
+    return record
+
+
+def resolve_settings(
+    source: str | None = None, config: Path | None = None, overrides: Iterable[Mapping[str, Any]] = ()
+) -> Settings:
+    """Resolve all settings: the run's own when `source` is a run directory, else the data set's, then the user's."""
+    layers: list[Mapping[str, Any]] = []
+    if source is not None and (record := run_record(source)) is not None:
+        layers.append(record["settings"])
+    else:
+        name = source or "emoji"
+        layers += [config_of(name), {"dataset": {"source": name}}]
+    if config is not None:
+        layers.append(read_config(config))
+    return resolve(merge(*layers, *overrides))
+
+
+def default_folder(dataset: LabelledImages) -> Path:
+    """Return reports/<data set>-<label>."""
+    label = "".join(c if c.isalnum() or c in "-_" else "-" for c in dataset.label)
+    return Path("reports") / f"{dataset.name}-{label}"
+
+
+def open_run(settings: Settings, out: Path | None = None, fresh: bool = False, progress: Progress = SILENT) -> Run:
+    """Load the data set, open the run directory and check that the two belong together.
+
+    Raises
+    ------
+    DatasetError, OutputError, SettingsError
+    """
+    dataset = load_dataset(settings.dataset)
+    directory = RunDirectory(out or default_folder(dataset))
+    if fresh:
+        with directory.lock():
+            directory.clear()
+    before = directory.record.get("dataset")
+    if before and (before["name"], before["label"]) != (dataset.name, dataset.label):
+        raise OutputError(
+            f"{directory.folder} holds a run of {before['name']} by {before['label']}, not of {dataset.name} by "
+            f"{dataset.label}; choose another --out, or --fresh to replace it"
+        )
+    run = Run(settings, dataset, directory, progress)
+    directory.record |= {
+        "settings": settings.model_dump(),
+        "seed": settings.seed,
+        "dataset": {
+            "name": dataset.name,
+            "label": dataset.label,
+            "labels": {label: dataset.number_of(label) for label in dataset.labels},
+            "n_images": len(dataset),
+            "fingerprint": dataset.fingerprint,
+            "unreadable": [[u.file_name, u.reason] for u in dataset.unreadable],
+            "duplicates": [list(d.file_names) for d in dataset.duplicates],
+            "warnings": list(dataset.warnings),
+        },
+    }
+    for warning in dataset.warnings:
+        progress.say(f"warning: {warning}")
+    return run
