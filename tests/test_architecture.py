@@ -224,7 +224,7 @@ def test_modules_have_one_subject():
         ("typicality.pipeline", "from typicality.report.view import ReportInput", False),
         ("typicality.pipeline", "from typicality.cli import app", True),
         ("typicality.pipeline", "import cli", True),
-        ("typicality.evaluation.classify", "from typicality.applications import audit", True),
+        ("typicality.applications.audit", "from typicality.evaluation import classify", True),
         ("typicality.applications.audit", "from typicality.applications.localize import boxes", True),
         ("typicality.applications.audit", "from typicality.applications.audit import rows", False),
         ("typicality.store", "import typicality", True),
