@@ -12,10 +12,27 @@ from typer.core import TyperGroup
 
 from typicality.errors import InputError, InterruptedRun, TypicalityError
 
-from . import evaluation, machine, mining
+from . import audit, evaluation, evidence, exchange, localize, machine, mining, translate
 from .console import print_text, say
 
-ORDER = ("mine", "finetune", "score", "report", "evaluate", "pretrain", "datasets", "doctor")
+ORDER = (
+    "mine",
+    "finetune",
+    "score",
+    "report",
+    "audit",
+    "localize",
+    "translate",
+    "trends",
+    "evaluate",
+    "bench",
+    "estimate",
+    "diff",
+    "export",
+    "pretrain",
+    "datasets",
+    "doctor",
+)
 
 
 class InOrder(TyperGroup):
@@ -38,7 +55,20 @@ app.command("mine")(mining.mine)
 app.command("finetune")(mining.finetune)
 app.command("score")(mining.score)
 app.command("report")(mining.report)
+app.command("audit")(audit.audit)
+app.command("localize")(localize.localize)
+app.command("translate")(translate.translate)
+app.command("trends")(translate.trends)
+evaluation.app.command("elements")(evidence.elements)
+evaluation.app.command("labels")(evidence.labels)
+evaluation.app.command("planted")(evidence.planted)
+evaluation.app.command("localize")(localize.evaluate_localize)
+evaluation.app.command("translate")(translate.evaluate_translate)
 app.add_typer(evaluation.app, name="evaluate")
+app.command("bench")(machine.bench)
+app.command("estimate")(machine.estimate)
+app.command("diff")(exchange.diff)
+app.command("export")(exchange.export)
 app.command("pretrain")(machine.pretrain)
 app.command("datasets")(machine.datasets)
 app.command("doctor")(machine.doctor)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from typicality.processes import is_main
 from typicality.progress import Progress
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -80,7 +81,7 @@ class LineProgress(Progress):
 
 
 def progress_for(quiet: bool) -> Progress:
-    if quiet:
+    if quiet or not is_main():
         return Progress()
     return BarProgress() if stderr.is_terminal else LineProgress()
 
@@ -91,9 +92,11 @@ def say(message: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, default=str, ensure_ascii=False) + "\n")
+    """Print one JSON document on stdout; of several processes only the main one does."""
+    if is_main():
+        sys.stdout.write(json.dumps(document, indent=2, default=str, ensure_ascii=False) + "\n")
 
 
 def print_text(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    if is_main():
+        sys.stdout.write(text + "\n")

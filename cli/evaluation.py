@@ -59,6 +59,31 @@ def autoencoder(
     finish("autoencoder", result, limits, common, write)
 
 
+@app.command()
+@with_options
+def estimator(
+    common: Common,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory that `mine` has filled.")],
+    images: Annotated[int, typer.Option("--images", min=1, help="Images of the sample, of all labels alike.")] = 96,
+    gold: Annotated[int, typer.Option("--gold", help="Independent draws of the gold standard.")] = 1000,
+    paper: Annotated[
+        list[int] | None,
+        typer.Option("--paper", metavar="N", help="Draws of the published protocol; may be repeated [4, 16, 100]."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Figure of overlap against evaluations.")
+    ] = None,
+    at_least: AtLeast = None,
+    write: Write = None,
+) -> None:
+    """Ways of drawing against a gold standard: UNet evaluations, rank correlation, overlap, calibration."""
+    from typicality.evaluation.estimator import estimator as evaluate
+
+    limits = parse_limits(at_least)
+    result = evaluate(run, images, gold, tuple(paper or (4, 16, 100)), picture, common.progress).as_dict()
+    finish("estimator", result, limits, common, write)
+
+
 def parse_limits(texts: list[str] | None) -> dict[str, float]:
     limits = {}
     for text in texts or []:
@@ -90,7 +115,12 @@ def finish(
         print_json(result)
     else:
         for name, value in result.items():
-            print_text(f"{name}: {value}")
+            if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+                print_text(f"{name}:")
+                for row in value:
+                    print_text("  " + "  ".join(f"{n} {v}" for n, v in row.items() if v is not None))
+            else:
+                print_text(f"{name}: {value}")
     breaches = [f"{name} is {result[name]}, below {limit}" for name, limit in limits.items() if result[name] < limit]
     for breach in breaches:
         say(breach)

@@ -1,4 +1,4 @@
-"""`pretrain`, `datasets`, `doctor`: what is there, what this machine can do, and how the base model was made."""
+"""`bench`, `estimate`, `pretrain`, `datasets`, `doctor`: what is there, what this machine can do, and what it costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,59 @@ from typing import Annotated
 import typer
 
 from .console import print_json, print_text
-from .options import Common, given, with_options
+from .evaluation import AtLeast, Write, finish, parse_limits
+from .options import Common, Data, DatasetArgument, Scoring, Training, given, with_options
+
+
+@with_options
+def bench(
+    common: Common,
+    images: Annotated[int | None, typer.Option("--images", min=1, help="Images to score [by speed].")] = None,
+    at_least: AtLeast = None,
+    write: Write = None,
+) -> None:
+    """Speed of scoring against the bare UNet and against this machine's peak, in about three minutes."""
+    from typicality.evaluation.speed import bench as measure
+
+    limits = parse_limits(at_least)
+    settings = common.settings(None, {"dataset": {"label": "year"}})
+    if common.dry_run:
+        print_text("would score images of the embedded data and time the bare UNet; nothing is kept")
+        return
+    finish("bench", measure(settings, images, common.progress), limits, common, write)
+
+
+@with_options
+def estimate(
+    common: Common, data: Data, training: Training, scoring: Scoring, dataset: DatasetArgument = None,
+) -> None:  # fmt: skip
+    """Cost before work: images, UNet evaluations, time and disk of `mine` with the same options."""
+    from typicality.applications.estimate import estimate as measure
+
+    settings = common.settings(dataset, data.layer(), training.layer(), scoring.layer())
+    if common.dry_run:
+        print_text("would time a few images through every stage; nothing is kept")
+        return
+    result = measure(settings, common.progress).as_dict()
+    if common.json:
+        print_json(result)
+        return
+    stages = result.pop("stages")
+    print_text(f"images: {result['images']}")
+    print_text(f"on: {result['device']}, {result['dtype']}")
+    for name, cost in stages.items():
+        print_text(f"  {name + ':':<10} {cost['unet_evaluations']:>10} UNet evaluations  {duration(cost['seconds'])}")
+    print_text(f"together: {result['unet_evaluations']} UNet evaluations, {duration(result['seconds'])}")
+    each = f"{result['disk_bytes_an_image'] / 1e3:.1f} KB an image"
+    print_text(f"disk: {result['disk_bytes'] / 1e6:.0f} MB, of it {each}")
+
+
+def duration(seconds: float) -> str:
+    """1 h 05 min, 3 min 20 s, 12 s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
 
 
 @with_options

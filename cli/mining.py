@@ -64,7 +64,8 @@ def score(common: Common, data: Data, training: Training, scoring: Scoring, data
     scores = pipeline.score(settings, folder, common.fresh, common.progress)
     if common.json:
         record = run_record(str(scores.parent)) or {}
-        stages = {name: record["stages"][name] for name in ("score", "refine") if name in record["stages"]}
+        done = record.get("stages", {})
+        stages = {name: done[name] for name in done if name.split()[0] in ("score", "select", "refine")}
         print_json({"scores": str(scores), "stages": stages})
     else:
         print_text(str(scores))

@@ -34,6 +34,12 @@ class DtypeName(StrEnum):
     fp16 = "fp16"
 
 
+class PrecisionName(StrEnum):
+    fast = "fast"
+    standard = "standard"
+    exact = "exact"
+
+
 class ProtocolName(StrEnum):
     adaptive = "adaptive"
     uniform = "uniform"
@@ -183,12 +189,16 @@ class Training:
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="Fine-tuning time instead.", rich_help_panel=WORK)
     ] = None
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", help="Score each image with a model that has not seen it.", rich_help_panel=WORK),
+    ] = None
     no_finetune: Annotated[
         bool, typer.Option("--no-finetune", help="Score with the model as it is.", rich_help_panel=WORK)
     ] = False
 
     def layer(self) -> dict[str, Any]:
-        finetune = given(steps=self.steps, minutes=self.minutes)
+        finetune = given(steps=self.steps, minutes=self.minutes, folds=self.folds)
         if self.no_finetune:
             finetune["enabled"] = False
         return {"finetune": finetune}
@@ -205,9 +215,22 @@ class Scoring:
         ProtocolName | None,
         typer.Option("--protocol", help="paper: 100 independent draws, as published.", rich_help_panel=WORK),
     ] = None
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option("--precision", help="How many draws adaptive scoring may take.", rich_help_panel=WORK),
+    ] = None
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            "--overlap", metavar="SHARE", help="Score until so many of the patches are expected to be right, e.g. 0.9.",
+            rich_help_panel=WORK,
+        ),
+    ] = None  # fmt: skip
 
     def layer(self) -> dict[str, Any]:
-        return {"score": given(draws=self.draws, protocol=self.protocol and self.protocol.value)}
+        chosen = {"protocol": self.protocol, "precision": self.precision}
+        names = {name: option.value for name, option in chosen.items() if option is not None}
+        return {"score": given(draws=self.draws, overlap=self.overlap) | names}
 
 
 def without_label(template: str) -> str:

@@ -23,7 +23,7 @@ ORDER = (
     ("errors",),
     ("records", "metrics"),
     ("config",),
-    ("progress",),
+    ("progress", "processes"),
     ("store",),
     ("prompts",),
     ("dataset",),

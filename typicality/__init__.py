@@ -13,10 +13,50 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from typicality.api import classify, finetune, mine, pretrain, report, score
+    from typicality.api import (
+        audit,
+        bench,
+        classify,
+        diff,
+        estimate,
+        evaluate_elements,
+        evaluate_estimator,
+        evaluate_labels,
+        evaluate_localize,
+        evaluate_planted,
+        export,
+        finetune,
+        localize,
+        mine,
+        pretrain,
+        report,
+        score,
+        translate,
+        trends,
+    )
 
 __version__ = version("typicality")
-__all__ = ["classify", "finetune", "mine", "pretrain", "report", "score"]
+__all__ = [
+    "audit",
+    "bench",
+    "classify",
+    "diff",
+    "estimate",
+    "evaluate_elements",
+    "evaluate_estimator",
+    "evaluate_labels",
+    "evaluate_localize",
+    "evaluate_planted",
+    "export",
+    "finetune",
+    "localize",
+    "mine",
+    "pretrain",
+    "report",
+    "score",
+    "translate",
+    "trends",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,14 +6,40 @@ and any setting as `section={"name": value}`; see `typicality.config.Settings` f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from typicality import pipeline
+from typicality.applications.audit.auditing import Audit
+from typicality.applications.audit.auditing import audit as audit_dataset
+from typicality.applications.diff import Diff
+from typicality.applications.diff import diff as compare_runs
+from typicality.applications.estimate import Estimate
+from typicality.applications.estimate import estimate as estimate_cost
+from typicality.applications.export import export as export_elements
+from typicality.applications.localize import Localization
+from typicality.applications.localize import localize as locate
+from typicality.applications.localize.work import DRAWS, Options
+from typicality.applications.translate.methods import Method, TranslateOptions
+from typicality.applications.translate.run import Translation
+from typicality.applications.translate.run import translate as translate_pair
+from typicality.applications.trends.run import Trends
+from typicality.applications.trends.run import trends as follow_trends
 from typicality.config import Settings
 from typicality.evaluation.classify import Classification
 from typicality.evaluation.classify import classify as evaluate_classify
+from typicality.evaluation.elements import ElementsBenchmark
+from typicality.evaluation.elements import elements as benchmark_elements
+from typicality.evaluation.estimator import EstimatorQuality
+from typicality.evaluation.estimator import estimator as benchmark_estimator
+from typicality.evaluation.labels import How, LabelBenchmark, with_folds
+from typicality.evaluation.labels import labels as benchmark_labels
+from typicality.evaluation.localize import localize as benchmark_localize
+from typicality.evaluation.planted import PlantedBenchmark
+from typicality.evaluation.planted import planted as benchmark_planted
+from typicality.evaluation.planting import Planting
+from typicality.evaluation.speed import bench as measure_speed
 from typicality.model.pretrain import PretrainSettings
 from typicality.model.pretrain import pretrain as train_base
 from typicality.pipeline import Result
@@ -104,9 +130,171 @@ def report(run: str | Path, *, progress: Progress = SILENT, **options: Any) -> R
     return pipeline.report(settings_for(run, **options), Path(run), progress)
 
 
+def translate(
+    run: str | Path,
+    source: str,
+    target: str,
+    *,
+    method: Method = "delta",
+    strength: float | None = None,
+    guidance: float | None = None,
+    inject: float = 0.8,
+    steps: int = 25,
+    draws: int = 8,
+    images: int | None = None,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Translation:
+    """Re-synthesise images of one label of a run as another, and score both sides with the same noise."""
+    chosen = TranslateOptions(method, strength, guidance, inject, steps, draws)
+    return translate_pair(Path(run), source, target, chosen, images, fresh, settings_for(run, **options), progress)
+
+
+def trends(
+    run: str | Path, *, images: int = 150, members: int = 16, draws: int = 4, progress: Progress = SILENT,
+    **options: Any,
+) -> Trends:  # fmt: skip
+    """Follow every visual element of a mined run over its labels."""
+    return follow_trends(Path(run), images, members, draws, settings=settings_for(run, **options), progress=progress)
+
+
+def audit(
+    source: str | Path = "emoji",
+    label: str | None = None,
+    *,
+    out: str | Path | None = None,
+    draws: int = 16,
+    images_only: bool = False,
+    fail_on: str | None = None,
+    baseline: str | Path | None = None,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Audit:
+    """Look for wrong labels, confusable labels, shortcuts and near-duplicates in a data set or a finished run."""
+    return audit_dataset(
+        settings_for(source, label, **options), _folder(source, out), draws=draws, images_only=images_only,
+        fail_on=fail_on, baseline=Path(baseline) if baseline is not None else None, fresh=fresh, progress=progress,
+    )  # fmt: skip
+
+
 def classify(run: str | Path, *, draws: int = 8, progress: Progress = SILENT) -> Classification:
     """Use a run's model as a diffusion classifier on its held-out images."""
     return evaluate_classify(Path(run), draws, progress)
+
+
+def bench(
+    source: str | Path = "emoji", label: str = "year", *, images: int | None = None, progress: Progress = SILENT,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the speed of scoring against the bare UNet and against this machine's peak."""
+    return measure_speed(settings_for(source, label, **options), images, progress)
+
+
+def estimate(
+    source: str | Path = "emoji", label: str | None = None, *, progress: Progress = SILENT, **options: Any
+) -> Estimate:
+    """Say what `mine` would cost with the same arguments: UNet evaluations, seconds, bytes."""
+    return estimate_cost(settings_for(source, label, **options), progress)
+
+
+def localize(
+    run: str | Path, *, against: str | None = None, masks: str | None = None, boxes: str | None = None,
+    draws: int = DRAWS, ranges: Sequence[tuple[float, float]] = (), overlays: int = 8, write_masks: bool = False,
+    progress: Progress = SILENT, **options: Any,
+) -> Localization:  # fmt: skip
+    """Find where the labels of a run's images show: maps, boxes, masks; measured where `masks` or `boxes` are given."""
+    truth = {name: value for name, value in {"masks": masks, "boxes": boxes}.items() if value is not None}
+    settings = settings_for(run, **(options | {"dataset": truth | dict(options.get("dataset", {}))}))
+    wanted = Options(against, draws, tuple(ranges))
+    return locate(settings, Path(run), wanted, overlays=overlays, write_masks=write_masks, progress=progress)
+
+
+def evaluate_localize(
+    run: str | Path, *, against: str | None = None, masks: str | None = None, boxes: str | None = None,
+    draws: int = DRAWS, ranges: Sequence[tuple[float, float]] = (), before: bool = True, epochs: int = 20,
+    picture: str | Path | None = None, progress: Progress = SILENT, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the maps of a run against ground truth, beside rivals and the model before fine-tuning."""
+    truth = {name: value for name, value in {"masks": masks, "boxes": boxes}.items() if value is not None}
+    settings = settings_for(run, **(options | {"dataset": truth | dict(options.get("dataset", {}))}))
+    return benchmark_localize(
+        settings, Path(run), Options(against, draws, tuple(ranges)), before=before, epochs=epochs,
+        picture=None if picture is None else Path(picture), progress=progress,
+    )  # fmt: skip
+
+
+def export(
+    run: str | Path, to: str, *, out: str | Path | None = None, force: bool = False, progress: Progress = SILENT
+) -> Path:
+    """Write a run's elements as coco, parquet, csv, hf, fiftyone or png; return the file or folder."""
+    return export_elements(Path(run), to, Path(out) if out is not None else None, force, progress)
+
+
+def diff(run_a: str | Path, run_b: str | Path) -> Diff:
+    """Compare two mined runs."""
+    return compare_runs(Path(run_a), Path(run_b))
+
+
+def evaluate_elements(
+    run: str | Path,
+    *,
+    elements: int = 20,
+    seeds: int = 3,
+    images: int = 4000,
+    epochs: int = 15,
+    picture: Path | None = None,
+    progress: Progress = SILENT,
+) -> ElementsBenchmark:
+    """Compare a run's elements with those of rivals on held-out images."""
+    return benchmark_elements(
+        Path(run), count=elements, seeds=seeds, images=images, epochs=epochs, picture=picture, progress=progress
+    )
+
+
+def evaluate_estimator(
+    run: str | Path, *, images: int = 96, gold: int = 1000, paper: Sequence[int] = (4, 16, 100),
+    picture: Path | None = None, progress: Progress = SILENT,
+) -> EstimatorQuality:  # fmt: skip
+    """Compare ways of drawing with a gold standard on a sample of a run's images: cost, overlap, calibration."""
+    return benchmark_estimator(Path(run), images, gold, paper, picture, progress)
+
+
+def evaluate_labels(
+    source: str | Path = "emoji",
+    label: str | None = None,
+    *,
+    flip: float = 0.1,
+    how: How = "uniform",
+    draws: int = 16,
+    exclude: float | None = 2.0,
+    out: str | Path | None = None,
+    picture: Path | None = None,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> LabelBenchmark:
+    """Flip labels and find them again, beside confident learning on the same folds (2 unless the options say more)."""
+    return benchmark_labels(
+        with_folds(settings_for(source, label, **options)), Path(out) if out is not None else None, flip=flip, how=how,
+        draws=draws, exclude=exclude, picture=picture, fresh=fresh, progress=progress,
+    )  # fmt: skip
+
+
+def evaluate_planted(
+    source: str | Path = "emoji", *, images: int = 2000, seeds: int = 1, sweep: str | None = None,
+    planting: Mapping[str, Any] | None = None, map_draws: int = 16, maps: int = 300, folds: int = 2,
+    out: str | Path | None = None, picture: str | Path | None = None, fresh: bool = False, progress: Progress = SILENT,
+    **options: Any,
+) -> PlantedBenchmark:  # fmt: skip
+    """Plant motifs under random labels and mine them again; `planting` such as {"prevalence": 0.2, "control": True}."""
+    finetune = {"folds": folds} | dict(options.pop("finetune", {}))
+    return benchmark_planted(
+        settings_for(source, **options, finetune=finetune), Path(out) if out is not None else None,
+        planting=Planting(**dict(planting or {})), images=images, seeds=seeds, sweep=sweep, draws=map_draws, maps=maps,
+        picture=Path(picture) if picture is not None else None, fresh=fresh, progress=progress,
+    )  # fmt: skip
 
 
 def pretrain(corpus: str | Path, out: str | Path, **settings: Any) -> dict[str, Any]:

@@ -66,23 +66,27 @@ class FinetuneSettings(Section):
     enabled: bool = Field(True, description="false scores with the model as it is")
     method: Literal["auto", "full", "lora"] = Field("auto", description="auto: full weights up to 100 M parameters")
     lora_rank: int = Field(16, ge=1)
-    train_text_encoder: bool | None = Field(None, description="by default only for the bundled base")
+    train_text_encoder: bool = Field(False, description="false: frozen, as published")
     steps: int | None = Field(None, ge=1, description="optimizer steps; by default from the size of the data")
     minutes: float | None = Field(None, gt=0, description="stop after so many minutes of training instead")
     batch_size: int = Field(64, ge=1, description="images an optimizer step")
     micro_batch: int | None = Field(None, ge=1, description="images in memory at once (gradient accumulation)")
-    rate: float | None = Field(None, gt=0, description="peak learning rate; 8e-4 for the base, 1e-4 for others")
+    rate: float | None = Field(None, gt=0, description="peak learning rate; 1.6e-3 for the base, 1e-4 for others")
     weight_decay: float = Field(1e-2, ge=0)
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises")
     schedule: Literal["auto", "cosine", "constant"] = Field("auto", description="auto: cosine for the base")
-    dropout: float = Field(0.15, ge=0, lt=1, description="share of draws that see the null prompt")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of draws that see the null prompt")
     flip: bool = Field(False, description="mirror half of the training images")
-    ema: float = Field(0.995, ge=0, lt=1, description="decay of the weights' moving average")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the weights' moving average")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     held_out: float = Field(0.2, ge=0, lt=0.9, description="share of the groups kept for validation")
     validate_every: int = Field(200, ge=1, description="steps between validations")
     validation_images: int = Field(96, ge=1, description="of each side, held out and training")
     patience: int = Field(5, ge=1, description="validations without gain before training stops")
+    folds: int = Field(1, ge=1, description="score each image with a model that has not seen it, one model a fold")
+    shared: float = Field(
+        0.5, ge=0, lt=1, description="with folds: share of the steps taken once for all of them, without any label"
+    )
 
 
 class ScoreSettings(Section):
@@ -91,11 +95,25 @@ class ScoreSettings(Section):
         description="adaptive: more draws where they matter; uniform: the same for all; paper: as published",
     )
     draws: int | None = Field(None, ge=2, description="draws an image (first pass of adaptive); 4, 16, 100")
-    refine_draws: int = Field(16, ge=2, description="fresh draws for the winners of the first pass")
-    refine_factor: float = Field(1.5, ge=1, description="candidates refined, as a multiple of those kept")
+    precision: Literal["fast", "standard", "exact"] = Field(
+        "standard", description="of adaptive: how many further draws, and fresh ones for the winners (8, 16, 32)"
+    )
+    overlap: float | None = Field(
+        None, gt=0, lt=1, description="of adaptive: go on until this share of the patches is expected to be right"
+    )
+    rounds: int | None = Field(None, ge=0, description="rounds of further draws at most; by default by precision")
+    further_draws: float | None = Field(
+        None, ge=0, description="draws of all rounds together, as a mean over images; by default by precision"
+    )
+    refine_draws: int | None = Field(None, ge=2, description="fresh draws for the winners; by default by precision")
     contrast: int = Field(
         4, ge=0, description="other labels scored for the winners with the same draws, for their specificity"
     )
+    controls: int | None = Field(
+        None, ge=0,
+        description="with folds: images of other labels searched for each, to test clusters; by default as many as the "
+        "label has, at most 500; 0: none",
+    )  # fmt: skip
     t_min: float = Field(0.1, ge=0, lt=1, description="smallest timestep, as a share of the training steps")
     t_max: float = Field(0.7, gt=0, le=1, description="largest timestep, as a share of the training steps")
     batch_size: int | None = Field(None, ge=1, description="UNet evaluations at once")

@@ -5,30 +5,38 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import time
 from typing import Any
 
 import torch
 
 from typicality.config import ModelSettings
 from typicality.model.checkpoint import load_checkpoint
-from typicality.model.denoiser import Denoiser, choose_device, choose_dtype
+from typicality.model.denoiser import DTYPES, Denoiser, choose_device, choose_dtype
+from typicality.model.probe import seconds_an_evaluation
 from typicality.store import VERSIONED
-
-PROBE_BATCH = 64
-PROBE_SECONDS = 2.0
 
 
 def examine(settings: ModelSettings) -> dict[str, Any]:
-    """Return what was found; takes a few seconds, because it measures the UNet in each precision on offer."""
+    """Return what was found; takes a few seconds, because it measures the UNet in each precision on offer.
+
+    `--dtype auto` goes by the kind of device and not by this probe: the precision is part of what a run's scores are
+    stored under, so it must not turn with the load of the machine when a run is continued.
+    """
     device = choose_device(settings.device)
     checkpoint = load_checkpoint(settings)
     chosen = choose_dtype(settings.dtype, device)
-    speeds = {}
-    for name, dtype in (("fp32", torch.float32), (str(chosen).removeprefix("torch."), chosen)):
-        speeds[name] = (
-            f"{1000 * seconds_an_evaluation(load_checkpoint(settings), device, dtype):.2f} ms a UNet evaluation"
-        )
+    speeds, fastest = {}, {}
+    for name, dtype in _on_offer(device):
+        found = seconds_an_evaluation(Denoiser(load_checkpoint(settings), device, dtype))
+        batch = min(found, key=found.__getitem__)
+        fastest[name] = found[batch]
+        speeds[name] = f"{1000 * found[batch]:.2f} ms a UNet evaluation, in batches of {batch}"
+    best = min(fastest, key=fastest.__getitem__)
+    agrees = DTYPES[best] == chosen
+    speeds["advice"] = (
+        f"{best} is the fastest here, and what is chosen" if agrees else
+        f"{best} is the fastest in this probe; use --dtype {best} if it stays so when the machine is idle"
+    )  # fmt: skip
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -50,20 +58,9 @@ def examine(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
-def seconds_an_evaluation(checkpoint: Any, device: torch.device, dtype: torch.dtype) -> float:
-    """Time UNet evaluations in batches of 64 for about two seconds; the fastest batch counts."""
-    denoiser = Denoiser(checkpoint, device, dtype)
-    unet = checkpoint.unet.config
-    cells = checkpoint.size // checkpoint.factor
-    batch = PROBE_BATCH if cells <= 32 else 2
-    z = torch.randn(batch, unet.in_channels, cells, cells)
-    t = torch.full((batch,), denoiser.timesteps // 2)
-    states = denoiser.encode_prompts(["a probe"])
-    best, began = float("inf"), time.monotonic()
-    while time.monotonic() - began < PROBE_SECONDS:
-        start = time.perf_counter()
-        denoiser.predict_noise(z, t, states)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, (time.perf_counter() - start) / batch)
-    return best
+def _on_offer(device: torch.device) -> list[tuple[str, torch.dtype]]:
+    """The precisions that a device computes in: float32, and half precisions where they are more than emulated."""
+    names = {"cpu": ["fp32", "bf16"], "cuda": ["fp32", "fp16"], "mps": ["fp32", "fp16"]}[device.type]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        names.append("bf16")
+    return [(name, DTYPES[name]) for name in names]

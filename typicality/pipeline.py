@@ -9,9 +9,13 @@ reused. The order is
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import groupby
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
 
 from typicality.config import Settings, key_of
 from typicality.dataset import LabelledImages
@@ -27,24 +33,29 @@ from typicality.errors import InputError, InterruptedRun, OutputError
 from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor, element_index
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches, with_specificity
+from typicality.mining.selection import Selected, moderated, select
+from typicality.mining.significance import Candidates, choose_controls
 from typicality.mining.tables import clusters_table, elements_table, in_table_order
 from typicality.model.card import model_card
 from typicality.model.checkpoint import load_checkpoint
+from typicality.model.crossfit import CrossFit
 from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import Finetuner, TrainingSet, default_steps
+from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
-from typicality.records import Patch
+from typicality.records import Patch, ScoreMap
 from typicality.report.render import write_report
 from typicality.report.view import ReportInput
 from typicality.run import Run, open_run
+from typicality.scoring.adaptive import effort_of
 from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoreReader
-from typicality.store import write_table, write_whole
+from typicality.store import is_full_disk, write_table, write_whole
 
 logger = logging.getLogger(__name__)
 
-FIRST_PASS, REFINEMENT = "first pass", "refinement"
+FIRST_PASS, FURTHER, REFINEMENT = "first pass", "further", "refinement"
 IMAGES_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -84,6 +95,15 @@ class Result:
 # -------------------------------------------------------------------------------------------------- stages
 
 
+def once(run: Run, stage: Callable[[Run], Any]) -> None:
+    """Do a stage in the main process, while the others wait for it and read what it has recorded."""
+    if run.directory.processes.main:
+        stage(run)
+    run.directory.processes.wait()
+    if not run.directory.processes.main:
+        run.directory.reload()
+
+
 def ensure_latents(run: Run) -> None:
     """Encode every image that has no latent yet."""
     key = key_of([run.latents.folder.name, run.dataset.fingerprint])
@@ -91,7 +111,7 @@ def ensure_latents(run: Run) -> None:
         return
     with run.directory.stage("latents", key) as entry:
         encoder = Denoiser(run.base, run.device, run.dtype)
-        entry["encoded"] = run.latents.encode(run.dataset, encoder, run.progress)
+        entry["encoded"] = run.latents.encode(run.dataset, encoder, run.progress, processes=run.directory.processes)
         entry["images"] = len(run.dataset)
 
 
@@ -105,6 +125,9 @@ def ensure_model(run: Run) -> None:
     }  # fmt: skip
     if not settings.enabled or run.directory.is_done("finetune", run.finetune_key):
         run.directory.save()
+        return
+    if run.folds > 1:
+        _ensure_folds(run)
         return
     held_out = run.held_out
     data = TrainingSet(
@@ -135,35 +158,98 @@ def ensure_model(run: Run) -> None:
         run.progress.say(f"warning: {warning}")
 
 
-def scorer(run: Run, purpose: str, draws: int) -> Scorer:
-    """Return the scorer of one pass."""
-    denoiser = run.denoiser
-    return Scorer(
-        denoiser=denoiser,
+def _ensure_folds(run: Run) -> None:
+    """Fine-tune a model a fold; a run that was stopped continues in the part it was in."""
+    crossfit = CrossFit(
+        load=lambda: load_checkpoint(run.settings.model),
+        dataset=run.dataset,
+        prompts=run.prompts,
         latents=run.latents,
-        states=denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels)),
-        labels=run.dataset.labels,
-        plan=run.plan(draws),
-        seed=run.settings.seed,
-        purpose=purpose,
-        batch_size=run.batch_size,
-        shard_images=run.settings.score.shard_images,
+        settings=run.settings,
+        folds={image.image_id: run.fold_of(image.image_id) for image in run.dataset},
+        models=run.directory.path("model"),
+        states=run.directory.path("training", run.finetune_key),
+        key=run.finetune_key,
+        device=run.device,
+        dtype=run.dtype,
     )
+    with run.directory.stage("finetune", run.finetune_key) as entry:
+        entry |= crossfit.run(run.progress)
+    for warning in entry["warnings"]:
+        run.progress.say(f"warning: {warning}")
+
+
+def by_fold(run: Run, jobs: Sequence[Job]) -> list[tuple[int, list[Job]]]:
+    """Divide jobs by the fold that holds their image out: (fold, jobs) in order; one fold where there is one model."""
+    divided: dict[int, list[Job]] = {}
+    for job in jobs:
+        divided.setdefault(run.fold_of(job.image_id), []).append(job)
+    return sorted(divided.items())
+
+
+def scorer(run: Run, purpose: str, draws: int, fold: int | None = None) -> Scorer:
+    """Return the scorer of one pass: of the images of one fold, or of any images, each by the model of its fold.
+
+    The latter is for few images at once; `score_pass` goes fold by fold, so that each model is loaded once.
+    """
+    if fold is None and run.folds > 1:
+        options = _scorer_options(run, purpose, draws, 0)
+        return _FoldedScorer(**options, of=partial(scorer, run, purpose, draws), run=run)
+    return Scorer(**_scorer_options(run, purpose, draws, fold or 0))
+
+
+def _scorer_options(run: Run, purpose: str, draws: int, fold: int) -> dict[str, Any]:
+    denoiser = run.denoiser_of(fold)
+    return {
+        "denoiser": denoiser,
+        "latents": run.latents,
+        "states": denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels)),
+        "labels": run.dataset.labels,
+        "plan": run.plan(draws),
+        "seed": run.settings.seed,
+        "purpose": purpose,
+        "batch_size": run.batch_size,
+        "shard_images": run.settings.score.shard_images,
+        "processes": run.directory.processes,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FoldedScorer(Scorer):
+    """Gives every image to the model of its fold, and the maps back in the order of the jobs."""
+
+    of: Callable[[int], Scorer]
+    run: Run
+
+    def unit_maps(self, jobs: Sequence[Job]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        folds = [self.run.fold_of(job.image_id) for job in jobs]
+        order = sorted(range(len(jobs)), key=folds.__getitem__)
+        parts = [
+            self.of(fold).unit_maps([jobs[i] for i in same]) for fold, same in groupby(order, key=folds.__getitem__)
+        ]
+        back = torch.argsort(torch.tensor(order))
+        differences, shifts, losses = (torch.cat(maps)[back] for maps in zip(*parts, strict=True))
+        return differences, shifts, losses
 
 
 def ensure_scores(run: Run) -> None:
     """Score every image under its own labels, then the winners anew with more draws and against other labels."""
-    jobs = [Job(image_id, labels) for image_id, labels in sorted(run.labels_of.items())]
+    jobs = _with_controls(run)
     first = score_pass(run, "score", FIRST_PASS, run.first_draws, jobs)
-    write_table(run.directory.path("images.parquet"), _images_table(run, first))
+    if run.directory.processes.main:
+        write_table(run.directory.path("images.parquet"), _images_table(run, first))
     if run.settings.score.protocol == "adaptive":
-        candidates = _candidates(run)
+        chosen = _selected(run)
+        key = key_of([first.folder.name, run.settings.score.model_dump(), run.settings.mine.model_dump()])
+        with run.directory.stage("select", key) as entry:
+            entry["rounds"] = [asdict(r) for r in chosen.rounds]
+            entry["expected_overlap"] = round(chosen.rounds[-1].expected_overlap, 4)
         wanted: dict[str, set[str]] = {}
-        for label, patches in candidates.items():
+        for label, patches in chosen.patches.items():
             for patch in patches:
                 wanted.setdefault(patch.image_id, set()).add(label)
         jobs = [Job(i, _with_contrast(run, i, sorted(own))) for i, own in sorted(wanted.items())]
-        score_pass(run, "refine", REFINEMENT, run.settings.score.refine_draws, jobs)
+        score_pass(run, "refine", REFINEMENT, _refine_draws(run), jobs)
 
 
 def score_pass(run: Run, stage: str, purpose: str, draws: int, jobs: Sequence[Job]) -> ScoreReader:
@@ -175,18 +261,21 @@ def score_pass(run: Run, stage: str, purpose: str, draws: int, jobs: Sequence[Jo
     purpose : names the pass's folder and its noise: other purposes draw independent noise
     draws : UNet draws an image and label; even unless the protocol is `paper`
     jobs : which images under which labels; one null prediction serves all labels of a job
+
+    With folds each image is scored by the model that has not seen it; the maps of all folds lie in one folder.
     """
     folder = run.score_folder(purpose, draws)
     key = key_of([folder.name, [[j.image_id, *j.labels] for j in jobs]])
     if not run.directory.is_done(stage, key):
         with run.directory.stage(stage, key) as entry:
-            run.denoiser.evaluations = 0
-            try:
-                entry["images"] = len(jobs)
-                entry["draws"] = draws
-                scorer(run, purpose, draws)(jobs, folder, run.progress)
-            finally:
-                entry["unet_evaluations"] = entry.get("unet_evaluations", 0) + run.denoiser.evaluations
+            entry |= {"images": len(jobs), "draws": draws}
+            for fold, held_out in by_fold(run, jobs):
+                denoiser = run.denoiser_of(fold)
+                denoiser.evaluations = 0
+                try:
+                    scorer(run, purpose, draws, fold)(held_out, folder, run.progress)
+                finally:
+                    entry["unet_evaluations"] = entry.get("unet_evaluations", 0) + denoiser.evaluations
     return ScoreReader(folder)
 
 
@@ -199,14 +288,14 @@ def _with_contrast(run: Run, image_id: str, own: Sequence[str]) -> tuple[str, ..
     return (*own, *sorted(others))
 
 
-def _selection(run: Run, factor: float = 1.0) -> PatchSelection:
+def _selection(run: Run) -> PatchSelection:
     mine = run.settings.mine
     return PatchSelection(
         side=patch_side(run.latents.size, mine.patch, run.base.factor),
         factor=run.base.factor,
         per_image=mine.per_image,
-        per_label=round(mine.per_label * factor),
-        share=min(1.0, mine.share * factor),
+        per_label=mine.per_label,
+        share=mine.share,
     )
 
 
@@ -218,16 +307,40 @@ def _first_reader(run: Run) -> ScoreReader:
     return ScoreReader(run.score_folder(FIRST_PASS, run.first_draws))
 
 
-def _current(run: Run, reader: ScoreReader) -> Iterable[Any]:
+def _refine_draws(run: Run) -> int:
+    return effort_of(run.settings.score).refine
+
+
+@dataclass(frozen=True)
+class _Current:
     """Maps of images and labels that the data set holds now; a folder may also hold others, scored before."""
-    return (m for m in reader if m.label in run.labels_of.get(m.image_id, ()))
+
+    run: Run
+    reader: ScoreReader
+
+    def __iter__(self) -> Iterator[ScoreMap]:
+        return (m for m in self.reader if m.label in self.run.labels_of.get(m.image_id, ()))
+
+    def get(self, image_id: str, label: str) -> ScoreMap:
+        return self.reader.get(image_id, label)
 
 
-def _candidates(run: Run) -> dict[str, list[Patch]]:
-    """Patches of the first pass that may be among the best, `refine_factor` times as many as are kept."""
-    selection = _selection(run, run.settings.score.refine_factor)
-    sizes = _sizes(run)
-    return top_patches(_current(run, _first_reader(run)), selection, sizes.__getitem__)
+def _selected(run: Run) -> Selected:
+    """Choose the patches of every label, scoring further what is undecided: nothing new the second time.
+
+    Winners are chosen here, by selection scores, and never by the fresh scores that they are given afterwards:
+    keeping the best of the fresh ones would inflate those again.
+    """
+    asked: Counter[int] = Counter()
+
+    def ask(level: int, draws: int, jobs: Sequence[Job]) -> ScoreReader:
+        asked[level] += 1
+        return score_pass(run, f"select {level}.{asked[level]}", f"{FURTHER} {level}", draws, jobs)
+
+    return select(
+        _Current(run, _first_reader(run)), ask, _selection(run), effort_of(run.settings.score), run.first_draws,
+        _sizes(run).__getitem__, run.progress.say,
+    )  # fmt: skip
 
 
 def _images_table(run: Run, reader: ScoreReader) -> pa.Table:
@@ -254,25 +367,21 @@ def ensure_elements(run: Run) -> None:
     passes = [run.score_folder(FIRST_PASS, run.first_draws).name]
     adaptive = settings.score.protocol == "adaptive"
     if adaptive:
-        passes.append(run.score_folder(REFINEMENT, settings.score.refine_draws).name)
+        passes.append(run.score_folder(REFINEMENT, _refine_draws(run)).name)
     key = key_of(
         [passes, settings.mine.model_dump(), settings.score.model_dump(), run.dataset.fingerprint, settings.seed]
     )
     if directory.is_done("mine", key):
         return
     with directory.stage("mine", key) as entry:
-        run.denoiser.evaluations = 0
+        run.feature_denoiser.evaluations = 0
         sizes = _sizes(run)
         if adaptive:
             reader = ScoreReader(directory.path("scores", passes[1]))
-            kept = _selection(run)
-            candidates = _candidates(run)
-            patches = rescored(candidates, reader)
+            patches = moderated(rescored(_selected(run).patches, reader), reader)
             patches = with_specificity(patches, reader, run.labels_of.__getitem__)
-            totals = {label: run.dataset.number_of(label) * settings.mine.per_image for label in patches}
-            patches = {label: found[: kept.kept(totals[label])] for label, found in patches.items()}
         else:
-            patches = top_patches(_current(run, _first_reader(run)), _selection(run), sizes.__getitem__)
+            patches = top_patches(_Current(run, _first_reader(run)), _selection(run), sizes.__getitem__)
         ordered = in_table_order(patches)
         features = _features(run, ordered)
         groups = {image.image_id: image.group for image in run.dataset}
@@ -280,17 +389,59 @@ def ensure_elements(run: Run) -> None:
         mine = settings.mine
         clustering = cluster_elements(
             ordered, features, groups.__getitem__, clusters=mine.clusters, merge_similarity=mine.merge_similarity,
-            min_images=mine.min_images, seed=settings.seed,
+            min_images=mine.min_images, seed=settings.seed, candidates=_test_candidates(run, patches),
         )  # fmt: skip
         write_table(directory.path("elements.parquet"), elements_table(ordered, clustering, names.__getitem__))
         write_table(directory.path("clusters.parquet"), clusters_table(clustering.clusters))
         write_whole(directory.path("features.npy"), lambda p: _save_array(p, features))
         index = element_index(features)
-        write_whole(directory.path("index.faiss"), lambda p: faiss.write_index(index, str(p)))
+        write_whole(directory.path("index.faiss"), lambda p: p.write_bytes(faiss.serialize_index(index).tobytes()))
         entry |= {
             "elements": len(ordered), "clusters": len(clustering.clusters),
-            "unet_evaluations": run.denoiser.evaluations,
+            "unet_evaluations": run.feature_denoiser.evaluations,
         }  # fmt: skip
+
+
+def _controls(run: Run) -> dict[str, list[str]]:
+    """label -> images of other labels that are searched for it too; only where no model was shown an image's label."""
+    number = run.settings.score.controls
+    return choose_controls(run.dataset, number) if run.cross_fitted and number != 0 else {}
+
+
+def _with_controls(run: Run) -> list[Job]:
+    """Every image under its own labels, and controls also under the labels that they are controls of.
+
+    The null prediction serves both, so that a control costs one more evaluation a draw.
+    """
+    labels = {image_id: list(own) for image_id, own in run.labels_of.items()}
+    for label, images in _controls(run).items():
+        for image_id in images:
+            labels[image_id].append(label)
+    return [Job(image_id, tuple(found)) for image_id, found in sorted(labels.items())]
+
+
+def _test_candidates(run: Run, patches: Mapping[str, Sequence[Patch]]) -> Candidates | None:
+    """The best patches of images with and without each label, from the first pass alone, which all have in common.
+
+    As many as a label's elements would be if controls carried the label too; features of all of them.
+    """
+    controls, labels_of = _controls(run), run.labels_of
+    if not any(controls.values()):
+        return None
+    images = {label: [i for i, own in labels_of.items() if label in own] + found for label, found in controls.items()}
+    known = {(label, image_id) for label, found in images.items() for image_id in found}
+    selection = _selection(run)
+    most = max(len(found) / max(1, run.dataset.number_of(label)) for label, found in images.items())
+    selection = replace(selection, per_label=ceil(selection.per_label * most))
+    reader = _first_reader(run)
+    best = top_patches((m for m in reader if (m.label, m.image_id) in known), selection, _sizes(run).__getitem__)
+    chosen = {
+        label: found[: round(len(patches[label]) * len(images[label]) / run.dataset.number_of(label))]
+        for label, found in best.items()
+        if label in patches
+    }
+    ordered = in_table_order(chosen)
+    return Candidates(ordered, _features(run, ordered), images, labels_of.__getitem__, run.fold_of)
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -299,10 +450,13 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 
 def _features(run: Run, patches: Sequence[Patch]) -> np.ndarray:
-    """Features of all patches in order; one pass an image and label serves all its patches."""
+    """Features of all patches in order; one pass an image and label serves all its patches.
+
+    They all come from one model, `run.feature_denoiser`: features of two models could not be compared.
+    """
     if not patches:
         raise InputError("no patch was found: every label needs at least one scored image")
-    mine, denoiser, labels = run.settings.mine, run.denoiser, run.dataset.labels
+    mine, denoiser, labels = run.settings.mine, run.feature_denoiser, run.dataset.labels
     states = dict(zip(labels, denoiser.encode_prompts(run.prompts.of_all(labels))[1:], strict=True))
     extractor = FeatureExtractor(
         denoiser, states.__getitem__, mine.noises, mine.timestep, mine.up_block, run.settings.seed
@@ -317,7 +471,7 @@ def ensure_report(run: Run) -> Path:
     with directory.stage("report", key_of([settings.report.model_dump()])):
         first = _first_reader(run)
         refined = (
-            ScoreReader(run.score_folder(REFINEMENT, settings.score.refine_draws))
+            ScoreReader(run.score_folder(REFINEMENT, _refine_draws(run)))
             if settings.score.protocol == "adaptive"
             else first
         )
@@ -348,6 +502,10 @@ def ensure_report(run: Run) -> Path:
                 duplicates=tuple(d.file_names for d in dataset.duplicates),
                 training=history,
                 settings=settings.report,
+                metadata={image.image_id: image.metadata for image in dataset},
+                features=np.load(directory.path("features.npy"), allow_pickle=False),
+                in_sample=settings.finetune.enabled,
+                folder=directory.folder,
             ),
             directory.folder,
         )
@@ -366,7 +524,7 @@ def finetune(settings: Settings, out: Path | None = None, fresh: bool = False, p
     """
     with _working(settings, out, fresh, progress) as run:
         ensure_latents(run)
-        ensure_model(run)
+        once(run, ensure_model)
         return run.directory.path("model") if settings.finetune.enabled else Path(run.base.name)
 
 
@@ -374,7 +532,7 @@ def score(settings: Settings, out: Path | None = None, fresh: bool = False, prog
     """Score every image, fine-tuning first where that is missing, and return the folder of the shards."""
     with _working(settings, out, fresh, progress) as run:
         ensure_latents(run)
-        ensure_model(run)
+        once(run, ensure_model)
         ensure_scores(run)
         return run.directory.path("scores")
 
@@ -390,11 +548,11 @@ def mine(settings: Settings, out: Path | None = None, fresh: bool = False, progr
     """
     with _working(settings, out, fresh, progress) as run:
         ensure_latents(run)
-        ensure_model(run)
+        once(run, ensure_model)
         ensure_scores(run)
-        ensure_elements(run)
-        report_path = ensure_report(run)
-        return result_of(run, report_path)
+        once(run, ensure_elements)
+        once(run, ensure_report)
+        return result_of(run, run.directory.path("index.html"))
 
 
 def report(settings: Settings, out: Path | None = None, progress: Progress = SILENT) -> Result:
@@ -407,7 +565,8 @@ def report(settings: Settings, out: Path | None = None, progress: Progress = SIL
     with _working(settings, out, False, progress) as run:
         if run.directory.record["stages"].get("mine", {}).get("state") != "done":
             raise OutputError(f"{run.directory.folder} has not been mined yet; run `typicality mine` first")
-        return result_of(run, ensure_report(run))
+        once(run, ensure_report)
+        return result_of(run, run.directory.path("index.html"))
 
 
 def result_of(run: Run, report_path: Path) -> Result:
@@ -417,16 +576,32 @@ def result_of(run: Run, report_path: Path) -> Result:
 
 @contextmanager
 def _working(settings: Settings, out: Path | None, fresh: bool, progress: Progress) -> Iterator[Run]:
-    """Open a run and hold its lock; Ctrl-C becomes `InterruptedRun`, with everything finished kept."""
-    run = open_run(settings, out, fresh, progress)
+    """Open a run and hold its lock; Ctrl-C becomes `InterruptedRun`, with everything finished kept.
+
+    Where there are several processes, the others open the run when the main one has, and all begin together.
+    """
+    processes = processes_here()
+    if not processes.main:
+        processes.wait()
+    run = open_run(settings, out, fresh, progress if processes.main else SILENT)
     with run.directory.lock():
         run.directory.save()
+        if processes.main:
+            processes.wait()
+        processes.wait()
         try:
             yield run
         except KeyboardInterrupt as stop:
             raise InterruptedRun(
                 f"stopped; what is finished stays in {run.directory.folder}, and the same command continues"
             ) from stop
+        except (OSError, SafetensorError) as error:
+            if not is_full_disk(error):
+                raise
+            raise OutputError(
+                f"nothing more fits into {run.directory.folder} ({error}); what is finished is kept: make room, and "
+                "the same command continues"
+            ) from error
 
 
 def plan_of(settings: Settings, dataset: LabelledImages) -> dict[str, Any]:
@@ -437,11 +612,17 @@ def plan_of(settings: Settings, dataset: LabelledImages) -> dict[str, Any]:
     steps = f"{finetune.minutes} minutes" if finetune.minutes else (
         finetune.steps or default_steps(len(dataset) - held_out, finetune.batch_size)
     )  # fmt: skip
+    training = f"{steps} steps on {len(dataset) - held_out} images"
+    if finetune.folds > 1:
+        training = (
+            f"{finetune.folds} folds, {finetune.shared:.0%} of the steps shared: in all as long as "
+            f"{finetune.shared + finetune.folds * (1 - finetune.shared):g} fine-tunings"
+        )
     return {
         "images": len(dataset),
         "labels": {label: dataset.number_of(label) for label in dataset.labels},
         "prompts": Prompts(settings.prompt.template, settings.prompt.null).of_all(dataset.labels)[:6],
-        "fine-tuning": f"{steps} steps on {len(dataset) - held_out} images" if finetune.enabled else "none",
+        "fine-tuning": training if finetune.enabled else "none",
         "UNet evaluations of the first pass": sum((1 + len(i.labels)) * draws for i in dataset),
         "unreadable images": len(dataset.unreadable),
     }

@@ -115,7 +115,10 @@ class ScoreMap:
 
 @dataclass(frozen=True)
 class Patch:
-    """A square of one image, scored for one label. `row, column, side` are in latent cells."""
+    """A square of one image, scored for one label. `row, column, side` are in latent cells.
+
+    `freedom` is of the standard error: intervals use Student's t with so many degrees of freedom.
+    """
 
     image_id: str
     label: str
@@ -126,3 +129,4 @@ class Patch:
     typicality: float
     standard_error: float
     specificity: float = float("nan")
+    freedom: float = float("inf")

@@ -18,12 +18,16 @@ from typicality.config import ModelSettings, Settings, config_of, key_of, merge,
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import OutputError
 from typicality.model.checkpoint import Checkpoint, load_checkpoint
+from typicality.model.crossfit import SHARED, folds_of
 from typicality.model.denoiser import Denoiser, choose_device, choose_dtype
 from typicality.model.latents import LatentStore
+from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
 from typicality.scoring.noise import DrawPlan
 from typicality.store import RunDirectory
+
+NO_FOLD = -1
 
 
 @dataclass
@@ -34,7 +38,7 @@ class Run:
     dataset: LabelledImages
     directory: RunDirectory
     progress: Progress = SILENT
-    _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    _denoisers: dict[int, Denoiser] = field(default_factory=dict)
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -77,22 +81,74 @@ class Run:
                 self.latents.folder.name,
                 self.dataset.fingerprint,
                 settings.prompt.model_dump(),
-                settings.finetune.model_dump(),
+                settings.finetune.model_dump(exclude=set() if self.folds > 1 else {"folds", "shared"}),
                 [settings.score.t_min, settings.score.t_max],
                 settings.seed,
                 str(self.dtype),
             ]
         )
 
+    @property
+    def folds(self) -> int:
+        """Number of models that score: one, or one a fold. A model that is not fine-tuned has seen no image."""
+        return self.settings.finetune.folds if self.settings.finetune.enabled else 1
+
     @cached_property
+    def _folds_of(self) -> dict[str, int]:
+        return folds_of(self.dataset, self.folds, self.settings.seed)
+
+    def fold_of(self, image_id: str) -> int:
+        """Return the fold that holds an image out: its model scores the image and has not seen its group.
+
+        Raises
+        ------
+        DatasetError : when there are too few groups for so many folds.
+        """
+        return self._folds_of[image_id] if self.folds > 1 else 0
+
+    def model_folder(self, fold: int = 0) -> Path:
+        """The folder of the fine-tuned model, or of that of one fold."""
+        if self.folds == 1:
+            return self.directory.path("model")
+        return self.directory.path("model", SHARED if fold == NO_FOLD else f"fold-{fold}")
+
+    def denoiser_of(self, fold: int) -> Denoiser:
+        """Return the model that scores the images of a fold, read back from the run directory.
+
+        Small models (the bundled base) stay in memory; of larger ones only the one asked for last, so go fold by fold.
+        """
+        if fold not in self._denoisers:
+            if not self.base.is_small:
+                self._denoisers.clear()
+            tuning = self.settings.finetune
+            if tuning.enabled and (fold != NO_FOLD or tuning.shared):
+                checkpoint = load_checkpoint(ModelSettings(name=str(self.model_folder(fold)), offline=True))
+            else:
+                checkpoint = self.base
+            self._denoisers[fold] = Denoiser(checkpoint, self.device, self.dtype)
+        return self._denoisers[fold]
+
+    @property
     def denoiser(self) -> Denoiser:
-        """The model that scores: the fine-tuned one, read back from the run directory."""
-        if self.settings.finetune.enabled:
-            folder = self.directory.path("model")
-            checkpoint = load_checkpoint(ModelSettings(name=str(folder), offline=True))
-        else:
-            checkpoint = self.base
-        return Denoiser(checkpoint, self.device, self.dtype)
+        """The only model, or that of fold 0 where there are folds: for what must come from one model that knows labels.
+
+        Scores come from `denoiser_of`, features from `feature_denoiser`.
+        """
+        return self.denoiser_of(0)
+
+    @property
+    def feature_denoiser(self) -> Denoiser:
+        """The model of all features, for features of two models could not be compared.
+
+        With folds it is the one that they begin with, which was shown every image and no label: features of a model
+        that has seen the labels of most images might tell them apart by what it memorised of them.
+        """
+        return self.denoiser_of(0) if self.folds == 1 else self.denoiser_of(NO_FOLD)
+
+    @property
+    def cross_fitted(self) -> bool:
+        """Whether no image is scored by a model that was shown its label."""
+        return self.folds > 1 or not self.settings.finetune.enabled
 
     @cached_property
     def labels_of(self) -> dict[str, tuple[str, ...]]:
@@ -100,7 +156,12 @@ class Run:
 
     @cached_property
     def held_out(self) -> frozenset[str]:
-        """Ids of the images that fine-tuning never sees: whole groups, by `finetune.held_out`."""
+        """Ids of the images that are scored by a model which has not seen their group.
+
+        With folds these are all images; without, those that fine-tuning keeps apart by `finetune.held_out`.
+        """
+        if self.folds > 1:
+            return frozenset(image.image_id for image in self.dataset)
         return frozenset(i.image_id for i in self.dataset.held_out(self.settings.finetune.held_out)[1])
 
     @cached_property
@@ -138,6 +199,7 @@ class Run:
         if self.settings.finetune.enabled:
             stage = self.directory.record["stages"].get("finetune", {})
             found += stage.get("warnings", [])
+        if self.settings.finetune.enabled and self.folds == 1:
             found.append(
                 "Scores are in-sample: most images were also used to fine-tune the model (the published protocol), "
                 "so what is typical of an image may in part be memorised."
@@ -178,16 +240,24 @@ def default_folder(dataset: LabelledImages) -> Path:
     return Path("reports") / f"{dataset.name}-{label}"
 
 
-def open_run(settings: Settings, out: Path | None = None, fresh: bool = False, progress: Progress = SILENT) -> Run:
+def open_run(
+    settings: Settings,
+    out: Path | None = None,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+    dataset: LabelledImages | None = None,
+) -> Run:
     """Load the data set, open the run directory and check that the two belong together.
+
+    `dataset` takes the place of the one that the settings name: benchmarks change its labels or images.
 
     Raises
     ------
     DatasetError, OutputError, SettingsError
     """
-    dataset = load_dataset(settings.dataset)
-    directory = RunDirectory(out or default_folder(dataset))
-    if fresh:
+    dataset = load_dataset(settings.dataset) if dataset is None else dataset
+    directory = RunDirectory(out or default_folder(dataset), processes_here())
+    if fresh and directory.processes.main:
         with directory.lock():
             directory.clear()
     before = directory.record.get("dataset")
@@ -213,4 +283,38 @@ def open_run(settings: Settings, out: Path | None = None, fresh: bool = False, p
     }
     for warning in dataset.warnings:
         progress.say(f"warning: {warning}")
+    return run
+
+
+DONE = {"finetune": "fine-tuned", "score": "scored", "mine": "mined"}
+
+
+def open_finished(folder: Path, stage: str, settings: Settings | None = None, progress: Progress = SILENT) -> Run:
+    """Open a run on which some stages have been done, to read it or to add to it.
+
+    Parameters
+    ----------
+    stage : that must be done: finetune (with latents), score or mine
+    settings : with what is to differ in this session, as another device; the run's own by default. What run.json
+        says of the run does not change.
+
+    Raises
+    ------
+    OutputError : when `folder` is no run, or has not got so far.
+    """
+    if run_record(str(folder)) is None:
+        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    before = RunDirectory(folder).record
+    own: dict[str, Any] = {name: before[name] for name in ("settings", "seed", "dataset") if name in before}
+    run = open_run(settings or resolve_settings(str(folder)), folder, progress=progress)
+    run.directory.record |= own
+    stages = run.directory.record["stages"]
+    needed = [stage] if stage != "finetune" or run.settings.finetune.enabled else []
+    if any(stages.get(name, {}).get("state") != "done" for name in needed):
+        raise OutputError(f"{folder} has not been {DONE[stage]} yet; run `typicality {stage}` first")
+    if not all(image.image_id in run.latents for image in run.dataset):
+        raise OutputError(
+            f"the latents of some images are missing in {folder}; run `typicality mine` again, or leave out --model "
+            "and --dtype: latents belong to those of the run"
+        )
     return run

@@ -2,11 +2,12 @@
 
 Every file is written whole under a temporary name and then renamed, so a reader never sees half of one. A
 stage is reused when `run.json` says that it is done under the same key; the key hashes everything the stage
-depends on. One process at a time may write to a directory.
+depends on. One run at a time may write to a directory; of its processes only the main one writes `run.json`.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ import os
 import platform
 import resource
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -24,28 +26,58 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from typicality.errors import OutputError
+from typicality.processes import ALONE, Processes
 
 SCHEMA_VERSION = 1
 VERSIONED = ("typicality", "torch", "diffusers", "transformers", "numpy", "faiss-cpu", "scikit-learn", "pillow")
 OWNED = (
     "run.json", "model", "latents", "scores", "elements.parquet", "clusters.parquet", "images.parquet",
     "features.npy", "index.faiss", "index.html", "grids", "assets", "training",
+    "localization.parquet", "localize",
+    "translate", "trends", "export", "evaluation",
+    "findings.json", "findings.parquet", "labels.parquet",
 )  # fmt: skip
 
 
 def write_whole(path: Path, write: Any) -> None:
-    """Call `write(temporary_path)`, flush it to disk and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Call `write(temporary_path)`, flush it to disk and rename it to `path`.
+
+    Raises
+    ------
+    OutputError : when the disk is full, or does not take the file for another reason; `path` is then as before.
+    """
+    # processes on other machines may have the same number and share the file system
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; what is finished is kept: make room, "
+            "and the same command continues"
+        ) from error
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_full_disk(error: OSError | SafetensorError) -> bool:
+    """Return whether a write failed because nothing more fits: no space, a quota, or a limit on the size of files."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in codes
+    return any(f"code: {code}" in str(error) or f"os error {code}" in str(error) for code in codes)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files below `folder` that killed processes have left."""
+    for temporary in folder.rglob(".*.tmp"):
         temporary.unlink(missing_ok=True)
 
 
@@ -75,22 +107,24 @@ class RunDirectory:
     Parameters
     ----------
     folder : made when missing
+    processes : those of the run; only the main one writes the record
 
     Raises
     ------
     OutputError : when the folder cannot be written, or holds files that no run wrote.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, processes: Processes = ALONE) -> None:
+        self.folder, self.processes = folder, processes
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".write-probe"
+            probe = folder / f".write-probe-{processes.rank}"
             probe.touch()
             probe.unlink()
         except OSError as error:
             raise OutputError(f"cannot write to the run directory {folder}: {error.strerror}; choose --out") from error
-        if not self.record_path.exists() and any(p for p in folder.iterdir() if p.name not in (*OWNED, ".lock")):
+        others = (p.name for p in folder.iterdir() if not p.name.startswith((".lock", ".write-probe", ".run.json.")))
+        if not self.record_path.exists() and any(name not in OWNED for name in others):
             raise OutputError(f"{folder} is not empty and holds no run; choose another --out, so that nothing is lost")
         self.record: dict[str, Any] = self._read()
 
@@ -116,11 +150,17 @@ class RunDirectory:
         return record
 
     def save(self) -> None:
-        """Write run.json with the versions of the packages that matter."""
+        """Write run.json with the versions of the packages that matter; only the main process does."""
+        if not self.processes.main:
+            return
         self.record["versions"] = {"python": platform.python_version()} | {
             name: importlib.metadata.version(name) for name in VERSIONED
         }
         write_text(self.record_path, json.dumps(self.record, indent=2, default=str, ensure_ascii=False))
+
+    def reload(self) -> None:
+        """Read again what the main process has recorded."""
+        self.record = self._read()
 
     def clear(self) -> None:
         """Remove what runs write here, and nothing else."""
@@ -134,12 +174,17 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory against other processes.
+        """Hold the directory against other runs; the main process does so for all of its run.
+
+        What killed processes have left half-written is removed first.
 
         Raises
         ------
         OutputError : when another process holds it.
         """
+        if not self.processes.main:
+            yield
+            return
         with self.path(".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,6 +192,7 @@ class RunDirectory:
                 raise OutputError(
                     f"another process is writing to {self.folder}; wait for it, or choose another --out"
                 ) from error
+            remove_leftovers(self.folder)
             yield
 
     # ---------------------------------------------------------------------------------------- stages

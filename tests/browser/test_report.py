@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from typicality.report import write_report
@@ -210,8 +213,8 @@ def test_hostile_names_do_nothing_but_show(new_page: Make, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 1440), ("light", 390)])
-def test_axe_finds_no_serious_violation(new_page: Make, report: Path, axe: str, scheme: str, width: int) -> None:
-    page = new_page(width, 900, color_scheme=scheme, bypass_csp=True).visit(report)
+def test_axe_finds_no_serious_violation(new_page: Make, full_report: Path, axe: str, scheme: str, width: int) -> None:
+    page = new_page(width, 900, color_scheme=scheme, bypass_csp=True).visit(full_report)
     page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
     page.evaluate(axe)
     found = []
@@ -222,6 +225,97 @@ def test_axe_finds_no_serious_violation(new_page: Make, report: Path, axe: str, 
             if violation["impact"] in ("serious", "critical"):
                 found.append((step, violation["id"], [n["html"][:120] for n in violation["nodes"][:3]]))
     assert found == [], json.dumps(found, indent=1)
+
+
+def test_metadata_is_found_by_the_search_and_shown(new_page: Make, full_report: Path) -> None:
+    page = new_page().visit(full_report)
+    every = shown(page)
+    page.fill("#search", "camera:camera 1")
+    page.wait_for_timeout(300)
+    assert 0 < shown(page) < every
+    page.locator("#labels .tile:not([hidden])").first.click()
+    assert "camera 1" in (page.locator("#box-facts").text_content() or "")
+
+
+def test_the_most_alike_elements_open_in_turn(new_page: Make, full_report: Path) -> None:
+    page = new_page().visit(full_report)
+    page.locator("#labels .tile").first.click()
+    alike = page.locator("#box-alike .tile")
+    assert alike.count() == 6
+    number = alike.first.get_attribute("data-n")
+    alike.first.click()
+    state = page.evaluate("JSON.parse(document.getElementById('state').textContent)")
+    shown_name = page.locator("#box-title").text_content()
+    assert shown_name == state["images"][state["items"][int(number)][2]][0]
+
+
+def test_the_navigation_leads_to_every_part(new_page: Make, full_report: Path) -> None:
+    """Each link of the navigation puts its part on the screen and the focus there."""
+    page = new_page().visit(full_report)
+    links = page.locator("nav a")
+    assert links.count() == 9
+    for number in range(links.count()):
+        target = links.nth(number).get_attribute("href")
+        links.nth(number).click()
+        page.wait_for_timeout(150)
+        box = page.locator(target).bounding_box()
+        assert box["y"] < 900, target
+        assert box["y"] + box["height"] > 0, target
+        page.evaluate("scrollTo(0, 0)")
+
+
+def test_pictures_beside_the_page_come_when_they_are_near(new_page: Make, tmp_path: Path) -> None:
+    """A report over its budget opens from a folder, fetches what is on the screen, and nothing from elsewhere."""
+    from typicality.config import ReportSettings
+
+    labels = ["2016", "2019", "2022", "2024"]
+    settings = ReportSettings(clusters=12, columns=12, budget_mb=0.9)
+    path = write_report(synthetic_input(labels=labels, settings=settings), tmp_path)
+    files = list((tmp_path / "assets").iterdir())
+    assert path.stat().st_size <= 0.9e6
+    visitor = new_page()
+    page = visitor.visit(path)
+    page.wait_for_timeout(400)
+    asked = {u for u in visitor.requests if "/assets/" in u}
+    assert 0 < len(asked) < len(files)
+    page.locator("#labels .cluster").last.scroll_into_view_if_needed()
+    page.wait_for_function(
+        "[...document.querySelectorAll('#labels .label:last-child .tile img')].some((i) => i.naturalWidth > 8)"
+    )
+    page.locator("#labels .tile").first.click()
+    page.wait_for_function("document.getElementById('box-image').naturalWidth > 8")
+    here = tmp_path.resolve().as_uri()
+    assert [u for u in visitor.requests if not u.startswith(("data:", here))] == []
+    assert visitor.complaints == []
+
+
+LOOKS = [("desk", 1440, "light", ""), ("phone", 390, "dark", ""), ("box", 1440, "light", "#label=2016&image=most1")]
+
+
+@pytest.mark.parametrize(("name", "width", "scheme", "fragment"), LOOKS, ids=[look[0] for look in LOOKS])
+def test_looks_as_before(
+    new_page: Make, report: Path, tmp_path: Path, name: str, width: int, scheme: str, fragment: str
+) -> None:
+    """Compared loosely: pictures shrunk to 64 px, mean difference of grey below 12 of 255; a broken style is far above.
+
+    A changed look is accepted with TYPICALITY_UPDATE_GOLD=1. On failure the screenshot is kept where the message says.
+    """
+    page = new_page(width, 900, color_scheme=scheme).visit(report, fragment)
+    page.wait_for_timeout(300)
+    taken = tmp_path / f"{name}.png"
+    page.screenshot(path=str(taken))
+    gold = Path(__file__).parent / "gold" / f"{name}.png"
+
+    def small(path: Path) -> np.ndarray:
+        with PIL.Image.open(path) as image:
+            return np.asarray(image.convert("L").resize((64, 64), PIL.Image.Resampling.BOX), dtype=float)
+
+    if os.environ.get("TYPICALITY_UPDATE_GOLD") == "1":
+        gold.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(small(taken).astype(np.uint8)).save(gold)
+    assert gold.exists(), f"{gold} is missing; write it with TYPICALITY_UPDATE_GOLD=1"
+    difference = float(np.abs(small(taken) - small(gold)).mean())
+    assert difference < 12, f"{taken} differs from {gold} by {difference:.1f}"
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import faiss
 import numpy as np
 import pytest
 
 from typicality.mining.clusters import cluster_elements, median_standard_error
+from typicality.mining.significance import Candidates
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -132,3 +135,43 @@ def test_relatives_count_once():
     together = median_standard_error(values, groups, 0)
     assert together == pytest.approx(median_standard_error(np.arange(5.0), np.arange(5), 0))
     assert together > 1.5 * median_standard_error(values, np.arange(20), 0)
+
+
+def test_clear_clusters_are_stable_and_cut_ones_are_not(blobs):
+    """Three blobs come back in every resample; one blob cut in three comes back cut differently."""
+    patches, features = blobs
+    clear = cluster_elements(patches[:30], features[:30], str, clusters=3).clusters
+    assert all(c.stability > 0.95 for c in clear)
+    noise = unit(np.random.default_rng(0).normal(size=(30, 5)) * 0.05 + np.eye(5)[0])
+    cut = cluster_elements(patches[:30], noise, str, clusters=5, merge_similarity=1.0).clusters
+    assert np.mean([c.stability for c in cut]) < 0.8
+
+
+def test_clusters_are_tested_against_controls(make_patch):
+    """Element A is in all 20 images of label x and in no control, element B in all images of both sorts.
+
+    Both have high specificity (by selection), so the sign-flip test finds both; controls unmask B.
+    """
+    rng = np.random.default_rng(0)
+    a, b = np.eye(6)[0], np.eye(6)[1]
+    own = [f"own-{i:02d}" for i in range(20)]
+    controls = [f"control-{i:02d}" for i in range(20)]
+    patches = [make_patch(i, "x", row=r, typicality=2.0 - r, specificity=1.0) for i in own for r in (0, 1)]
+    found = [*patches, *(make_patch(i, "x", row=1, typicality=1.0) for i in controls)]
+
+    def near(some):
+        return unit(np.array([(a, b)[p.row] for p in some]) + 0.02 * rng.normal(size=(len(some), 6)))
+
+    candidates = Candidates(found, near(found), {"x": own + controls}, lambda i: ("x",) if i in own else ("y",), len)
+    before = cluster_elements(patches, near(patches), str, clusters=2).clusters
+    after = cluster_elements(patches, near(patches), str, clusters=2, candidates=candidates).clusters
+    assert [c.p_value_method for c in before] == ["sign flip"] * 2
+    assert all(c.adjusted_p_value < 0.01 for c in before)
+    one_fold = replace(candidates, stratum_of=lambda image_id: 0)
+    tested = cluster_elements(patches, near(patches), str, clusters=2, candidates=one_fold).clusters
+    assert [c.p_value_method for c in tested] == ["controls"] * 2
+    assert [c.size for c in tested] == [20, 20]
+    assert tested[0].adjusted_p_value < 0.01
+    assert tested[1].adjusted_p_value > 0.5
+    assert [(c.own_rate, c.control_rate) for c in tested] == [(1, 0), (1, 1)]
+    assert all(c.p_value == 1 for c in after)  # each fold (here: the length of the name) has one sort of images only

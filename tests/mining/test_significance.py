@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from typicality.mining.significance import adjusted_p_values, sign_flip_p_value
+from typicality.config import DatasetSettings
+from typicality.dataset import load_dataset
+from typicality.mining.significance import (
+    adjusted_p_values,
+    choose_controls,
+    detection_p_values,
+    sign_flip_p_value,
+)
 
 
 def test_sign_flips_worked_by_hand():
@@ -62,3 +71,59 @@ def test_adjusted_values_are_probabilities():
     np.testing.assert_array_equal(np.argsort(adjusted[np.argsort(p)], kind="stable"), np.arange(50))
     assert adjusted_p_values(np.array([])).shape == (0,)
     assert adjusted_p_values(np.array([0.3])) == 0.3
+
+
+def test_detections_worked_by_hand():
+    """Two own images and two controls: of the 6 ways to call two of them own, one has both detections, so p is 1/6.
+
+    A cluster that every image contains tells nothing: p = 1.
+    """
+    detected = np.array([[1, 1], [1, 1], [0, 1], [0, 1]])
+    p = detection_p_values(detected, np.array([True, True, False, False]), np.arange(4), np.zeros(4))
+    assert p == pytest.approx([1 / 6, 1], abs=0.01)
+    assert np.isnan(detection_p_values(detected, np.ones(4, dtype=bool), np.arange(4), np.zeros(4))).all()
+
+
+def test_relatives_are_one_observation_and_folds_are_not_mixed():
+    """Twenty own images of one group with the cluster, against three groups without: p = 1/4, not 1e-6.
+
+    And where each fold has only one sort of images, nothing can be permuted: p = 1.
+    """
+    detected = np.r_[np.ones(20), np.zeros(3)][:, None]
+    groups = np.r_[np.zeros(20), 1, 2, 3]
+    own = groups == 0
+    assert detection_p_values(detected, own, groups, np.zeros(23)) == pytest.approx([0.25], abs=0.02)
+    assert detection_p_values(detected, own, groups, own) == [1]
+
+
+@pytest.mark.parametrize("relatives", [1, 3])
+def test_detection_level_and_power(relatives, monkeypatch):
+    """Random labels, groups alike, images of very different richness: p is uniform or larger. Then an effect."""
+    monkeypatch.setattr("typicality.mining.significance.PATTERNS", 999)
+    rng = np.random.default_rng(relatives)
+    groups = np.repeat(np.arange(60), relatives)
+    rich = rng.beta(0.5, 2, 60)[groups][:, None]
+    null, real = [], []
+    for seed in range(60):
+        own = (rng.permutation(60) < 40)[groups]
+        detected = rng.random((len(groups), 5)) < rich
+        null += detection_p_values(detected, own, groups, groups % 2, seed).tolist()
+        planted = detected[:, :1] | (own[:, None] & (rng.random((len(groups), 1)) < 0.5))
+        real += detection_p_values(planted, own, groups, groups % 2, seed).tolist()
+    assert np.mean(np.array(null) <= 0.05) < 0.08
+    assert 0.25 < np.mean(np.array(null) <= 0.5) < 0.6  # not conservative beyond use; ties of small counts make it so
+    assert np.mean(np.array(real) <= 0.05) > 0.7
+
+
+def test_controls_are_of_other_labels_and_of_many_groups(tiny_folder):
+    loaded = load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
+    images = tuple(replace(i, group=str(int(i.file_name.split("/")[-1].split(".")[0]) // 4)) for i in loaded)
+    data = replace(loaded, images=images)
+    by_id = {i.image_id: i for i in data}
+    for label, found in choose_controls(data, 4).items():
+        assert len(set(found)) == 4
+        assert all(label not in by_id[i].labels for i in found)
+        assert len({by_id[i].group for i in found}) == 4
+    assert {len(found) for found in choose_controls(data, None).values()} == {16}
+    assert choose_controls(data, 0) == {"blue": [], "red": []}
+    assert choose_controls(data, 9) == choose_controls(replace(data, images=images[::-1]), 9)

@@ -29,7 +29,7 @@ def test_tables_hold_every_patch_and_cluster(make_patch, tmp_path):
     assert elements["file_name"][5].as_py() == "folder/c.png"
     assert elements["row"].to_pylist() == [0, 1, 2, 3, 4, 0]
     assert (elements["x1"][1].as_py(), elements["y0"][1].as_py()) == (1, 1)
-    np.testing.assert_allclose(elements["lower_bound"][5].as_py(), 7 - 2 * 1.645, rtol=1e-6)
+    np.testing.assert_allclose(elements["lower_bound"][5].as_py(), 7 - 2 * 1.6448536, rtol=1e-6)
     assert math.isnan(elements["specificity"][5].as_py())
     assert clusters["label"].to_pylist() == ["x", "y"]
     assert clusters["size"].to_pylist() == [5, 1]

@@ -29,7 +29,8 @@ from typicality.model.pretrain import (
 
 TOY = PretrainSettings(
     size=32, latent_channels=4, autoencoder_channels=(16, 16, 16), autoencoder_steps=3, autoencoder_batch=4,
-    denoiser_channels=(16, 32, 32), denoiser_steps=3, denoiser_batch=4, photo_crops=4,
+    denoiser_channels=(16, 32, 32), text_steps=2, text_batch=8, denoiser_steps=3,
+    denoiser_batch=4, photo_crops=4,
 )  # fmt: skip
 
 

@@ -189,3 +189,22 @@ def test_plots_take_the_colours_of_the_page_and_say_what_they_show() -> None:
     ids = re.findall(r'\bid="([^"]*)"', "".join(p.svg for p in plots))
     assert len(ids) == len(set(ids))
     assert make_plots(data.labels, data.elements.slice(0, 0), data.images.slice(0, 0), []) == []
+
+
+def test_a_report_over_its_budget_keeps_its_pictures_beside_it(tmp_path: Path) -> None:
+    """Pictures are files named by their content; the page is small, refers to all of them, and old ones go."""
+    data = synthetic_input(labels=["2016"], clusters=6, members=8)
+    bare = len(render_page(replace(data, settings=ReportSettings(budget_mb=1e-6)), build_view(data)).encode()) / 1e6
+    split = replace(data, settings=ReportSettings(clusters=6, columns=8, budget_mb=1.02 * bare))
+    path = write_report(split, tmp_path)
+    page = path.read_text()
+    files = {f"assets/{p.name}" for p in (tmp_path / "assets").iterdir()}
+    assert files
+    assert set(re.findall(r"assets/[0-9a-f]{20}\.webp", page)) == files
+    assert "img-src data: &#39;self&#39; file:" in page
+    assert "Keep this page together" in page
+    (tmp_path / "assets" / "0000.webp").write_bytes(b"of an earlier page")
+    write_report(split, tmp_path)
+    assert {f"assets/{p.name}" for p in (tmp_path / "assets").iterdir()} == files
+    write_report(data, tmp_path)
+    assert not (tmp_path / "assets").exists()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from typicality.config import ReportSettings
 from typicality.report.facts import fact_groups, stages
-from typicality.report.view import ReportInput, build_view, context_window
+from typicality.report.view import ReportInput, build_view, context_window, nearest
 
 from .synthetic import synthetic_input
 
@@ -169,3 +170,41 @@ def test_facts_are_flattened_and_stages_told_apart() -> None:
     groups = {g.name: dict(g.rows) for g in fact_groups(facts)}
     assert groups == {"Run": {"Seed": "3"}, "Model": {"name": "base"}, "Settings: score": {"t_min": "0.1"}}
     assert stages(facts)[0].seconds == "1 min 15 s"
+
+
+def test_the_most_alike_are_of_other_images_and_each_image_once(small: ReportInput) -> None:
+    """Rows are p, q, p, r. To the first p the features of q and r are at 30 and 60 degrees; the second p is itself."""
+    angles = np.deg2rad([0, 30, 1, 60])
+    features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    view = build_view(dataclasses.replace(small, features=features))
+    by_row = {e.row: e.number for e in view.elements()}
+    assert view.neighbours[by_row[0]] == (by_row[1], by_row[3])
+    assert view.neighbours[by_row[1]] == (by_row[2], by_row[3])  # 29 degrees to the second p, 30 to the first and to r
+    assert nearest(view.elements()[:1], features) == {}
+
+
+def test_metadata_is_searched_and_shown_once(small: ReportInput) -> None:
+    """What the file name, the group or the label already say is left out, and so is what is no plain value."""
+    columns = {"file_name": "p.png", "year": "a", "camera": "Leica <b>", "bytes": b"x", "none": None, "n": 3}
+    view = build_view(dataclasses.replace(small, metadata={"p": columns}))
+    source = next(s for s in view.sources if s.image_id == "p")
+    assert source.metadata == (("camera", "Leica <b>"), ("n", "3"))
+
+
+def test_it_is_said_what_the_model_has_seen(small: ReportInput) -> None:
+    marked = small.images.append_column("held_out", pa.array([True, False, False]))
+    seen = {s.image_id: s.seen for s in build_view(dataclasses.replace(small, images=marked)).sources}
+    assert seen == {"p": False, "q": True, "r": True}
+    unseen = dataclasses.replace(small, images=marked, in_sample=False)
+    assert {s.seen for s in build_view(unseen).sources} == {False}
+    assert {s.seen for s in build_view(small).sources} == {None}
+
+
+def test_labels_with_few_images_or_nothing_sound_carry_a_warning(small: ReportInput) -> None:
+    label = build_view(small).labels[0]
+    assert (label.sound, label.formed) == (1, 2)
+    assert [n[:13] for n in label.notes] == ["Only 3 images"]
+    many = dataclasses.replace(small, n_images={"a": 500})
+    assert build_view(many).labels[0].notes == ()
+    weak = dataclasses.replace(many, clusters=small.clusters.filter(pa.array([True, False])))
+    assert "None of the visual elements" in build_view(weak).labels[0].notes[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from typicality.config import DatasetSettings
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
+from typicality.processes import Processes
 from typicality.scoring.noise import DrawPlan
 from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoreReader, read_index
@@ -116,6 +118,53 @@ def test_continues_after_a_kill_and_ignores_a_half_written_shard(
     assert set(whole) == set(continued)
     for key, expected in whole.items():
         np.testing.assert_array_equal(continued[key], expected)
+
+
+@dataclass(frozen=True)
+class OneOfSeveral(Processes):
+    """A process whose others have nothing to add: barriers are passed, totals are its own."""
+
+    def total(self, number: int) -> int:
+        return number
+
+
+def test_shares_of_several_processes_are_the_whole_to_the_last_bit(
+    denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages, tmp_path: Path
+) -> None:
+    """Three processes, one after the other in one folder: images in the same batches as with one, none twice."""
+    jobs = jobs_of(dataset)
+    make(denoiser, latents, batch_size=24)(jobs, tmp_path / "one")
+    before = denoiser.evaluations
+    for rank in range(3):
+        # as if all had begun at once: what the others have written since is not looked at
+        scorer = make(denoiser, latents, batch_size=24, processes=OneOfSeveral(rank, 3))
+        scorer(jobs, tmp_path / f"rank-{rank}")
+        for path in (tmp_path / f"rank-{rank}").iterdir():
+            (tmp_path / "three").mkdir(exist_ok=True)
+            assert not (tmp_path / "three" / path.name).exists()
+            path.rename(tmp_path / "three" / path.name)
+    assert denoiser.evaluations - before == len(dataset) * 2 * 6
+    one, three = as_arrays(tmp_path / "one"), as_arrays(tmp_path / "three")
+    assert set(one) == set(three)
+    for key, expected in one.items():
+        np.testing.assert_array_equal(three[key], expected)
+
+
+def test_what_is_missing_is_scored_in_the_batches_of_the_whole(
+    denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages, tmp_path: Path
+) -> None:
+    """One shard of many is lost, in the middle: its maps come back to the last bit, in other shards too."""
+    jobs = jobs_of(dataset)
+    scorer = make(denoiser, latents, batch_size=24, shard_images=4)
+    scorer(jobs, tmp_path)
+    expected = as_arrays(tmp_path)
+    lost = sorted(tmp_path.glob("*.parquet"))[3]
+    lost.unlink()
+    assert 0 < make(denoiser, latents, batch_size=24, shard_images=9)(jobs, tmp_path) < len(jobs)
+    found = as_arrays(tmp_path)
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value)
 
 
 def test_added_images_are_scored_alone(

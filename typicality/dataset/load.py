@@ -286,25 +286,30 @@ def _nothing(source: Source, settings: DatasetSettings, tally: _Tally, unreadabl
     return f"no image of {source.name} is left by the settings of the data set"
 
 
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def _warnings(
     data: LabelledImages, settings: DatasetSettings, source: Source, tally: _Tally, conflicts: list[str]
 ) -> Iterator[str]:
     yield from source.notes
     if data.unreadable:
         bad = data.unreadable[0]
-        yield f"{len(data.unreadable)} images could not be read and are left out, first {bad.file_name}: {bad.reason}"
+        what = _counted(len(data.unreadable), "image")
+        yield f"{what} could not be read and left out, first {bad.file_name}: {bad.reason}"
     if tally.missing:
         yield f"{tally.missing} of {tally.kept} images have no value in the column {data.label!r} and are left out"
     if tally.missing_masks:
-        yield f"{len(tally.missing_masks)} masks do not exist, first that of {min(tally.missing_masks)}"
+        yield f"no file for {_counted(len(tally.missing_masks), 'mask')}, first that of {min(tally.missing_masks)}"
     if conflicts:
         yield (
-            f"{len(conflicts)} images occur with the same bytes under different labels and count for each of them, "
+            f"the same bytes under different labels, counted for each of them: {_counted(len(conflicts), 'image')}, "
             f"first {min(conflicts)}"
         )
     lost = sorted(set(tally.labels) - set(data.labels)) if settings.labels is None else []
     if lost:
-        yield f"no image is left of {len(lost)} labels: {_some(map(repr, lost))}"
+        yield f"no image is left of {_counted(len(lost), 'label')}: {_some(map(repr, lost))}"
     few = {label: n for label, n in data.counts.items() if n < settings.min_per_label}
     if few:
         named = _some(f"{label!r} ({n})" for label, n in few.items())

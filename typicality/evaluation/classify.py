@@ -1,4 +1,4 @@
-"""The model of a run as a diffusion classifier, on images of held-out groups.
+"""The model of a run as a diffusion classifier, on images of groups that it has not seen.
 
 The predicted label is the one under which the denoiser does best with shared noise (Li et al. 2023, "Your
 Diffusion Model is Secretly a Zero-Shot Classifier"; Clark & Jaini 2023): argmax over labels of the mean typicality,
@@ -28,7 +28,7 @@ class Classification:
     Attributes
     ----------
     accuracy, standard_error : share of images whose predicted label is among their own; binomial error over images
-    n : images, all of groups that fine-tuning never saw
+    n : images, all of groups that the model which classifies them never saw: the held-out ones, or with folds all
     draws : UNet draws an image and label (an antithetic pair counts as two)
     chance : share of the most frequent label among these images
     confusion : true label -> predicted label -> images
@@ -73,15 +73,16 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
         raise InputError("no image is held out: finetune.held_out is 0, or there are too few groups")
     labels = run.dataset.labels
     measure = scorer(run, PURPOSE, draws)
-    by_shape: dict[tuple[int, int], list[Job]] = {}
+    by_shape: dict[tuple[int, int, int], list[Job]] = {}
     for image in sorted(images, key=lambda i: i.image_id):
         view = run.latents.view(image.image_id)
-        by_shape.setdefault((view.height, view.width), []).append(Job(image.image_id, labels))
+        alike = run.fold_of(image.image_id), view.height, view.width
+        by_shape.setdefault(alike, []).append(Job(image.image_id, labels))
     size = max(1, run.batch_size // (draws * (1 + len(labels))))
     confusion = {true: dict.fromkeys(labels, 0) for true in labels}
     correct = 0
     progress.start("classify", len(images))
-    for jobs in by_shape.values():
+    for _, jobs in sorted(by_shape.items()):
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
             differences, _, _ = measure.unit_maps(part)

@@ -49,7 +49,12 @@ def box_means(maps: np.ndarray, side: int) -> np.ndarray:
 
 
 def box_variances(
-    maps: np.ndarray, squares: Mapping[int, np.ndarray], draws: np.ndarray, side: int, prior: float = PRIOR_DRAWS
+    maps: np.ndarray,
+    squares: Mapping[int, np.ndarray],
+    draws: np.ndarray,
+    side: int,
+    prior: float = PRIOR_DRAWS,
+    means: np.ndarray | None = None,
 ) -> np.ndarray:
     """Variance of the mean score of every box, for a batch of maps of one shape.
 
@@ -70,6 +75,7 @@ def box_variances(
     draws : (b,) number n of independent draws behind each map
     side : cells
     prior : weight of the pooled variance, in draws
+    means : `box_means(maps, side)` where the caller has them already
 
     Returns
     -------
@@ -78,7 +84,7 @@ def box_variances(
     height, width = maps.shape[-2:]
     rows, columns = height - side + 1, width - side + 1
     if side in squares:
-        return _moderated(maps, squares[side], draws, side, prior)[0]
+        return _moderated(maps, squares[side], draws, side, prior, means)[0]
     known = sorted(k for k in squares if k <= min(height, width))
     if len(known) < 2:
         return np.full((len(maps), rows, columns), np.inf)
@@ -98,11 +104,16 @@ def box_variances(
 
 
 def _moderated(
-    maps: np.ndarray, squares: np.ndarray, draws: np.ndarray, side: int, prior: float
+    maps: np.ndarray,
+    squares: np.ndarray,
+    draws: np.ndarray,
+    side: int,
+    prior: float,
+    means: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The variance of every box's mean, shrunk towards the image's, and that pooled variance (b, 1, 1)."""
     freedom = (np.asarray(draws, dtype=np.float64) - 1)[:, None, None]
-    means = box_means(maps, side).astype(np.float64)
+    means = (box_means(maps, side) if means is None else means).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         own = np.maximum(squares - means * means, 0) / freedom
         pooled = own.mean(axis=(-2, -1), keepdims=True)

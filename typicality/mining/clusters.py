@@ -2,8 +2,11 @@
 
 As published (Siglidis et al., ECCV 2024, section 3.2) k-means is Euclidean, on L2-normalised features; centroids are
 plain means and not projected back to the sphere. What is added: near-duplicate clusters are merged, clusters from
-few images are marked, and each cluster has an error bar and a p-value. Results depend neither on the order of the
-rows nor on the number of threads.
+few images are marked, and each cluster has an error bar, a p-value and a measure of its stability. Results depend
+neither on the order of the rows nor on the number of threads.
+
+Where a search among controls was made (significance.py), clusters are found among its candidates, of the label and
+of controls, and the label's patches join the nearest: the test is exact only if clusters do not know which is which.
 """
 
 from __future__ import annotations
@@ -12,15 +15,17 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import faiss
 import numpy as np
 
-from typicality.mining.significance import adjusted_p_values, sign_flip_p_value
+from typicality.mining.significance import Candidates, adjusted_p_values, detection_p_values, sign_flip_p_value
 from typicality.records import Patch
 
 ITERATIONS = 50
 BOOTSTRAPS = 500
+RESAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,13 @@ class Cluster:
     Attributes
     ----------
     median_typicality, standard_error : of its members; the error is a bootstrap over groups, NaN with one group
-    p_value : one-sided, of its specificity (see `significance`); NaN where that is unknown
+    p_value : one-sided (see `significance`); NaN where it is unknown
+    p_value_method : "controls" (detections in images of the label against controls), "sign flip" (specificity; too
+        small, because members were selected), or "none"
     adjusted_p_value : the same after Benjamini-Hochberg over all clusters of all labels
+    stability : how much of it comes back when groups are resampled and clustered anew: the mean over resamples of
+        the largest Jaccard index with a new cluster (Hennig 2007); in [0, 1], below 0.5 it dissolves
+    own_rate, control_rate : shares of the label's images and of controls with a candidate of it; NaN without controls
     few_images : fewer distinct images than `min_images`
     """
 
@@ -47,6 +57,10 @@ class Cluster:
     few_images: bool
     mean_specificity: float
     adjusted_p_value: float = float("nan")
+    p_value_method: str = "none"
+    stability: float = float("nan")
+    own_rate: float = float("nan")
+    control_rate: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,7 @@ def cluster_elements(
     min_images: int = 3,
     restarts: int = 5,
     seed: int = 0,
+    candidates: Candidates | None = None,
 ) -> Clustering:
     """Cluster the patches of every label by their features.
 
@@ -81,31 +96,149 @@ def cluster_elements(
         the mean feature of all patches: diffusion features share a large common part, which would make any two alike
     min_images : clusters from fewer images are marked
     restarts : runs of k-means, of which the best is kept
-    seed : of k-means, of the bootstrap and of the significance test
+    seed : of k-means, of the bootstraps and of the significance tests
+    candidates : what the search finds on images with and without the labels, for the test with controls
     """
-    order = sorted(
-        range(len(patches)),
-        key=lambda i: (patches[i].label, patches[i].image_id, patches[i].row, patches[i].column, patches[i].side),
-    )
+    order = _order(patches)
     labels = np.array([patches[i].label for i in order], dtype=object)
     vectors = np.ascontiguousarray(features[order], dtype=np.float32)
-    centre = vectors.mean(axis=0, dtype=np.float64) if len(order) else np.zeros(features.shape[1])
+    pool = _pool(patches, features) if candidates is None else _pool(candidates.patches, candidates.features)
+    centre = pool.vectors.mean(axis=0, dtype=np.float64) if len(pool.patches) else np.zeros(features.shape[1])
     found: list[Cluster] = []
+    others: list[float] = []  # p-values of clusters without a patch of the label: they were tested as well
     cluster, rank_in_cluster = (np.empty(len(patches), dtype=np.int32) for _ in range(2))
     for label in dict.fromkeys(labels):
         rows = np.flatnonzero(labels == label)
         members = [patches[order[i]] for i in rows]
-        assigned = _merge(vectors[rows] - centre, _kmeans(vectors[rows], clusters, restarts, seed), merge_similarity)
+        own = pool.of(label)
+        partition = _partition(own.vectors, centre, clusters, restarts, merge_similarity, seed)
+        assigned = partition.assigned if candidates is None else partition.nearest(vectors[rows])
+        groups = np.array([group_of(p.image_id) for p in own.patches])
+        again = _stability(
+            own.vectors, groups, partition.assigned,
+            lambda v, s: _partition(v, centre, clusters, 1, merge_similarity, s).assigned, seed,
+        )  # fmt: skip
+        tests = {} if candidates is None else _tests(label, own.patches, partition.assigned, candidates, group_of, seed)
         typicality = np.array([p.typicality for p in members])
         for rank, part in enumerate(_ranked(assigned, typicality)):
             ours = rows[part]
             at = [order[i] for i in ours]
             cluster[at] = rank
             rank_in_cluster[[at[i] for i in _by_distance(vectors[ours])]] = np.arange(len(at))
-            found.append(_describe(rank, [members[i] for i in part], group_of, min_images, seed))
-    adjusted = adjusted_p_values(np.array([c.p_value for c in found]))
+            name = int(assigned[part[0]])
+            entry = _describe(rank, [members[i] for i in part], group_of, min_images, seed)
+            found.append(replace(entry, stability=again[name], **tests.pop(name, {})))
+        others += [test["p_value"] for test in tests.values()]
+    adjusted = adjusted_p_values(np.array([*(c.p_value for c in found), *others]))[: len(found)]
     described = [replace(c, adjusted_p_value=float(q)) for c, q in zip(found, adjusted, strict=True)]
     return Clustering(described, cluster, rank_in_cluster)
+
+
+def _order(patches: Sequence[Patch]) -> list[int]:
+    """An order of the patches that depends on what they are alone."""
+    return sorted(
+        range(len(patches)),
+        key=lambda i: (patches[i].label, patches[i].image_id, patches[i].row, patches[i].column, patches[i].side),
+    )
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Patches that are clustered, in order, and their features."""
+
+    patches: list[Patch]
+    vectors: np.ndarray
+
+    def of(self, label: str) -> _Pool:
+        rows = [i for i, patch in enumerate(self.patches) if patch.label == label]
+        return _Pool([self.patches[i] for i in rows], np.ascontiguousarray(self.vectors[rows]))
+
+
+def _pool(patches: Sequence[Patch], features: np.ndarray) -> _Pool:
+    order = _order(patches)
+    return _Pool([patches[i] for i in order], features[order].astype(np.float32))
+
+
+@dataclass(frozen=True)
+class _Partition:
+    """Cells of feature space: centroids (k, d) with the cell that each belongs to, and the cell of each row (n,)."""
+
+    centroids: np.ndarray
+    cell_of: np.ndarray
+    assigned: np.ndarray
+
+    def nearest(self, vectors: np.ndarray) -> np.ndarray:
+        """(m,) cell of the nearest centroid of each row."""
+        index = faiss.IndexFlatL2(vectors.shape[1])
+        index.add(self.centroids)
+        with _one_thread():
+            return self.cell_of[index.search(np.ascontiguousarray(vectors), 1)[1][:, 0]]
+
+
+def _partition(
+    vectors: np.ndarray, centre: np.ndarray, clusters: int, restarts: int, similarity: float, seed: int
+) -> _Partition:
+    """k-means, then merging of centroids that are alike."""
+    first = _kmeans(vectors, clusters, restarts, seed)
+    names, first = np.unique(first, return_inverse=True)
+    assigned = _merge(vectors - centre, first, similarity)
+    centroids = np.stack([vectors[first == i].mean(axis=0) for i in range(len(names))])
+    cell_of = np.array([assigned[np.argmax(first == i)] for i in range(len(names))])
+    return _Partition(centroids, cell_of, assigned)
+
+
+def _tests(
+    label: str, patches: Sequence[Patch], assigned: np.ndarray, candidates: Candidates,
+    group_of: Callable[[str], str], seed: int,
+) -> dict[int, dict[str, Any]]:  # fmt: skip
+    """Test each cell: do images of the label contain its patches more often than controls do?"""
+    images = sorted(candidates.images[label])
+    place = {image_id: i for i, image_id in enumerate(images)}
+    cells = np.unique(assigned)
+    detected = np.zeros((len(images), len(cells)))
+    detected[[place[p.image_id] for p in patches], np.searchsorted(cells, assigned)] = 1
+    own = np.array([label in candidates.labels_of(i) for i in images])
+    p_values = detection_p_values(
+        detected, own, np.array([group_of(i) for i in images]), np.array([candidates.stratum_of(i) for i in images]),
+        _own_seed(seed, label),
+    )  # fmt: skip
+    if not np.isfinite(p_values).all():
+        return {}
+    rates = detected[own].mean(axis=0), detected[~own].mean(axis=0)
+    return {
+        int(cell): {
+            "p_value": float(p), "p_value_method": "controls", "own_rate": float(a), "control_rate": float(b),
+        }
+        for cell, p, a, b in zip(cells, p_values, *rates, strict=True)
+    }  # fmt: skip
+
+
+def _stability(
+    vectors: np.ndarray, groups: np.ndarray, assigned: np.ndarray,
+    cluster: Callable[[np.ndarray, int], np.ndarray], seed: int,
+) -> dict[int, float]:  # fmt: skip
+    """Mean over resamples of groups of the largest Jaccard index of each cluster with a new one (Hennig 2007).
+
+    The index compares the cluster's drawn rows with the distinct rows of each new cluster.
+    """
+    names, member_of = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng([seed, 41])
+    sums: dict[int, list[float]] = {int(name): [] for name in np.unique(assigned)}
+    for _ in range(RESAMPLES if len(names) > 1 else 0):
+        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[member_of]
+        rows = np.repeat(np.arange(len(vectors)), drawn)
+        if not len(rows):
+            continue
+        new = cluster(np.ascontiguousarray(vectors[rows]), seed)
+        distinct, first = np.unique(rows, return_index=True)
+        table = np.zeros((max(sums) + 1, int(new.max()) + 1))
+        np.add.at(table, (assigned[distinct], new[first]), 1)
+        union = table.sum(axis=1, keepdims=True) + table.sum(axis=0) - table
+        best = (table / np.maximum(union, 1)).max(axis=1)
+        for name, values in sums.items():
+            if table[name].any():
+                values.append(float(best[name]))
+    return {name: float(np.mean(values)) if values else float("nan") for name, values in sums.items()}
 
 
 def _kmeans(vectors: np.ndarray, clusters: int, restarts: int, seed: int) -> np.ndarray:
@@ -182,7 +315,8 @@ def _describe(rank: int, members: list[Patch], group_of: Callable[[str], str], m
     typicality = np.array([p.typicality for p in members])
     specificity = np.array([p.specificity for p in members])
     known = specificity[np.isfinite(specificity)]
-    own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{label}/{rank}".encode()).digest()[:8], "big")
+    own_seed = _own_seed(seed, f"{label}/{rank}")
+    p_value = sign_flip_p_value(specificity, groups, own_seed)
     return Cluster(
         label=label,
         cluster=rank,
@@ -191,11 +325,16 @@ def _describe(rank: int, members: list[Patch], group_of: Callable[[str], str], m
         n_images=len(images),
         median_typicality=float(np.median(typicality)),
         standard_error=median_standard_error(typicality, groups, own_seed),
-        p_value=sign_flip_p_value(specificity, groups, own_seed),
+        p_value=p_value,
+        p_value_method="sign flip" if np.isfinite(p_value) else "none",
         n_groups=len(set(groups)),
         few_images=len(images) < min_images,
         mean_specificity=float(known.mean()) if len(known) else float("nan"),
     )
+
+
+def _own_seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")
 
 
 def median_standard_error(values: np.ndarray, groups: np.ndarray, seed: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
@@ -103,7 +103,7 @@ def top_patches(
     TypicalityError : where a map holds values that are not finite.
     """
     best: defaultdict[str, _Best] = defaultdict(lambda: _Best(selection.per_label))
-    for batch in _batches(scores):
+    for batch in batches(scores):
         for label, candidate in _candidates(batch, selection):
             best[label].add(candidate)
     return {
@@ -149,7 +149,7 @@ class _Best:
         return sorted(self.kept, key=lambda c: c.key)[: self.limit]
 
 
-def _batches(scores: Iterable[ScoreMap]) -> Iterator[list[ScoreMap]]:
+def batches(scores: Iterable[ScoreMap]) -> Iterator[list[ScoreMap]]:
     """Maps of one shape and with the same recorded squares, at most BATCH at once."""
     stream = iter(scores)
     while chunk := list(islice(stream, BATCH)):
@@ -159,20 +159,27 @@ def _batches(scores: Iterable[ScoreMap]) -> Iterator[list[ScoreMap]]:
         yield from alike.values()
 
 
-def _candidates(batch: list[ScoreMap], selection: PatchSelection) -> Iterator[tuple[str, _Candidate]]:
-    """The best disjoint boxes of every map of a batch of one shape, with their labels."""
-    maps = np.stack([score.typicality for score in batch])
-    squares = {k: np.stack([score.squares[k] for score in batch]) for k in batch[0].squares}
-    draws = np.array([score.n_pairs for score in batch])
-    means = box_means(maps, selection.side)
+def refuse_infinite(batch: Sequence[ScoreMap], means: np.ndarray) -> None:
+    """Raise TypicalityError where a map of the batch has a box mean, (b, H, W), that is not finite."""
     for score, finite in zip(batch, np.isfinite(means).all(axis=(1, 2)), strict=True):
         if not finite:
             raise TypicalityError(
                 f"the score map of image {score.image_id} for label {score.label!r} holds values that are not "
                 "finite: score again with --dtype fp32"
             )
+
+
+def _candidates(batch: list[ScoreMap], selection: PatchSelection) -> Iterator[tuple[str, _Candidate]]:
+    """The best disjoint boxes of every map of a batch of one shape, with their labels."""
+    maps = np.stack([score.typicality for score in batch])
+    known = batch[0].squares
+    sides = [selection.side] if selection.side in known else list(known)  # the others would not be read
+    squares = {k: np.stack([score.squares[k] for score in batch]) for k in sides}
+    draws = np.array([score.n_pairs for score in batch])
+    means = box_means(maps, selection.side)
+    refuse_infinite(batch, means)
     rows, columns, best = best_boxes(means, selection.side, selection.per_image)
-    errors = np.sqrt(box_variances(maps, squares, draws, selection.side))
+    errors = np.sqrt(box_variances(maps, squares, draws, selection.side, means=means))
     for i, j in np.argwhere(np.isfinite(best)):
         score, row, column = batch[i], int(rows[i, j]), int(columns[i, j])
         error = float(np.float32(errors[i, row, column]))

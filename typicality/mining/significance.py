@@ -1,26 +1,142 @@
-"""Is a cluster typical of its label alone, or would its members be as typical of the other labels?
+"""Is a cluster typical of its label, or is it what the same search finds anyway?
 
-The evidence is each member's specificity: its typicality under its own label minus the mean under labels that its
-image does not carry, from the same draws.
+Two tests, both one-sided, with groups of relatives (an image, a patient, a webcam) as the units.
 
-What is tested: the null that specificity, averaged over the members of one group (an image, a patient, a webcam),
-is as likely to be +s as -s, independently for each group. A small p-value says that the members' advantage for
-their own label is consistent over groups and is not the work of one or two of them.
+`detection_p_values`, where scores are cross-fitted (`--folds`). Patches are selected because they score high, so under
+any label the best look typical of it. The search is therefore made on images without the label as well (controls): the
+same prompt, the same draws and the same rule pick the best patches of both sorts of images together, and these are
+clustered without regard to their sort. A cluster is typical of its label if images that carry it contain its patches
+more often than controls do. Under the null that labels are assigned to groups at random, and with models that were
+shown neither's label, the two sorts are exchangeable: patches, features, clusters and counts follow from images
+alone, so that permuting the sorts gives the exact null distribution, with the selection and the search for clusters in
+it. Permutations stay within folds, since each fold has a model of its own. Several images of one group count as one,
+by their mean. A group that has images of both sorts counts once in each; its relatives resemble one another, which
+makes the test conservative.
 
-What is not tested: members were selected for a high score under their own label, and a model that was fine-tuned on
-these very images has partly memorised which label they carry. Both push specificity above zero without any visual
-meaning, so these p-values are too small unless scores come from held-out folds and from draws that did not take
-part in the selection. They also say nothing about whether the cluster looks coherent.
+`sign_flip_p_value`, elsewhere: the null that a member's specificity, its typicality under its own label minus the mean
+under labels that its image does not carry, from the same draws, is as likely to be +s as -s. A small value says that
+the advantage is consistent over groups and not the work of one or two. But members were selected for a high score
+under their own label, and a model that was fine-tuned on these very images has partly memorised which label they
+carry. Both push specificity above zero without any visual meaning: these p-values are too small.
+
+Neither says whether a cluster looks coherent; its `stability` (clusters.py) does, in part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
+
+from typicality.dataset import LabelledImages
+from typicality.dataset.split import unit_hash
+from typicality.records import Patch
+
+CONTROLS = 500
+"""Controls a label at most, unless `score.controls` says otherwise."""
 
 EXACT_GROUPS = 12
 """Up to so many groups all 2^n sign patterns are listed."""
 PATTERNS = 9999
 """Random sign patterns beyond that; the smallest p-value is 1 / (PATTERNS + 1)."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the search finds on images with and without each label; input of the test with controls.
+
+    Attributes
+    ----------
+    patches : n patches, `label` being the one they were scored for; by one rule from both sorts of images
+    features : (n, d) float32, unit rows
+    images : label -> image_ids of all images that took part, whether or not a patch of theirs was selected
+    labels_of : image_id -> the labels that the image carries
+    stratum_of : image_id -> the fold within which images are exchangeable
+    """
+
+    patches: Sequence[Patch]
+    features: np.ndarray
+    images: Mapping[str, Sequence[str]]
+    labels_of: Callable[[str], Sequence[str]]
+    stratum_of: Callable[[str], int]
+
+
+def choose_controls(dataset: LabelledImages, number: int | None) -> dict[str, list[str]]:
+    """Choose images of other labels for every label, by a hash: of as many groups as possible, and no two at first.
+
+    Parameters
+    ----------
+    number : of controls a label; by default as many as the label has images, and at most CONTROLS
+
+    Returns
+    -------
+    label -> image_ids; fewer where fewer images are of other labels.
+    """
+    ordered = sorted(dataset, key=lambda image: unit_hash(image.image_id, "control"))
+    chosen = {}
+    for label in dataset.labels:
+        wanted = min(dataset.number_of(label), CONTROLS) if number is None else number
+        start = int(unit_hash(label, "control") * len(ordered))
+        found: dict[str, None] = {}
+        groups: set[str] = set()
+        for again in (False, True):
+            for image in (*ordered[start:], *ordered[:start]) if wanted else ():
+                if len(found) == wanted:
+                    break
+                if label not in image.labels and (again or image.group not in groups):
+                    found[image.image_id] = None
+                    groups.add(image.group)
+        chosen[label] = list(found)
+    return chosen
+
+
+def detection_p_values(
+    detected: np.ndarray, own: np.ndarray, groups: np.ndarray, strata: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """One-sided permutation test, for each of c clusters, that images of the label contain it more often than controls.
+
+    Parameters
+    ----------
+    detected : (n, c) 1 where an image contains a patch of the cluster, else 0
+    own : (n,) bool, whether the image carries the label
+    groups, strata : (n,) group of each image, and stratum of each group, within which groups are permuted
+    seed : of the permutations
+
+    Returns
+    -------
+    (c,) float64 shares of permutations, the observed one included, with at least as many detections among own
+    images; NaN where there are no images of both sorts.
+    """
+    own = np.asarray(own, dtype=bool)
+    if own.all() or not own.any():
+        return np.full(np.shape(detected)[1], np.nan)
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    units, unit_of = np.unique(2 * group + own, return_inverse=True)
+    sizes = np.bincount(unit_of).astype(np.float64)
+    sums = [np.bincount(unit_of, column) for column in np.asarray(detected, dtype=np.float64).T]
+    means = np.stack(sums, axis=1) / sizes[:, None]
+    is_own = units % 2 == 1
+    stratum = np.empty(len(units), dtype=np.int64)
+    stratum[unit_of] = np.unique(np.asarray(strata), return_inverse=True)[1]
+    observed = means[is_own].sum(axis=0)
+    threshold = observed - 1e-9 * np.maximum(1, np.abs(observed))
+    rng = np.random.default_rng(seed)
+    reached = np.ones(means.shape[1])
+    for start in range(0, PATTERNS, 1000):
+        totals = np.zeros((min(1000, PATTERNS - start), means.shape[1]))
+        for part in range(stratum.max() + 1):
+            here = np.flatnonzero(stratum == part)
+            k = int(is_own[here].sum())
+            if k == 0:
+                continue
+            keys = rng.random((len(totals), len(here)), dtype=np.float32)
+            chosen = np.argpartition(keys, k - 1, axis=1)[:, :k]
+            drawn = np.zeros(keys.shape)
+            np.put_along_axis(drawn, chosen, 1, axis=1)
+            totals += drawn @ means[here]
+        reached += (totals >= threshold).sum(axis=0)
+    return reached / (PATTERNS + 1)
 
 
 def sign_flip_p_value(specificity: np.ndarray, groups: np.ndarray, seed: int = 0) -> float:

@@ -10,9 +10,7 @@ import pyarrow as pa
 
 from typicality.mining.clusters import Cluster, Clustering
 from typicality.records import Patch
-
-ONE_SIDED_95 = 1.645
-"""Standard errors from a score down to its one-sided 95% lower bound."""
+from typicality.scoring.adaptive import quantile
 
 ELEMENTS_SCHEMA = pa.schema(
     [
@@ -33,6 +31,8 @@ CLUSTERS_SCHEMA = pa.schema(
         ("few_images", pa.bool_()),
         ("mean_specificity", pa.float32()),
         ("adjusted_p_value", pa.float32()),
+        ("p_value_method", pa.string()),
+        *((name, pa.float32()) for name in ("stability", "own_rate", "control_rate")),
     ]
 )
 """A row a cluster, in order of label and rank; the attributes of `Cluster`. Unknown values are NaN."""
@@ -44,7 +44,7 @@ def in_table_order(patches: Mapping[str, Sequence[Patch]]) -> list[Patch]:
 
 
 def elements_table(patches: Sequence[Patch], clustering: Clustering, file_name_of: Callable[[str], str]) -> pa.Table:
-    """Build the table of elements.
+    """Build the table of elements. `lower_bound` is one-sided, 95%, by Student's t with the errors' freedom.
 
     Parameters
     ----------
@@ -60,6 +60,7 @@ def elements_table(patches: Sequence[Patch], clustering: Clustering, file_name_o
     typicality = np.array([p.typicality for p in patches], dtype=np.float64)
     errors = np.array([p.standard_error for p in patches], dtype=np.float64)
     boxes = np.array([p.box for p in patches], dtype=np.int32).reshape(-1, 4)
+    freedom = np.array([p.freedom for p in patches], dtype=np.float64)
     columns = {
         "image_id": [p.image_id for p in patches],
         "file_name": [file_name_of(p.image_id) for p in patches],
@@ -67,7 +68,7 @@ def elements_table(patches: Sequence[Patch], clustering: Clustering, file_name_o
         **{name: boxes[:, i] for i, name in enumerate(("x0", "y0", "x1", "y1"))},
         "typicality": typicality.astype(np.float32),
         "standard_error": errors.astype(np.float32),
-        "lower_bound": (typicality - ONE_SIDED_95 * errors).astype(np.float32),
+        "lower_bound": (typicality - quantile(freedom, 0.95) * errors).astype(np.float32),
         "specificity": np.array([p.specificity for p in patches], dtype=np.float32),
         "rank": ranks,
         "cluster": clustering.cluster,

@@ -9,13 +9,14 @@ from typing import Any
 
 def base_card(summary: Mapping[str, Any]) -> str:
     """Return a Markdown card from the record of `typicality pretrain` (training.json)."""
-    autoencoder, denoiser = summary["autoencoder"], summary["denoiser"]
-    notes = [f"- {part['note']}" for part in (autoencoder, denoiser) if "note" in part]
+    autoencoder, text, denoiser = (summary[part] for part in ("autoencoder", "text_encoder", "denoiser"))
+    notes = [f"- {part['note']}" for part in (autoencoder, text, denoiser) if "note" in part]
     settings = json.dumps(summary["settings"], indent=2)
     millions = f"{denoiser['parameters'] / 1e6:.1f} M"
     trained = (
         f"| autoencoder | {autoencoder['steps']} | {autoencoder['seconds']} | see `typicality evaluate autoencoder` |\n"
-        f"| denoiser and text encoder | {denoiser['steps']} | {denoiser['seconds']} | {denoiser['final_loss']} |"
+        f"| text encoder | {text['steps']} | {text['seconds']} | {text['final_loss']} (telling prompts apart) |\n"
+        f"| denoiser | {denoiser['steps']} | {denoiser['seconds']} | {denoiser['final_loss']} (noise, squared) |"
     )
     return f"""---
 license: apache-2.0
@@ -42,7 +43,7 @@ or a country of the held-out groups of the embedded data sets** (a fixed hash of
     python -m typicality.dataset.builtin.build corpus CORPUS
     typicality pretrain CORPUS/corpus.parquet --out MODEL
 
-| part | steps | seconds | last training loss (noise, squared) |
+| part | steps | seconds | last training loss |
 |---|---|---|---|
 {trained}
 

@@ -161,7 +161,8 @@ def _load(name: str, revision: str | None, offline: bool, reason: str) -> Checkp
                 where, subfolder="text_encoder", dtype=torch.float32, **options
             ),
             "tokenizer": CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", **options),
-            "scheduler": DDIMScheduler.from_pretrained(where, subfolder="scheduler", **options),
+            # older checkpoints carry the offset 0, which diffusers warns of; only sampling would read it
+            "scheduler": DDIMScheduler.from_pretrained(where, subfolder="scheduler", steps_offset=1, **options),
         }
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         hint = "" if local else "; it must be downloaded once, or given as a local folder"

@@ -85,6 +85,12 @@ class Denoiser:
         self.predicts_velocity = scheduler.config.prediction_type == "v_prediction"
         self.evaluations = 0
 
+    def send(self, x: Tensor) -> Tensor:
+        """Move a tensor to the device, to CUDA from pinned memory and without waiting for it."""
+        if self.device.type == "cuda":
+            return x.pin_memory().to(self.device, non_blocking=True)
+        return x.to(self.device)
+
     @torch.inference_mode()
     def encode_images(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
         """Return scaled posterior means, never samples, float32 on the CPU. `images` lie in [-1, 1]."""

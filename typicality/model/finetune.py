@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 FOCUS = 0.85  # share of the training draws whose timestep lies in the range that scoring uses
 VALIDATION_PAIRS = 4
 MEMORISED = 3.0  # warn when typicality on training images exceeds the held-out one so many times
+TRAINING_RECORD = "training.json"
 FULL_SIZE = 100_000_000  # parameters up to which `auto` trains all weights
 
 
@@ -68,8 +70,29 @@ class FinetuneResult:
     images: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which part of a fine-tuning is done: all of it, or what cross-fitting shares, or the rest (crossfit.py).
+
+    Attributes
+    ----------
+    name : of its state and in the progress
+    until : share of the steps, or of the minutes, at which it ends
+    labelled : without labels every draw sees the null prompt, nothing is validated and the last weights are kept
+    start : folder of the training state to go on from, of a part that is finished
+    """
+
+    name: str = ""
+    until: float = 1.0
+    labelled: bool = True
+    start: Path | None = None
+
+
+WHOLE = Part()
+
+
 class Finetuner:
-    """One fine-tuning, resumable from `folder`.
+    """One fine-tuning, or a part of one, resumable from `folder`.
 
     Parameters
     ----------
@@ -78,6 +101,7 @@ class Finetuner:
     score : gives the range of timesteps that matters
     device, dtype : where and in which precision (autocast) the UNet runs
     seed : of everything random
+    part : what of it is done; all by default
     """
 
     def __init__(
@@ -91,19 +115,17 @@ class Finetuner:
         device: torch.device,
         dtype: torch.dtype,
         seed: int,
+        part: Part = WHOLE,
     ) -> None:
         self.checkpoint, self.data, self.latents = checkpoint, data, latents
         self.settings, self.score, self.folder, self.seed = settings, score, folder, seed
+        self.part = part
         self.device = device
         mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
         AcceleratorState._reset_state()  # another precision may have been trained in this process before
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
         self.lora = settings.method == "lora" or (settings.method == "auto" and checkpoint.parameters > FULL_SIZE)
-        self.train_text = (
-            settings.train_text_encoder
-            if settings.train_text_encoder is not None
-            else checkpoint.is_small and not self.lora
-        )
+        self.train_text = settings.train_text_encoder
         unet, text = checkpoint.unet, checkpoint.text_encoder
         if self.lora:
             unet.requires_grad_(False)
@@ -119,14 +141,16 @@ class Finetuner:
         if checkpoint.parameters > FULL_SIZE:
             unet.enable_gradient_checkpointing()
         self.parameters = [p for p in [*unet.parameters(), *text.parameters()] if p.requires_grad]
-        self.rate = settings.rate or (8e-4 if checkpoint.is_small else 1e-4)
+        self.rate = settings.rate or (1.6e-3 if checkpoint.is_small else 1e-4)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
+            self.parameters, lr=self.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True
         )
         self.average = Average(self.parameters, settings.ema)
         self.steps = settings.steps or default_steps(len(data.training), settings.batch_size)
         self.step, self.seconds = 0, 0.0
         self.best_step, self.best = 0, -math.inf
+        self.held_out_values: list[float] = []
+        self.best_values: list[float] = []
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
         self.tokens = prompt_tokens(checkpoint.tokenizer, data.prompts.of_all(data.labels)).to(device)
@@ -188,7 +212,8 @@ class Finetuner:
         position = {label: i + 1 for i, label in enumerate(self.data.labels)}
         own = [self.data.labels_of[i] for i in ids]
         prompts = [position[labels[int(rng.integers(len(labels)))]] for labels in own]
-        prompts = [0 if rng.random() < self.settings.dropout else p for p in prompts]
+        dropout = self.settings.dropout if self.part.labelled else 1.0
+        prompts = [0 if rng.random() < dropout else p for p in prompts]
         total = len(self.abar)
         focused = self.score.t_min + rng.random(n) * (self.score.t_max - self.score.t_min)
         share = np.where(rng.random(n) < FOCUS, focused, rng.random(n))
@@ -226,12 +251,12 @@ class Finetuner:
     # ------------------------------------------------------------------------------------- validation
 
     @torch.no_grad()
-    def typicality_of(self, ids: Sequence[str]) -> float:
-        """Return the mean typicality of images under their first label, with fixed antithetic noise."""
+    def typicality_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Return (n,) typicality of images under their first label, in one fixed order, with fixed antithetic noise."""
         total = len(self.abar)
         states = self._states() if self.frozen_states is None else self.frozen_states
         position = {label: i + 1 for i, label in enumerate(self.data.labels)}
-        sums = []
+        values = []
         shapes: dict[tuple[int, int], list[str]] = {}
         for image_id in ids:
             view = self.latents.view(image_id)
@@ -241,6 +266,7 @@ class Finetuner:
                 part = group[start : start + 32]
                 z = self.latents.stack(part).to(self.device)
                 own = torch.tensor([position[self.data.labels_of[i][0]] for i in part], device=self.device)
+                total_of = torch.zeros(len(part))
                 for pair in range(VALIDATION_PAIRS):
                     rng = np.random.default_rng([self.seed, 29, start, pair])
                     share = (pair + rng.random(len(part))) / VALIDATION_PAIRS
@@ -255,19 +281,25 @@ class Finetuner:
                             label = self.checkpoint.unet(noisy, t, states[own]).sample.float()
                         if self.velocity:
                             null, label = (a.sqrt() * p + (1 - a).sqrt() * noisy for p in (null, label))
-                        sums.append(((label - null) * (2 * eps - label - null)).mean((1, 2, 3)).cpu())
-        return float(torch.cat(sums).mean())
+                        total_of += ((label - null) * (2 * eps - label - null)).mean((1, 2, 3)).cpu()
+                values.append(total_of / (2 * VALIDATION_PAIRS))
+        return torch.cat(values).double().numpy()
 
     def validate(self) -> dict[str, float]:
         """Measure the averaged weights on held-out and on as many training images."""
         rng = np.random.default_rng([self.seed, 31])
         entry: dict[str, float] = {"step": self.step, "loss": float(np.mean(self.losses[-100:] or [math.nan]))}
+        if not self.part.labelled:
+            return entry
         self.average.swap()
         self.checkpoint.unet.eval()
         for name, ids in (("held_out_typicality", self.data.held_out), ("train_typicality", self.data.training)):
             if ids:
                 chosen = rng.permutation(len(ids))[: self.settings.validation_images].tolist()
-                entry[name] = self.typicality_of([ids[i] for i in chosen])
+                values = self.typicality_of([ids[i] for i in chosen])
+                entry[name] = float(values.mean())
+                if ids is self.data.held_out:
+                    self.held_out_values = values.tolist()
         self.checkpoint.unet.train()
         self.average.swap()
         return entry
@@ -276,13 +308,15 @@ class Finetuner:
 
     def run(self, progress: Progress = SILENT) -> FinetuneResult:
         """Train to the end or until held-out typicality stops rising; the best averaged weights stay."""
-        self._load_state()
+        if not self._load_state(self.folder) and self.part.start is not None:
+            self._continue(self.part.start)
         self.checkpoint.unet.train()
         limit = self.settings.minutes * 60 if self.settings.minutes else None
-        progress.start("fine-tune", self.steps)
+        end = round(self.part.until * self.steps)
+        progress.start(f"fine-tune ({self.part.name})" if self.part.name else "fine-tune", end)
         progress.advance(self.step)
         began = time.monotonic() - self.seconds
-        finished = False
+        finished = self._is_finished(limit) or self._is_out_of_patience()
         while not finished:
             elapsed = time.monotonic() - began
             share = elapsed / limit if limit else self.step / self.steps
@@ -292,24 +326,43 @@ class Finetuner:
             if limit:  # the number of steps follows from the time one takes
                 self.steps = max(self.step, round(self.step * limit / self.seconds))
             progress.advance(1, f"loss {np.mean(self.losses):.4f}")
-            finished = self.seconds >= limit if limit else self.step >= self.steps
+            finished = self._is_finished(limit)
             if finished or self.step % self.settings.validate_every == 0:
                 finished = self._checkpoint() or finished
         progress.finish()
         self._restore_best()
         return FinetuneResult(self.step, self.best_step, self.history, tuple(self._warnings()), len(self.data.training))
 
+    def _is_finished(self, limit: float | None) -> bool:
+        if limit and self.step:
+            return self.seconds >= self.part.until * limit
+        return self.step >= max(1, round(self.part.until * self.steps))
+
     def _checkpoint(self) -> bool:
         """Validate, keep the best weights, save the state; return whether patience has run out."""
         entry = self.validate()
         entry["seconds"] = round(self.seconds, 1)
         self.history.append(entry)
-        score = entry.get("held_out_typicality", float(self.step))
         logger.info("validation %s", entry)
-        if score > self.best:
-            self.best, self.best_step = score, self.step
+        if not self._is_worse(self.held_out_values):
+            self.best, self.best_step = entry.get("held_out_typicality", float(self.step)), self.step
+            self.best_values = self.held_out_values
             self._save_arrays("best", self.average.shadow)
         self._save_state()
+        return self._is_out_of_patience()
+
+    def _is_worse(self, values: Sequence[float]) -> bool:
+        """Whether held-out typicality has fallen since the best step by more than chance.
+
+        The same images and noise are compared, and a fall within one standard error of the paired difference
+        does not stop the later weights: a few dozen images would often prefer a step that is merely lucky.
+        """
+        if len(self.best_values) < 2 or len(values) != len(self.best_values):
+            return False
+        gain = np.subtract(values, self.best_values)
+        return bool(gain.mean() < -gain.std(ddof=1) / math.sqrt(len(gain)))
+
+    def _is_out_of_patience(self) -> bool:
         return self.step - self.best_step >= self.settings.patience * self.settings.validate_every
 
     def _warnings(self) -> list[str]:
@@ -335,9 +388,6 @@ class Finetuner:
         arrays = {f"{i:05d}": t.detach().float().cpu().numpy() for i, t in enumerate(tensors)}
         write_arrays(self.folder / f"{name}.safetensors", arrays)
 
-    def _load_arrays(self, name: str) -> list[Tensor]:
-        return [t for _, t in sorted(load_file(self.folder / f"{name}.safetensors").items())]
-
     def _save_state(self) -> None:
         """Write the tensors under the step's name, then the record that names them, then drop the older ones."""
         name = f"state-{self.step}"
@@ -347,7 +397,8 @@ class Finetuner:
         self._save_arrays(name, [*self.parameters, *self.average.shadow, *moments])
         record = {
             "state": name, "step": self.step, "steps": self.steps, "seconds": self.seconds, "best": self.best,
-            "best_step": self.best_step, "history": self.history, "losses": self.losses,
+            "best_step": self.best_step, "best_values": self.best_values, "history": self.history,
+            "losses": self.losses,
         }  # fmt: skip
         write_text(self.folder / "state.json", json.dumps(record))
         for old in self.folder.glob("state-*.safetensors"):
@@ -355,12 +406,13 @@ class Finetuner:
                 old.unlink()
 
     @torch.no_grad()
-    def _load_state(self) -> None:
-        path = self.folder / "state.json"
+    def _load_state(self, folder: Path) -> bool:
+        """Take over the state in a folder; return whether there is one."""
+        path = folder / "state.json"
         if not path.exists():
-            return
+            return False
         record = json.loads(path.read_text())
-        tensors = self._load_arrays(record["state"])
+        tensors = _read_arrays(folder / f"{record['state']}.safetensors")
         n = len(self.parameters)
         for parameter, value in zip(self.parameters, tensors[:n], strict=True):
             parameter.copy_(value)
@@ -374,30 +426,46 @@ class Finetuner:
                 "exp_avg_sq": second.to(parameter.device).clone(),
             }
         self.step, self.seconds = record["step"], record["seconds"]
-        self.best, self.best_step = record["best"], record["best_step"]
+        self.best, self.best_step, self.best_values = record["best"], record["best_step"], record["best_values"]
+        self.steps = record["steps"]
         self.history, self.losses = record["history"], record["losses"]
+        return True
+
+    def _continue(self, folder: Path) -> None:
+        """Go on from where another part ended: its weights, optimizer, step and clock, but not its validations."""
+        if not self._load_state(folder):
+            raise FileNotFoundError(f"{folder} holds no training state to continue from")
+        self.best_step, self.best, self.history, self.losses = self.step, -math.inf, [], []
+        self.best_values = []
 
     @torch.no_grad()
     def _restore_best(self) -> None:
-        for parameter, value in zip(self.parameters, self._load_arrays("best"), strict=True):
+        for parameter, value in zip(self.parameters, _read_arrays(self.folder / "best.safetensors"), strict=True):
             parameter.copy_(value)
         self.checkpoint.unet.eval()
 
-    def save(self, folder: Path, card: str) -> None:
-        """Write the result: a diffusers folder, or a LoRA adapter that names its base, and a model card."""
+    def save(self, folder: Path, card: str, record: Mapping[str, Any] | None = None, keep_state: bool = False) -> None:
+        """Write the result: a diffusers folder, or a LoRA adapter that names its base, a model card and a record."""
         temporary = folder.with_name(folder.name + ".part")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         if self.lora:
             self.checkpoint.unet.save_lora_adapter(temporary, weight_name=ADAPTER_FILE)
-            record = {"base": self.checkpoint.name, "revision": self.checkpoint.revision}
-            (temporary / ADAPTER_RECORD).write_text(json.dumps(record))
+            base = {"base": self.checkpoint.name, "revision": self.checkpoint.revision}
+            (temporary / ADAPTER_RECORD).write_text(json.dumps(base))
         else:
             save_checkpoint(self.checkpoint, temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        if record is not None:
+            (temporary / TRAINING_RECORD).write_text(json.dumps(record), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not keep_state:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read_arrays(path: Path) -> list[Tensor]:
+    return [t for _, t in sorted(load_file(path).items())]
 
 
 def _reset_adapter(unet: nn.Module, seed: int) -> None:

@@ -7,10 +7,11 @@ shard's index is written last, so an interrupted encoding continues with what is
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,14 @@ from torch import Tensor
 
 from typicality.dataset import LabelledImages, prepare, view_shape
 from typicality.model.denoiser import Denoiser
+from typicality.processes import ALONE, Processes
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage, ModelView
 from typicality.store import write_arrays, write_table
 
 SHARD_IMAGES = 512
+OPEN_SHARDS = 16
+"""Shards that are mapped into memory at once; opening one takes far less than one UNet evaluation."""
 VIEW_FIELDS = ("width", "height", "scale_x", "scale_y", "left", "top")
 
 
@@ -42,14 +46,22 @@ class LatentStore:
     def __init__(self, folder: Path, size: int, step: int, max_aspect: float) -> None:
         self.folder, self.size, self.step, self.max_aspect = folder, size, step, max_aspect
         self._where: dict[str, tuple[str, int, ModelView]] = {}
-        self._open: dict[str, Tensor] = {}
-        for path in sorted(folder.glob("*.parquet")):
-            self._add_index(path.stem, pq.read_table(path))
+        self._views: dict[ModelView, ModelView] = {}  # images of one shape share one record
+        self._read: set[str] = set()
+        self._open: OrderedDict[str, Any] = OrderedDict()
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the indexes of shards that have been written since, by this process or by others."""
+        for path in sorted(self.folder.glob("*.parquet")):
+            if path.stem not in self._read:
+                self._add_index(path.stem, pq.read_table(path))
 
     def _add_index(self, shard: str, table: pa.Table) -> None:
+        self._read.add(shard)
         for entry in table.to_pylist():
             view = ModelView(**{name: entry[name] for name in VIEW_FIELDS})
-            self._where[entry["image_id"]] = (shard, entry["row"], view)
+            self._where[entry["image_id"]] = (shard, entry["row"], self._views.setdefault(view, view))
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._where
@@ -62,46 +74,60 @@ class LatentStore:
         return view_shape(image.width, image.height, self.size, self.step, self.max_aspect)
 
     def get(self, image_id: str) -> Float[Tensor, "c h w"]:
-        """Return one latent as float32. Shards are memory-mapped."""
+        """Return one latent as float32. Shards are memory-mapped, a few at a time."""
         shard, row, _ = self._where[image_id]
         if shard not in self._open:
-            with safe_open(self.folder / f"{shard}.safetensors", "pt") as handle:
-                self._open[shard] = handle.get_tensor("latents")
+            handle = safe_open(self.folder / f"{shard}.safetensors", "pt")
+            self._open[shard] = handle.get_slice("latents")
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(shard)
         return self._open[shard][row].float()
 
     def stack(self, image_ids: Sequence[str]) -> Float[Tensor, "n c h w"]:
         return torch.stack([self.get(i) for i in image_ids])
 
-    def encode(self, dataset: LabelledImages, denoiser: Denoiser, progress: Progress = SILENT, batch: int = 64) -> int:
+    def encode(
+        self,
+        dataset: LabelledImages,
+        denoiser: Denoiser,
+        progress: Progress = SILENT,
+        batch: int = 64,
+        processes: Processes = ALONE,
+    ) -> int:
         """Encode what is missing, shard by shard, reading ahead while the autoencoder works.
 
-        Returns the number of images encoded.
+        Which images share a batch depends on the data set alone, not on what is missing nor on the number of
+        processes, so that a latent does not change in its last bit either (images added later make batches of their
+        own). Returns the number of images that all processes together had to encode; they wait for one another.
         """
         by_shape: dict[tuple[int, int], list[LabelledImage]] = defaultdict(list)
         for image in dataset:
-            if image.image_id not in self:
-                by_shape[self.shape_of(image)].append(image)
-        shards = [
-            images[start : start + SHARD_IMAGES]
-            for images in by_shape.values()
-            for start in range(0, len(images), SHARD_IMAGES)
-        ]
-        progress.start("encode images", sum(map(len, shards)))
-        for images in shards:
+            by_shape[self.shape_of(image)].append(image)
+        size = max(batch, min(SHARD_IMAGES, -(-len(dataset) // processes.count)) // batch * batch)
+        shards = [images[start : start + size] for images in by_shape.values() for start in range(0, len(images), size)]
+        # shards hold whole batches, so what an interrupted run has left are whole batches too
+        missing = [left for shard in shards if (left := [image for image in shard if image.image_id not in self])]
+        processes.wait()  # now all have seen the same state, and may write
+        own = processes.share(missing)
+        progress.start("encode images", sum(map(len, own)))
+        for images in own:
             views, latents = [], []
-            for part in self._read(dataset, images, batch):
+            for part in self._prepared(dataset, images, batch):
                 pixels = torch.from_numpy(np.stack([p for p, _ in part]))
                 latents.append(denoiser.encode_images(pixels).half())
                 views += [view for _, view in part]
                 progress.advance(len(part))
             self._write(images, torch.cat(latents), views)
         progress.finish()
-        return sum(map(len, shards))
+        processes.wait()
+        self.reload()
+        return sum(map(len, missing))
 
-    def _read(
+    def _prepared(
         self, dataset: LabelledImages, images: Sequence[LabelledImage], batch: int
     ) -> Iterator[list[tuple[np.ndarray, ModelView]]]:
-        """Yield prepared batches, one batch read ahead."""
+        """Yield prepared batches; the next one is decoded by another thread meanwhile."""
 
         def read(part: Sequence[LabelledImage]) -> list[tuple[np.ndarray, ModelView]]:
             return [prepare(dataset.open(image), self.size, self.step, self.max_aspect) for image in part]

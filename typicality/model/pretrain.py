@@ -1,7 +1,7 @@
 """Train the bundled base: a small latent diffusion model of the Stable Diffusion class.
 
-Three parts are trained from nothing: an autoencoder (factor 4), and a denoiser together with its text
-encoder. The result is a plain `diffusers` folder that `StableDiffusionPipeline.from_pretrained` loads.
+Three parts are trained from nothing, one after the other: an autoencoder (factor 4), a text encoder, and a
+denoiser. The result is a plain `diffusers` folder that `StableDiffusionPipeline.from_pretrained` loads.
 The corpus is a Parquet file with an `image` and a `caption` column (see dataset/builtin/build.py); it holds
 no design year, no continent and no held-out group.
 """
@@ -52,6 +52,9 @@ class PretrainSettings:
     autoencoder_steps: int = 1700
     autoencoder_batch: int = 32
     autoencoder_rate: float = 2e-3
+    text_steps: int = 400
+    text_batch: int = 64
+    text_rate: float = 1e-3
     denoiser_channels: tuple[int, ...] = (64, 128, 128)
     denoiser_steps: int = 2400
     denoiser_batch: int = 64
@@ -273,6 +276,59 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
+def altered(text: str, rng: np.random.Generator) -> str:
+    """The text with one to four neighbouring letters replaced: what must not be taken for the same prompt."""
+    if not text:
+        return text
+    start = int(rng.integers(len(text)))
+    length = int(rng.integers(1, 5))
+    letters = "".join(chr(int(c)) for c in rng.integers(33, 127, length))
+    return text[:start] + letters + text[start + length :]
+
+
+def train_text_encoder(captions: list[str], settings: PretrainSettings) -> tuple[CLIPTextModel, dict]:
+    """Teach a text encoder to keep prompts apart; it stays as it is while the denoiser is trained.
+
+    Trained together with the denoiser it collapses: early on, prompts are noise to the denoiser, so the states
+    of all prompts are pulled together (to a hundredth of their spread, measured), and fine-tuning then has to
+    learn labels from states that are nearly equal. Here each single state after the prompt's end, with noise
+    as large as its own spread, must tell its prompt among others of which half differ in a few letters only.
+    """
+    torch.manual_seed(settings.seed + 3)
+    rng = np.random.default_rng(settings.seed + 3)
+    tokenizer = byte_tokenizer()
+    model = new_text_encoder(tokenizer)
+    model.set_attn_implementation("eager")  # the fused kernel's backward pass is slow on a CPU
+    parts = sorted({part for caption in captions for part in (caption, caption.split(",")[0])})
+    model.final_layer_norm.requires_grad_(False)  # keeps the scale of the states at one
+    optimizer, schedule = one_cycle(
+        [p for p in model.parameters() if p.requires_grad], settings.text_rate, settings.text_steps
+    )
+    started, log = time.monotonic(), []
+    for _ in range(settings.text_steps):
+        texts = [parts[i] for i in rng.integers(len(parts), size=settings.text_batch // 2)]
+        texts = sorted({*texts, *(altered(text, rng) for text in texts)})
+        encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=PROMPT_TOKENS, return_tensors="pt")
+        longest = int(encoded.attention_mask.sum(1).max())
+        states = model(encoded.input_ids).last_hidden_state  # (n, tokens, width)
+        at = int(rng.integers(min(longest, PROMPT_TOKENS - 1), PROMPT_TOKENS))
+        state = states[:, at]
+        noisy = state + torch.from_numpy(rng.standard_normal(tuple(state.shape), dtype=np.float32))
+        loss = F.cross_entropy(-(noisy[:, None] - state[None]).square().sum(-1) / 2, torch.arange(len(texts)))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        log.append(float(loss.detach()))
+    logger.info("text encoder: loss %.3f, %.0f s", np.mean(log[-50:]), time.monotonic() - started)
+    return model.eval().requires_grad_(False), {
+        "steps": settings.text_steps,
+        "seconds": round(time.monotonic() - started),
+        "final_loss": round(float(np.mean(log[-50:])), 4),
+    }
+
+
 def new_denoiser(settings: PretrainSettings) -> UNet2DConditionModel:
     """A UNet whose first encoder block never sees the prompt, so that all prompts share it, and whose finest
     decoder block does: what tells labels apart is often as fine as a gradient. There, cross-attention alone
@@ -357,18 +413,22 @@ def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]
             yield order[start : start + size]
 
 
-def train_denoiser(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSettings, out: Path) -> dict:
-    """Fit denoiser and text encoder to predict the noise (mean squared error, t uniform)."""
+def train_denoiser(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, corpus: Corpus, settings: PretrainSettings, out: Path
+) -> dict:
+    """Fit the denoiser to predict the noise (mean squared error); one that is in `out` already is trained further."""
     torch.manual_seed(settings.seed + 2)
     rng = np.random.default_rng(settings.seed + 2)
     processes = PartialState(cpu=True)
     latents, captions = cached_latents(vae, corpus, settings, out / "latents.safetensors", processes)
     tokenizer = byte_tokenizer()
-    text_encoder, unet = new_text_encoder(tokenizer), new_denoiser(settings)
+    unet = new_denoiser(settings)
+    if (out / "unet").is_dir():
+        unet = UNet2DConditionModel.from_pretrained(out / "unet", torch_dtype=torch.float32)
+    unet.train()
     use_small_attention(unet, torch.device("cpu"))
-    text_encoder.set_attn_implementation("eager")  # the fused kernel's backward pass is slow on a CPU
     checkpoint = Checkpoint(vae, unet, text_encoder, tokenizer, new_scheduler(), str(out), None, "pretrained")
-    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    parameters = list(unet.parameters())
     optimizer, schedule = one_cycle(parameters, settings.denoiser_rate, settings.denoiser_steps)
     average = Average(parameters, settings.ema_decay)
     abar = checkpoint.scheduler.alphas_cumprod
@@ -395,8 +455,9 @@ def train_denoiser(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSetting
         mine = slice(processes.process_index, None, processes.num_processes)
         z, tokens, t, noise = z[mine], tokens[mine], t[mine], noise[mine]
         a = abar[t][:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
             hidden = text_encoder(tokens).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16):
             prediction = unet((a.sqrt() * z + (1 - a).sqrt() * noise), t, hidden).sample
         loss = F.mse_loss(prediction.float(), noise)
         optimizer.zero_grad(set_to_none=True)
@@ -433,7 +494,7 @@ def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None) 
     """Train a base model from a captioned corpus and write a diffusers folder.
 
     Returns the training summary that `training.json` in `out` also holds. An autoencoder that is already in
-    `out` is kept, so that the denoiser can be trained again without it.
+    `out` is kept, and a denoiser in `out` is trained further.
     """
     settings = settings or PretrainSettings()
     torch.set_flush_denormal(True)  # subnormal gradients made late steps tens of times slower on a CPU
@@ -450,7 +511,10 @@ def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None) 
         vae.half().save_pretrained(out / "vae", safe_serialization=True)
         vae.float()
         record.write_text(json.dumps(summary, indent=2))
-    summary["denoiser"] = train_denoiser(vae, images, settings, out)
+    text_encoder, summary["text_encoder"] = train_text_encoder(
+        [*images.drawing_captions, *images.photograph_captions], settings
+    )
+    summary["denoiser"] = train_denoiser(vae, text_encoder, images, settings, out)
     if PartialState(cpu=True).is_main_process:
         record.write_text(json.dumps(summary, indent=2))
         (out / "README.md").write_text(base_card(summary), encoding="utf-8")

@@ -6,9 +6,10 @@ Every picture is decoded and encoded again, so no EXIF or other metadata of the 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import PIL.Image
@@ -42,6 +43,7 @@ LEVELS = (
 )
 
 
+FINE = 4  # level up to which one file is worth having; pictures that must be coarser go into files of their own
 DEFERRED = 1200  # tiles beyond which a page loads pictures as they come near the screen
 CRISP = 128  # images up to this side, in pixels, show their pixels when enlarged
 
@@ -84,11 +86,12 @@ class Pictures:
     maps: dict[tuple[str, str], MapData] = field(default_factory=dict)
     thumbs: dict[str, str] = field(default_factory=dict)
     scale: float = 1e-3  # the map value at which colours are full
+    split: bool = False  # whether pictures are files beside the page
 
     @property
     def deferred(self) -> bool:
         """Whether tiles get their picture from the script, when they come near the screen, as in long reports."""
-        return len(self.crops) > DEFERRED
+        return self.split or len(self.crops) > DEFERRED
 
     def size(self, view: ReportView) -> int:
         """Characters that the pictures add to the page, with the markup around them."""
@@ -119,7 +122,30 @@ class Pictures:
                 break
             excess -= len(kept[image_id].uri)
             kept[image_id] = Source("", kept[image_id].width, kept[image_id].height)
-        return Pictures(self.crops, kept, self.maps, self.thumbs, self.scale)
+        return replace(self, sources=kept)
+
+    def apart(self, folder: str) -> tuple[Pictures, dict[str, bytes]]:
+        """Return the same with addresses instead of contents, and the contents by address.
+
+        Files are named by their content's hash, so an old page keeps its pictures while a new one is written.
+        """
+        files: dict[str, bytes] = {}
+
+        def moved(uri: str) -> str:
+            if not uri:
+                return uri
+            content = base64.b64decode(uri.partition(",")[2])
+            address = f"{folder}/{hashlib.sha256(content).hexdigest()[:20]}.webp"
+            files[address] = content
+            return address
+
+        return replace(
+            self,
+            crops={n: replace(c, uri=moved(c.uri)) for n, c in self.crops.items()},
+            sources={i: replace(s, uri=moved(s.uri)) for i, s in self.sources.items()},
+            thumbs={i: moved(uri) for i, uri in self.thumbs.items()},
+            split=True,
+        ), files
 
 
 def draw_pictures(data: ReportInput, view: ReportView, level: Level, every: int = 1) -> Pictures:

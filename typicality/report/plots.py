@@ -19,8 +19,9 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from typicality.report.text import clean, milli
+from typicality.report.text import Z90, clean, milli
 
 INK, MUTED, LINE, ACCENT, OTHER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 CSS = {
@@ -45,7 +46,12 @@ class PlotView:
 
 
 def make_plots(
-    labels: Sequence[str], elements: pa.Table, images: pa.Table, training: Sequence[Mapping[str, float]]
+    labels: Sequence[str],
+    elements: pa.Table,
+    images: pa.Table,
+    training: Sequence[Mapping[str, float]],
+    ordered: bool = False,
+    label_name: str = "label",
 ) -> list[PlotView]:
     """Return the plots for which there is data."""
     plots = []
@@ -72,6 +78,8 @@ def make_plots(
                 "is how far the tail reaches: furthest for {best} by median ({value}).",
             )
         )
+    if ordered and sum(len(v) > 1 for v in of_images.values()) > 2:
+        plots.append(_timeline({n: v for n, v in of_images.items() if len(v) > 1}, label_name))
     if len(training) > 1:
         plots.extend(_training(training))
     return plots
@@ -115,6 +123,104 @@ def _distribution(groups: Mapping[str, np.ndarray], title: str, name: str, alt: 
         reading=reading.format(best=_short(best), value=f"{milli(medians[best])} × 10⁻³") + note,
         alt=f"{alt}, by label, in units of 10⁻³. Medians: {listed}.",
         svg=_svg(figure, name),
+    )
+
+
+def _timeline(groups: Mapping[str, np.ndarray], label_name: str) -> PlotView:
+    """The mean over images of each label, in order, with its 90% interval over images."""
+    names = list(groups)
+    means = np.array([v.mean() for v in groups.values()]) * 1000
+    errors = np.array([v.std(ddof=1) / np.sqrt(len(v)) for v in groups.values()]) * 1000 * Z90
+    figure, axes = _figure(4, grid="y")
+    places = np.arange(len(names))
+    axes.fill_between(places, means - errors, means + errors, color=ACCENT, alpha=0.2, linewidth=0)
+    axes.plot(places, means, color=ACCENT, linewidth=1.6, marker="o", markersize=3)
+    axes.axhline(0, color=MUTED, linewidth=0.8, dashes=(3, 3))
+    step = max(1, -(-len(names) // 12))
+    axes.set_xticks(places[::step])
+    axes.set_xticklabels([_short(n) for n in names[::step]], parse_math=False)
+    axes.set_ylabel(UNIT, color=MUTED)
+    highest, lowest = int(means.argmax()), int(means.argmin())
+    apart = means[highest] - errors[highest] > means[lowest] + errors[lowest]
+    span = (
+        f"{_short(names[highest])} is the most distinct ({milli(means[highest] / 1000)}) and {_short(names[lowest])} "
+        f"the least ({milli(means[lowest] / 1000)} × 10⁻³)"
+    )
+    return PlotView(
+        f"From {label_name} to {label_name}",
+        f"{span}; their 90% intervals {'do not overlap' if apart else 'overlap, so this may be chance'}.",
+        f"Line plot of the mean typicality of whole images, by {label_name} in order, with 90% intervals; {span}.",
+        _svg(figure, "plot-timeline"),
+    )
+
+
+def confusion_plot(
+    labels: Sequence[str],
+    counts: Sequence[Sequence[float]],
+    accuracy: float | None,
+    chance: float | None,
+    title: str = "Which labels are confused",
+    name: str = "plot-confusion",
+    axes_named: tuple[str, str] = ("taken for (% of the row)", "true label"),
+    worst_said: str = "{true} is most often taken for {taken} ({share:.0f}%)",
+) -> PlotView:
+    """Shares of each true label's images (rows) that are taken for each label (columns), in percent."""
+    table = np.asarray(counts, dtype=float)[:MOST_ROWS, :MOST_ROWS]
+    names = [_short(label) for label in labels[:MOST_ROWS]]
+    totals = table.sum(1, keepdims=True)
+    shares = table / np.where(totals > 0, totals, 1)
+    figure = Figure(figsize=(6.2, 1.2 + 0.34 * max(len(names), 4)))
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    figure.patch.set_alpha(0)
+    for row, values in enumerate(shares):
+        for column, share in enumerate(values):
+            axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, color=ACCENT, alpha=0.85 * share, lw=0))
+            if len(names) <= 14 and share >= 0.005:
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=INK)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xticks(range(len(names)))
+    axes.set_xticklabels(names, parse_math=False, rotation=0 if len(names) < 7 else 60, ha="center")
+    axes.set_yticks(range(len(names)))
+    axes.set_yticklabels(names, parse_math=False)
+    axes.set_xlabel(axes_named[0], color=MUTED, fontsize=9)
+    axes.set_ylabel(axes_named[1], color=MUTED, fontsize=9)
+    axes.tick_params(colors=MUTED, labelcolor=MUTED, labelsize=9, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    figure.subplots_adjust(left=0.2, right=0.98, top=0.98, bottom=0.16 if len(names) < 7 else 0.24)
+    wrong = np.where(np.eye(len(names), dtype=bool), 0, shares)
+    true, taken = np.unravel_index(int(wrong.argmax()), wrong.shape)
+    worst = worst_said.format(true=names[true], taken=names[taken], share=100 * wrong[true, taken])
+    right = f"{100 * (accuracy or 0):.0f}% of held-out images are recognised"
+    level = f", where always guessing the most frequent label gives {100 * chance:.0f}%" if chance is not None else ""
+    return PlotView(
+        title,
+        f"{right}{level}; {worst}." if accuracy is not None else f"{worst}.",
+        f"Table of {axes_named[1]} against {axes_named[0]}; {worst}.",
+        _svg(figure, name),
+    )
+
+
+def purity_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> PlotView:
+    """Purity against coverage, a line a method; the first is drawn in the accent colour."""
+    figure, axes = _figure(5, grid="y")
+    ends = []
+    for (name, points), colour in zip(curves.items(), (ACCENT, OTHER, INK, MUTED, LINE), strict=False):
+        coverage, purity = np.asarray(points, dtype=float).T
+        axes.plot(coverage, purity, color=colour, linewidth=1.6)
+        axes.annotate(_short(name), (coverage[-1], purity[-1]), (4, 0), textcoords="offset points", color=colour)
+        ends.append(f"{_short(name)} {purity.mean():.2f}")
+    axes.margins(x=0.16)
+    axes.set_xlabel("coverage (share of held-out images reached)", color=MUTED)
+    axes.set_ylabel("purity (share with the right label)", color=MUTED)
+    said = ", ".join(ends)
+    return PlotView(
+        "Purity and coverage of the elements",
+        f"Mean purity along the curve: {said}; a curve further up means elements that find their label more surely.",
+        f"Line plot of purity against coverage; mean purity {said}.",
+        _svg(figure, "plot-purity"),
     )
 
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -29,6 +30,8 @@ from typicality.report.text import Z90, clean, count, plural, slugs
 SIGNIFICANT = 0.05
 CONTEXT = 2.0  # side of the region shown around an element, in sides of the element
 STRIP = 12  # elements of a label in the overview
+NEAREST = 6  # most alike elements named for each element
+LONGEST = 120  # characters of a metadata value
 
 FloatBox = tuple[float, float, float, float]
 
@@ -49,6 +52,11 @@ class ReportInput:
     open_map : (image_id, label) -> (h, w) float32 map, and the box (x0, y0, x1, y1) of the original it covers
     facts : settings (nested), model, seed, versions, stages, dataset fingerprint
     training : step, loss, train_typicality, held_out_typicality
+    metadata : image_id -> other columns of the data set, for search and the lightbox
+    features : (elements, d) float32, a row a row of `elements`; None where there are none
+    in_sample : whether the model that scored an image may have been fine-tuned on it; with the column `held_out` of
+        `images` this says so image by image
+    folder : the run directory, in which the sections look for what applications left; None shows none
     """
 
     title: str
@@ -68,6 +76,10 @@ class ReportInput:
     duplicates: tuple[tuple[str, ...], ...] = ()
     training: tuple[Mapping[str, float], ...] | list[dict[str, float]] = ()
     settings: ReportSettings = field(default_factory=ReportSettings)
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    features: np.ndarray | None = None
+    in_sample: bool = True
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ElementView:
-    """A part of an image. `number` counts elements and whole images through the report."""
+    """A part of an image. `number` counts elements and whole images through the report; `row` is its table's."""
 
     number: int
     image_id: str
@@ -99,6 +111,7 @@ class ElementView:
     specificity: float | None
     rank: int
     rank_in_cluster: int
+    row: int = -1
 
 
 @dataclass(frozen=True)
@@ -151,16 +164,32 @@ class LabelView:
     strip: tuple[ElementView, ...]
     most: tuple[ImageView, ...]
     least: tuple[ImageView, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sound(self) -> int:
+        """How many of the visual elements shown hold up."""
+        return sum(not c.doubts for c in self.clusters if c.cluster >= 0)
+
+    @property
+    def formed(self) -> int:
+        """How many visual elements are shown."""
+        return sum(c.cluster >= 0 for c in self.clusters)
 
 
 @dataclass(frozen=True)
 class SourceImage:
-    """What is known of an image from which something is shown; `scores` holds (label, whole-image score)."""
+    """What is known of an image from which something is shown; `scores` holds (label, whole-image score).
+
+    `seen` says whether the model that scored it was fine-tuned on it; None where that is not known.
+    """
 
     image_id: str
     file_name: str
     group: str
     scores: tuple[tuple[str, Score], ...]
+    metadata: tuple[tuple[str, str], ...] = ()
+    seen: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +216,12 @@ class ReportView:
     stages: tuple[Stage, ...]
     unreadable: tuple[tuple[str, str], ...]
     duplicates: tuple[tuple[str, ...], ...]
+    neighbours: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def span(self) -> float:
+        """The largest upper bound of the visual elements shown: the end of a common scale; never 0."""
+        return max((c.score.high for label in self.labels for c in label.clusters), default=0.0) or 1.0
 
     def elements(self) -> list[ElementView]:
         return [e for label in self.labels for cluster in label.clusters for e in cluster.elements]
@@ -200,6 +235,7 @@ def build_view(data: ReportInput) -> ReportView:
     builder = _Builder(data)
     labels = tuple(builder.label(name) for name in data.labels)
     shown = [c for label in labels for c in label.clusters if c.cluster >= 0]
+    elements = [e for label in labels for c in label.clusters for e in c.elements]
     return ReportView(
         title=clean(data.title),
         dataset_name=clean(data.dataset_name),
@@ -210,7 +246,9 @@ def build_view(data: ReportInput) -> ReportView:
             KeyNumber(count(sum(data.n_images.get(name, 0) for name in data.labels)), "images"),
             KeyNumber(count(len(data.labels)), "labels"),
             KeyNumber(count(data.clusters.num_rows), "visual elements"),
-            KeyNumber(count(data.elements.num_rows), "places found"),
+            KeyNumber(f"{sum(not c.doubts for c in shown)} of {len(shown)}", "hold up")
+            if shown
+            else KeyNumber(count(data.elements.num_rows), "places found"),
         ),
         certainty=_certainty(shown, "adjusted_p_value" in data.clusters.column_names),
         warnings=tuple(map(clean, data.warnings)),
@@ -220,6 +258,7 @@ def build_view(data: ReportInput) -> ReportView:
         stages=stages(data.facts),
         unreadable=tuple((clean(name), clean(reason)) for name, reason in data.unreadable),
         duplicates=tuple(tuple(map(clean, names)) for names in data.duplicates),
+        neighbours=nearest(elements, data.features) if data.features is not None else {},
     )
 
 
@@ -234,9 +273,12 @@ class _Builder:
         self.elements = _by_label(data.elements)
         self.clusters = _by_label(data.clusters)
         self.images = _by_label(data.images)
-        mine = data.facts.get("settings", {})
-        mine = mine.get("mine", {}) if isinstance(mine, Mapping) else {}
+        settings = data.facts.get("settings", {})
+        settings = settings if isinstance(settings, Mapping) else {}
+        mine = settings.get("mine", {})
         self.min_images = int(mine.get("min_images", 3)) if isinstance(mine, Mapping) else 3
+        source = settings.get("dataset", {})
+        self.min_per_label = int(source.get("min_per_label", 12)) if isinstance(source, Mapping) else 12
 
     def number(self) -> int:
         self.numbered += 1
@@ -258,7 +300,19 @@ class _Builder:
             strip=_strip(clusters),
             most=tuple(self._image(r) for r in scored[:shown]),
             least=tuple(self._image(r) for r in scored[::-1][: min(shown, len(scored) - shown)]),
+            notes=tuple(self._notes(name, clusters)),
         )
+
+    def _notes(self, name: str, clusters: tuple[ClusterView, ...]) -> list[str]:
+        """What must be known before this label's rows are believed."""
+        n = self.data.n_images.get(name, 0)
+        notes = []
+        if n < self.min_per_label:
+            notes.append(f"Only {plural(n, 'image')}: too few to tell what is typical from what is accidental.")
+        formed = [c for c in clusters if c.cluster >= 0]
+        if formed and all(c.doubts for c in formed):
+            notes.append("None of the visual elements below holds up; take them as candidates, not as findings.")
+        return notes
 
     def _clusters(self, name: str, rows: list[dict[str, Any]]) -> list[ClusterView]:
         members: dict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -314,6 +368,7 @@ class _Builder:
             specificity=_finite(row["specificity"]),
             rank=int(row["rank"]),
             rank_in_cluster=int(row["rank_in_cluster"]),
+            row=row["row_of_table"],
         )
 
     def _image(self, row: Mapping[str, Any]) -> ImageView:
@@ -335,17 +390,26 @@ class _Builder:
         order = {name: position for position, name in enumerate(self.data.labels)}
         scores: dict[str, list[tuple[str, Score]]] = defaultdict(list)
         groups: dict[str, str] = {}
+        seen: dict[str, bool] = {}
+        told: dict[str, set[str]] = defaultdict(set)
         for rows in self.images.values():
             for row in rows:
                 if row["image_id"] in wanted:
                     scores[row["image_id"]].append((row["label"], _score(row["typicality"], row["standard_error"])))
                     groups[row["image_id"]] = clean(row["group"])
+                    told[row["image_id"]].add(clean(row["label"]))
+                    if row.get("held_out") is not None:
+                        seen[row["image_id"]] = self.data.in_sample and not row["held_out"]
         return tuple(
             SourceImage(
                 image_id,
                 file_name,
                 "" if groups.get(image_id) == image_id else groups.get(image_id, ""),
                 tuple(sorted(scores[image_id], key=lambda pair: order.get(pair[0], len(order)))),
+                _metadata(
+                    self.data.metadata.get(image_id, {}), {file_name, groups.get(image_id, ""), *told.get(image_id, ())}
+                ),
+                seen.get(image_id),
             )
             for image_id, file_name in wanted.items()
         )
@@ -402,9 +466,46 @@ def _finite(value: float | None) -> float | None:
 
 def _by_label(table: pa.Table) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in table.to_pylist():
-        rows[row["label"]].append(row)
+    for number, row in enumerate(table.to_pylist()):
+        rows[row["label"]].append({**row, "row_of_table": number})
     return rows
+
+
+def _metadata(columns: Mapping[str, Any], known: set[str]) -> tuple[tuple[str, str], ...]:
+    """The other columns of an image as short texts; empty, structured and already known values are left out."""
+    plain = ((n, v) for n, v in columns.items() if isinstance(v, str | int | float | bool) and str(v).strip())
+    texts = ((clean(name), clean(value)) for name, value in plain)
+    fresh = ((name, text) for name, text in texts if text not in known)
+    return tuple((name, text if len(text) <= LONGEST else text[: LONGEST - 1] + "…") for name, text in fresh)
+
+
+def nearest(elements: Sequence[ElementView], features: np.ndarray) -> dict[int, tuple[int, ...]]:
+    """Return, for the number of each element, the numbers of the most alike elements of other images, best first.
+
+    Parameters
+    ----------
+    features : (rows of the elements table, d); compared by cosine. Only elements that are shown are candidates.
+    """
+    if len(elements) < 2:
+        return {}
+    shown = np.asarray(features, dtype=np.float32)[[e.row for e in elements]]
+    shown = shown / np.maximum(np.linalg.norm(shown, axis=1, keepdims=True), 1e-12)
+    images = np.unique([e.image_id for e in elements], return_inverse=True)[1]
+    found: dict[int, tuple[int, ...]] = {}
+    for start in range(0, len(elements), 512):
+        part = slice(start, start + 512)
+        likeness = shown[part] @ shown.T
+        likeness[images[part, None] == images[None]] = -np.inf
+        count_of = min(4 * NEAREST, likeness.shape[1] - 1)
+        best = np.argpartition(-likeness, count_of, axis=1)[:, : count_of + 1]
+        for offset, candidates in enumerate(best):
+            ordered = candidates[np.argsort(-likeness[offset, candidates], kind="stable")]
+            taken: dict[int, int] = {}
+            for n in ordered:
+                if np.isfinite(likeness[offset, n]):
+                    taken.setdefault(int(images[n]), elements[n].number)
+            found[elements[start + offset].number] = tuple(taken.values())[:NEAREST]
+    return found
 
 
 def context_window(box: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:

@@ -1,9 +1,14 @@
-"""Score images: draw, predict, reduce to moments, write shards. Resumable at the level of a shard."""
+"""Score images: draw, predict, reduce to moments, write shards. Resumable at the level of a shard.
+
+Which images share a batch follows from the jobs alone, not from what is done already nor from the number of
+processes: arithmetic in another batch differs in the last bit, and a run that was stopped, or was shared by several
+processes, must end with the very same numbers.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +18,7 @@ from torch import Tensor
 
 from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
+from typicality.processes import ALONE, Processes
 from typicality.progress import SILENT, Progress
 from typicality.scoring.estimator import Moments, denoising_loss, loss_difference, moments_of, noised, squared_shift
 from typicality.scoring.noise import DrawPlan, image_generator
@@ -40,6 +46,7 @@ class Scorer:
     seed, purpose : of the noise; other purposes draw independent noise
     batch_size : UNet evaluations at once
     shard_images : images a shard
+    processes : each scores shards of its own
     """
 
     denoiser: Denoiser
@@ -51,44 +58,51 @@ class Scorer:
     purpose: str
     batch_size: int = 128
     shard_images: int = 256
+    processes: Processes = ALONE
 
     def __call__(self, jobs: Sequence[Job], folder: Path, progress: Progress = SILENT) -> int:
-        """Score what `folder` does not hold yet and return the number of images scored."""
+        """Score what `folder` does not hold yet; all processes call this with the same jobs and wait for one another.
+
+        Returns the number of images that all processes together had to score; `denoiser.evaluations` then counts
+        those of all of them.
+        """
         index = read_index(folder)
         done = set(zip(index["image_id"].to_pylist(), index["label"].to_pylist(), strict=True))
-        pending = [
-            Job(job.image_id, labels)
-            for job in jobs
-            if (labels := tuple(label for label in job.labels if (job.image_id, label) not in done))
-        ]
-        shards = self._shards(pending)
-        progress.start(f"score ({self.purpose})", len(pending))
-        for shard in shards:
+        shards = [left for shard in self._shards(jobs) if (left := _left(shard, done))]
+        self.processes.wait()  # now all have seen the same state, and may write
+        before, own = self.denoiser.evaluations, self.processes.share(shards)
+        progress.start(f"score ({self.purpose})", sum(len(chunk) for shard in own for chunk in shard))
+        for shard in own:
             rows: list[ScoredRow] = []
-            for chunk in self._chunks(shard):
+            for chunk in shard:
                 rows += self.score(chunk)
                 progress.advance(len(chunk))
             write_shard(folder, rows)
         progress.finish()
-        return len(pending)
+        self.denoiser.evaluations = before + self.processes.total(self.denoiser.evaluations - before)
+        return sum(len(chunk) for shard in shards for chunk in shard)
 
-    def _shards(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """Group jobs by latent shape, then by number of labels, in an order that does not depend on the input's."""
+    def _shards(self, jobs: Sequence[Job]) -> list[list[list[Job]]]:
+        """Group jobs by latent shape and number of labels, divide the groups into batches, and batches into shards.
+
+        The order does not depend on the input's. Shards are smaller where otherwise some process would get none.
+        """
         groups: dict[tuple, list[Job]] = defaultdict(list)
-        for job in sorted(jobs, key=lambda j: j.image_id):
+        for job in sorted(jobs, key=lambda j: (j.image_id, j.labels)):
             view = self.latents.view(job.image_id)
             groups[view.height, view.width, len(job.labels)].append(job)
-        return [
-            group[start : start + self.shard_images]
-            for _, group in sorted(groups.items())
-            for start in range(0, len(group), self.shard_images)
-        ]
+        images = min(self.shard_images, -(-len(jobs) // self.processes.count))
+        shards = []
+        for _, group in sorted(groups.items()):
+            size = self._chunk_size(group[0])
+            chunks = [group[start : start + size] for start in range(0, len(group), size)]
+            together = max(1, images // size)
+            shards += [chunks[start : start + together] for start in range(0, len(chunks), together)]
+        return shards
 
-    def _chunks(self, jobs: Sequence[Job]) -> list[Sequence[Job]]:
-        """Split jobs so that the draws of a chunk fill about one batch."""
-        evaluations = self.plan.draws * (1 + len(jobs[0].labels))
-        size = max(1, self.batch_size // evaluations)
-        return [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    def _chunk_size(self, job: Job) -> int:
+        """Images whose draws fill about one batch."""
+        return max(1, self.batch_size // (self.plan.draws * (1 + len(job.labels))))
 
     def score(self, jobs: Sequence[Job]) -> list[ScoredRow]:
         """Score jobs that share a latent shape and a number of labels, all in memory."""
@@ -120,16 +134,16 @@ class Scorer:
             generator = image_generator(job.image_id, self.seed, self.purpose)
             times.append(plan.timesteps(total, generator))
             noises.append(plan.noises(tuple(z.shape[1:]), generator))
-        t, eps = torch.stack(times), torch.stack(noises)  # (n, units), (n, units, c, h, w)
+        z, t, eps = (self.denoiser.send(x) for x in (z, torch.stack(times), torch.stack(noises)))
         slots = self._slots(jobs)
         n, units = t.shape
-        signs = (1.0, -1.0) if plan.antithetic else (1.0,)
+        signs = (1.0, -1.0) if self.plan.antithetic else (1.0,)
         step = max(1, self.batch_size // (n * len(signs) * len(slots)))
         parts = []
         for start in range(0, units, step):
             here = slice(start, start + step)
             parts.append(self._evaluate(z, t[:, here], eps[:, here], slots, signs))
-        differences, shifts, losses = (torch.cat([p[k] for p in parts], dim=-3) for k in range(3))
+        differences, shifts, losses = (torch.cat([p[k] for p in parts], dim=-3).cpu() for k in range(3))
         return differences, shifts, losses
 
     def _slots(self, jobs: Sequence[Job]) -> list[list[int]]:
@@ -145,19 +159,31 @@ class Scorer:
         signed = torch.stack([sign * eps for sign in signs], dim=2).flatten(0, 2)  # (n * u * sides, c, h, w)
         times = t[:, :, None].expand(n, u, sides).flatten()
         repeated = z[:, None].expand(n, u * sides, *z.shape[1:]).flatten(0, 1)
-        inputs = noised(repeated, signed, self.denoiser.alphas_cumprod[times])
+        inputs = noised(repeated, signed, self.denoiser.alphas_cumprod.to(times.device)[times])
         rows = [[prompt for prompt in slot for _ in range(u * sides)] for slot in slots]
         prediction = self.denoiser.predict_noise(inputs, times, self.states, rows)
-        target = signed.to(prediction.device)
         e_null, e_label = prediction[0], prediction[1:]
 
         def by_unit(maps: Tensor) -> Tensor:
             """(..., n * u * sides, h, w) -> (..., n, u, h, w), averaged over the two signs."""
-            return maps.unflatten(-3, (n, u, sides)).mean(-3).cpu()
+            return maps.unflatten(-3, (n, u, sides)).mean(-3)
 
-        differences = by_unit(loss_difference(target, e_null, e_label)).transpose(0, 1)
+        differences = by_unit(loss_difference(signed, e_null, e_label)).transpose(0, 1)
         shifts = by_unit(squared_shift(e_null, e_label)).transpose(0, 1)
-        return differences, shifts, by_unit(denoising_loss(target, e_null))
+        return differences, shifts, by_unit(denoising_loss(signed, e_null))
+
+
+def _left(shard: Sequence[Sequence[Job]], done: Collection[tuple[str, str]]) -> list[list[Job]]:
+    """Return the batches of a shard without what is done, each divided by the number of labels that are left."""
+    result = []
+    for chunk in shard:
+        alike: dict[int, list[Job]] = defaultdict(list)
+        for job in chunk:
+            labels = tuple(label for label in job.labels if (job.image_id, label) not in done)
+            if labels:
+                alike[len(labels)].append(Job(job.image_id, labels))
+        result += [alike[n] for n in sorted(alike)]
+    return result
 
 
 def own_label_jobs(labels_of: Mapping[str, Sequence[str]]) -> list[Job]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import safe_open
 
@@ -123,8 +124,10 @@ class ScoreReader:
     def __iter__(self) -> Iterator[ScoreMap]:
         """Yield all maps, shard by shard."""
         table = self.index.sort_by([("shard", "ascending"), ("row", "ascending")])
-        for shard in sorted(set(table["shard"].to_pylist())):
-            entries = table.filter(pa.compute.equal(table["shard"], shard)).to_pylist()
+        start = 0
+        for run in pc.run_end_encode(table["shard"].combine_chunks()).run_ends.to_pylist() if len(table) else []:
+            entries = table.slice(start, run - start).to_pylist()
+            shard, start = entries[0]["shard"], run
             with safe_open(self.folder / f"{shard}.safetensors", "np") as handle:
                 arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             for entry in entries:

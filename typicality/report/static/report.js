@@ -6,7 +6,7 @@
   const state = read("state");
   let images = null, maps = null; // read when the first picture is opened
   const Z90 = 1.6448536;
-  const LABEL = 0, CLUSTER = 1, IMAGE = 2, BOX = 3, SCORE = 4, ERROR = 5, SPECIFIC = 6, PLACE = 7;
+  const LABEL = 0, CLUSTER = 1, IMAGE = 2, BOX = 3, SCORE = 4, ERROR = 5, SPECIFIC = 6, PLACE = 7, ALIKE = 8;
 
   const milli = (value) => {
     const size = Math.abs(value * 1000);
@@ -60,14 +60,14 @@
     clusters: all(".cluster", node).map((cluster) => ({
       node: cluster,
       sound: !cluster.classList.contains("doubtful"),
-      rank: Number(cluster.dataset.rank), size: Number(cluster.dataset.size), images: Number(cluster.dataset.images),
+      sure: Number(!cluster.classList.contains("doubtful")), rank: Number(cluster.dataset.rank), size: Number(cluster.dataset.size), images: Number(cluster.dataset.images),
       tiles: all(".tile", cluster).map((tile) => ({
         node: tile, number: Number(tile.dataset.n), hidden: false, name: "",
       })),
       hidden: false,
     })),
   }));
-  const lower = state.images.map((image) => (image[0] + " " + image[3]).toLowerCase());
+  const lower = state.images.map((image) => [image[0], image[3], ...image[5].map((pair) => pair.join(":"))].join(" ").toLowerCase());
   for (const section of sections) for (const cluster of section.clusters) for (const tile of cluster.tiles) tile.name = lower[state.items[tile.number][IMAGE]];
   const put = (thing, hidden) => { if (thing.hidden !== hidden) { thing.hidden = hidden; thing.node.hidden = hidden; } };
   let visible = [];
@@ -100,7 +100,7 @@
     $("nothing").hidden = visible.length > 0 || sections.every((s) => s.clusters.length === 0);
   };
   const sort = () => {
-    const by = $("sort").value;
+    const by = $("sort").value === "sound" ? "sure" : $("sort").value;
     for (const section of sections) {
       section.clusters.sort((a, b) => (by === "rank" ? 0 : b[by] - a[by]) || a.rank - b.rank);
       section.box.append(...section.clusters.map((cluster) => cluster.node));
@@ -257,6 +257,8 @@
     if (item[BOX]) rows.push(["Place", (item[BOX][2] - item[BOX][0]) + " × " + (item[BOX][3] - item[BOX][1]) + " px at x " + item[BOX][0] + ", y " + item[BOX][1]]);
     if (image[1]) rows.push(["Image", image[1] + " × " + image[2] + " px"]);
     if (image[3]) rows.push(["Group", image[3]]);
+    if (image[6] !== null) rows.push(["Scored by", image[6] ? "a model that was also trained on this image" : "a model that never saw this image"]);
+    for (const pair of image[5]) rows.push(pair);
     $("box-facts").replaceChildren(...rows.flatMap(([name, value]) => {
       const detail = make("dd"); detail.append(make("bdi", value));
       return [make("dt", name), detail];
@@ -275,16 +277,23 @@
       return row;
     }));
   };
+  const small = (n, named) => {
+    const copy = tileOf(n).cloneNode(true);
+    copy.hidden = false; copy.tabIndex = 0; load(copy);
+    if (!named) return copy;
+    const cell = make("div"), label = make("span");
+    label.append(make("bdi", state.labels[state.items[n][LABEL]]));
+    cell.append(copy, label);
+    return cell;
+  };
   const near = (number, item) => {
+    $("box-alike").hidden = item[ALIKE].length === 0;
+    $("box-alike").querySelector(".near").replaceChildren(...item[ALIKE].map((n) => small(n, true)));
     const mates = item[CLUSTER] < 0 ? [] : state.items.map((other, n) => n)
       .filter((n) => n !== number && state.items[n][CLUSTER] === item[CLUSTER])
       .sort((a, b) => Math.abs(state.items[a][PLACE] - item[PLACE]) - Math.abs(state.items[b][PLACE] - item[PLACE])).slice(0, 10);
     $("box-near").hidden = mates.length === 0;
-    $("box-near").querySelector(".near").replaceChildren(...mates.map((n) => {
-      const copy = tileOf(n).cloneNode(true);
-      copy.hidden = false; copy.tabIndex = 0; load(copy);
-      return copy;
-    }));
+    $("box-near").querySelector(".near").replaceChildren(...mates.map((n) => small(n, false)));
   };
 
   // ---- the source image, the box, and the map over it
@@ -407,6 +416,8 @@
       if (number >= 0) { if (box.open) show(number); else open(number); return; }
     }
     if (box.open) box.close();
+    const part = document.getElementById(location.hash.slice(1));
+    if (part && part.matches("main section, main h2, footer h2")) { reach(part, "start"); part.focus({ preventScroll: true }); return; }
     if (parts.show !== undefined) {
       const show = state.labels.indexOf(parts.show), beside = state.labels.indexOf(parts.with);
       if (show >= 0) { $("show").value = String(show); $("beside").value = beside >= 0 ? String(beside) : ""; filter(); $("elements").scrollIntoView(); }

@@ -1,0 +1,274 @@
+"""Defects that need no model: each is planted in images that are otherwise all different, and must be found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image, ImageDraw
+
+from tests.applications.audit.conftest import load, marker, unchanged, write_images
+from typicality.applications.audit.duplicates import duplicate_findings, near_duplicates
+from typicality.applications.audit.elements import (
+    column_findings,
+    elements_of,
+    nearest_distance,
+    object_findings,
+    place_findings,
+    shared_information,
+)
+from typicality.applications.audit.findings import in_order
+from typicality.applications.audit.giveaways import giveaway_findings, permute_by_group
+from typicality.applications.audit.images import detail_vector, examine, stroke_density
+from typicality.applications.audit.places import association, mark_findings, text_findings
+
+LABELS = ("a", "b", "c")
+
+
+def planted(pixels, label, i, rng):
+    return marker(pixels, 4, 50) if label == "b" and i % 10 < 3 else pixels
+
+
+def planted_anywhere(pixels, label, i, rng):
+    if label == "b" and i % 10 < 3:
+        return marker(pixels, int(rng.integers(4, 48)), int(rng.integers(4, 48)))
+    return pixels
+
+
+def all_model_free(facts):
+    found, _ = giveaway_findings(facts, LABELS)
+    return [*found, *mark_findings(facts, LABELS), *text_findings(facts, LABELS)]
+
+
+def test_a_mark_at_a_fixed_place_of_a_third_of_a_label_is_the_first_finding(facts_of):
+    """12 of 40 images of b carry the cross at (50, 4), no other image does: precision 1, so the score is 1."""
+    first = in_order(all_model_free(facts_of(planted)))[0]
+    assert (first.kind, first.severity, first.labels) == ("same_place", "high", ("b",))
+    assert first.score == pytest.approx(1.0, abs=0.05)
+    assert len(first.evidence) == 12
+    for shown in first.evidence:
+        x0, y0, x1, y1 = shown.box
+        assert x0 < 60
+        assert x1 > 50
+        assert y0 < 14
+        assert y1 > 4
+    assert "top right" in first.title
+
+
+def test_images_without_a_defect_have_no_grave_finding(facts_of):
+    """The labels of these images are random: nothing can be of high or medium severity."""
+    found = all_model_free(facts_of())
+    assert [f.title for f in found if f.severity != "low"] == []
+
+
+def test_a_mark_in_all_labels_is_no_grave_finding(facts_of):
+    """A third of all images carry it, whatever their label: it is mentioned, and gives no label away."""
+    found = mark_findings(facts_of(lambda p, label, i, rng: marker(p, 4, 50) if i % 3 == 0 else p), LABELS)
+    assert [f.severity for f in found] == ["low"] * len(found)
+    assert any(f.labels == () for f in found)
+
+
+def table_of(facts, boxes):
+    """elements.parquet of one cluster a label, from label -> [(row, box)]."""
+    rows = [
+        {"image_id": facts.images[i].image_id, "label": label, "cluster": 0, "rank_in_cluster": rank,
+         "x0": box[0], "y0": box[1], "x1": box[2], "y1": box[3]}
+        for label, members in boxes.items() for rank, (i, box) in enumerate(members)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows)
+
+
+def find_marker(pixels):
+    """Upper left corner of the cross, by its colours."""
+    white = (pixels >= 249).all(2)
+    score = white[:-9, :-9] & white[9:, 9:] & white[:-9, 9:] & white[9:, :-9]
+    for y, x in np.argwhere(score):
+        if (pixels[y + 4, x + 4] == (220, 20, 20)).all():
+            return int(y), int(x)
+    return None
+
+
+def clusters_of_markers(facts):
+    """Patches of 16 x 16 around the cross, in no fixed position to it; for the other labels, random patches."""
+    rng = np.random.default_rng(1)
+    boxes = {"a": [], "b": [], "c": []}
+    for i, image in enumerate(facts.images):
+        label = image.labels[0]
+        at = find_marker(facts.thumbnails[i])
+        if label == "b" and at is None:
+            continue
+        y, x = at or rng.integers(0, 48, 2)
+        y0, x0 = (int(np.clip(v - rng.integers(0, 6), 0, 48)) for v in (y, x))
+        boxes[label].append((i, (x0, y0, x0 + 16, y0 + 16)))
+    return elements_of(facts, table_of(facts, boxes))
+
+
+def test_a_mark_that_moves_is_found_among_the_elements(facts_of):
+    facts = facts_of(planted_anywhere)
+    found = in_order(object_findings(facts, clusters_of_markers(facts)))
+    assert (found[0].kind, found[0].severity, found[0].labels) == ("repeated_object", "high", ("b",))
+    for shown in found[0].evidence:
+        row = [i.image_id for i in facts.images].index(shown.image_id)
+        y, x = find_marker(facts.thumbnails[row])
+        x0, y0, _, _ = shown.box
+        assert abs(x0 - x) <= 4
+        assert abs(y0 - y) <= 4
+
+
+def test_a_mark_that_stays_is_a_finding_of_the_same_place(facts_of):
+    facts = facts_of(planted)
+    found = in_order(object_findings(facts, clusters_of_markers(facts)))
+    assert (found[0].kind, found[0].severity) == ("same_place", "high")
+
+
+def test_elements_that_show_no_pasted_thing_are_left_alone(facts_of):
+    """Random patches have no common window, and a thing that all labels have goes with none."""
+    facts = facts_of()
+    assert object_findings(facts, clusters_of_markers(facts)) == []
+
+
+def test_elements_at_one_place_and_anywhere(facts_of):
+    """a's members sit within two pixels of one place, c's anywhere."""
+    facts = facts_of()
+    rng = np.random.default_rng(2)
+    boxes = {"a": [], "c": []}
+    for i, image in enumerate(facts.images):
+        if image.labels[0] == "b":
+            continue
+        x, y = rng.integers(0, 2, 2) + 20 if image.labels[0] == "a" else rng.integers(0, 49, 2)
+        boxes[image.labels[0]].append((i, (int(x), int(y), int(x) + 16, int(y) + 16)))
+    found = place_findings(facts, elements_of(facts, table_of(facts, boxes)))
+    assert [f.labels for f in found] == [("a",)]
+
+
+def test_printed_clocks_are_found_though_their_digits_change(facts_of, tmp_path):
+    """Every image of b has another time of day printed at the top left, in 80 x 12 of 320 x 200 pixels."""
+    rng = np.random.default_rng(0)
+    for label in LABELS:
+        (tmp_path / "clocks" / label).mkdir(parents=True)
+        for i in range(30):
+            base = np.asarray(Image.fromarray(rng.integers(60, 120, (5, 8, 3)).astype(np.uint8)).resize((320, 200)))
+            picture = Image.fromarray(base)
+            if label == "b":
+                text = f"{rng.integers(10, 24)}:{rng.integers(10, 60)}:{rng.integers(10, 60)} CAM"
+                ImageDraw.Draw(picture).text((2, 1), text, fill=(255, 255, 255))
+            picture.save(tmp_path / "clocks" / label / f"{i}.png")
+    dataset = load(tmp_path / "clocks")
+    facts = examine(dataset, list(dataset))
+    found = in_order(text_findings(facts, LABELS))
+    assert found[0].labels == ("b",)
+    assert found[0].severity == "high"
+    assert "top left" in found[0].title
+    assert found[0].details["text_like"]
+
+
+def test_strokes_are_thin():
+    """A line of 2 pixels counts, a bar of 20 does not."""
+    thin, thick = (Image.new("L", (160, 160)) for _ in range(2))
+    ImageDraw.Draw(thin).rectangle((0, 4, 160, 5), fill=255)
+    ImageDraw.Draw(thick).rectangle((0, 4, 160, 23), fill=255)
+    assert stroke_density(thin.convert("RGB"))[0].mean() == pytest.approx(0.2, abs=0.02)
+    assert stroke_density(thick.convert("RGB")).max() == 0
+
+
+def test_association_by_hand():
+    """4 of 10 carry; the 2 that show it both carry: C(4,2) / C(10,2) = 6 / 45; a group's twin adds nothing."""
+    carries = np.arange(10) < 4
+    shown = np.arange(10) < 2
+    precision, excess, _, p_value = association(shown, carries, np.arange(10))
+    assert (precision, excess) == (1.0, 1.0)
+    assert p_value == pytest.approx(6 / 45)
+    twice = association(np.r_[shown, True], np.r_[carries, True], np.r_[np.arange(10), 0])
+    assert twice[3] == pytest.approx(6 / 45)
+
+
+def test_near_duplicates_survive_exposure_and_size(tmp_path):
+    """The series s2 shows the first ten things of s1 again, brighter and smaller; nothing else is alike."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "series").mkdir()
+    lines = ["file_name,label,series"]
+    kept = []
+    for series in ("s1", "s2"):
+        for i in range(30):
+            if series == "s1" or i >= 10:
+                pixels = np.asarray(Image.fromarray(rng.integers(0, 200, (8, 8, 3)).astype(np.uint8)).resize((90, 80)))
+                kept += [pixels] if series == "s1" else []
+            else:
+                bright = np.clip(kept[i] * 1.2 + 20, 0, 255).astype(np.uint8)
+                pixels = np.asarray(Image.fromarray(bright).resize((70, 60)))
+            name = f"{series}-{i}.png"
+            Image.fromarray(pixels).save(tmp_path / "series" / name)
+            lines.append(f"{name},{'good' if i % 2 else 'bad'},{series}")
+    (tmp_path / "series" / "metadata.csv").write_text("\n".join(lines))
+    dataset = load(tmp_path / "series", label="label")
+    facts = examine(dataset, list(dataset))
+    found = near_duplicates(facts)
+    names = {tuple(sorted(facts.images[i].file_name for i in pair)) for pair in found.pairs}
+    assert names == {(f"s1-{i}.png", f"s2-{i}.png") for i in range(10)}
+    findings, _ = duplicate_findings(facts, found, ["series"], frozenset(), False)
+    assert [f.title for f in findings] == ["series of series share near-duplicate images"]
+    assert findings[0].score == pytest.approx(20 / 60)
+    assert findings[0].details["pairs"] == 10
+
+
+def test_the_same_picture_under_two_labels(tmp_path):
+    """Five pictures of a are in b too, saved anew so that their bytes differ."""
+    write_images(tmp_path / "x", unchanged, each=20, labels=("a", "b"))
+    for i in range(5):
+        picture = Image.open(tmp_path / "x" / "a" / f"{i}.png")
+        picture.save(tmp_path / "x" / "b" / f"again-{i}.jpg", quality=95)
+    dataset = load(tmp_path / "x")
+    facts = examine(dataset, list(dataset))
+    findings, share = duplicate_findings(facts, near_duplicates(facts), [], frozenset(), False)
+    assert [f.title for f in findings] == ["the same picture carries different labels"]
+    assert share == pytest.approx(10 / 45)
+    assert findings[0].severity == "high"
+
+
+def test_exposure_changes_no_detail():
+    """The correlation of a picture and the same at 60% light is 1 but for rounding."""
+    rng = np.random.default_rng(0)
+    pixels = np.asarray(Image.fromarray(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)).resize((64, 64)))
+    dim = Image.fromarray((pixels * 0.6).astype(np.uint8))
+    assert detail_vector(Image.fromarray(pixels)) @ detail_vector(dim) > 0.99
+    assert not detail_vector(Image.new("RGB", (64, 64), (9, 9, 9))).any()
+
+
+def test_the_size_of_a_label_gives_it_away(facts_of):
+    found, effect = giveaway_findings(facts_of(lambda p, label, i, rng: p[:48] if label == "c" else p), LABELS)
+    assert found[0].severity == "high"
+    assert found[0].details["importance"].keys() & {"height", "aspect"}
+    assert effect == pytest.approx(0.5, abs=0.2)  # a and b stay as they are: (2 / 3 - 1 / 3) / (2 / 3)
+
+
+def test_labels_are_permuted_by_group():
+    """Groups of two images exchange their labels as pairs, the single image keeps its own."""
+    y = np.array([0, 0, 1, 1, 2])
+    group = np.array([5, 5, 7, 7, 9])
+    seen = {tuple(permute_by_group(y, group, np.random.default_rng(seed))) for seed in range(20)}
+    assert seen == {(0, 0, 1, 1, 2), (1, 1, 0, 0, 2)}
+
+
+def test_numbers_by_hand():
+    """Nearest distances 1, 1 and 3; b is determined by a, a only half by b."""
+    assert nearest_distance(np.array([[0.0, 0], [0, 1], [0, 4]])) == pytest.approx(5 / 3)
+    a, b = np.array([0, 1, 2, 3]), np.array([0, 0, 1, 1])
+    assert shared_information(a, b) == pytest.approx(1.0)
+    assert shared_information(b, a) == pytest.approx(0.5)
+
+
+def test_a_column_that_goes_with_the_label(tmp_path):
+    """Camera x took nine tenths of a, camera y nine tenths of b; the hour goes with nothing."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "x").mkdir()
+    lines = ["file_name,label,camera,hour"]
+    for i in range(80):
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "x" / f"{i}.png")
+        label = "a" if i % 2 else "b"
+        camera = ("x" if label == "a" else "y") if i % 20 > 1 else ("y" if label == "a" else "x")
+        lines.append(f"{i}.png,{label},{camera},{rng.integers(0, 4)}")
+    (tmp_path / "x" / "metadata.csv").write_text("\n".join(lines))
+    dataset = load(tmp_path / "x", label="label")
+    facts = examine(dataset, list(dataset))
+    found = column_findings(facts, [], ["camera", "hour", "file_name"], "label")
+    assert [f.title for f in found] == ["camera goes with the label"]

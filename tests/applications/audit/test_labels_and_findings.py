@@ -1,0 +1,254 @@
+"""Label errors, pruning and calibration on simulated scores with a known truth; findings and the grammar of CI."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from typicality.applications.audit.auditing import label_findings, label_matrix
+from typicality.applications.audit.findings import (
+    Evidence,
+    Finding,
+    against_baseline,
+    in_order,
+    read_baseline,
+    severity_of,
+    write_findings,
+)
+from typicality.applications.audit.gates import breaches, parse_conditions
+from typicality.applications.audit.labels import (
+    LabelScores,
+    chance_p_values,
+    confusable_pairs,
+    fit_temperature,
+    label_error_score,
+    rounds_of,
+    ruled_out,
+    wrong_probability,
+)
+from typicality.errors import InputError, SettingsError
+from typicality.records import LabelledImage
+
+N, LABELS = 300, ("a", "b", "c", "d")
+
+
+def simulated(effect: float, flips: float = 0.0, seed: int = 0) -> tuple[LabelScores, np.ndarray]:
+    """Scores of 8 pairs a label: `effect` more for the true label, noise of sd 1 shared by labels and 0.3 of its own.
+
+    Returns them with (n,) which given labels are wrong.
+    """
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 4, N)
+    wrong = rng.random(N) < flips
+    given = np.where(wrong, (truth + rng.integers(1, 4, N)) % 4, truth)
+    units = rng.normal(0, 1, (N, 1, 8)) + rng.normal(0, 0.3, (N, 4, 8)) + rng.normal(0, 0.2, (N, 4, 1))
+    units[np.arange(N), truth] += effect
+    ids = tuple(f"{i:032x}" for i in range(N))
+    mask = np.eye(4, dtype=bool)[given]
+    scores = LabelScores(ids, ids, LABELS, mask, units.astype(np.float32), (4, 4), np.ones(N, dtype=bool))
+    return scores, wrong
+
+
+def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    ranks = np.argsort(np.argsort(score)) + 1.0
+    n, m = positive.sum(), (~positive).sum()
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def test_flipped_labels_are_found_and_little_else():
+    scores, wrong = simulated(effect=1.0, flips=0.1)
+    errors = label_error_score(scores)
+    assert auroc(errors.score, wrong) > 0.98
+    assert errors.reported[wrong].mean() > 0.7
+    assert wrong[errors.reported].mean() > 0.9
+    assert 0.04 < errors.noise_rate < 0.25
+    assert np.isfinite(errors.standard_error).all()
+
+
+def test_random_labels_give_no_label_errors():
+    """With no effect nothing tells the labels: no image is reported and every label is at chance."""
+    for seed in range(5):
+        scores, _ = simulated(effect=0.0, seed=seed)
+        errors = label_error_score(scores)
+        assert not errors.reported.any()
+        images = {i: image_of(i) for i in scores.image_ids}
+        findings, measures = label_findings(scores, errors, images)
+        assert all(f.severity != "high" for f in findings)
+        assert measures["label_errors"] == 0
+        assert measures["confusable_labels"] <= 1
+
+
+def test_chance_p_values_are_uniform_under_the_null_and_small_under_an_effect():
+    null = np.concatenate([chance_p_values(simulated(0.0, seed=seed)[0]) for seed in range(30)])
+    assert 0.01 <= (null <= 0.1).mean() <= 0.2
+    assert chance_p_values(simulated(1.0)[0]).max() < 1e-10
+
+
+def test_temperature_recovers_what_made_the_labels():
+    """Labels drawn from softmax(scores / 2), a tenth of them random: both numbers come back."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 6, (20_000, 4))
+    p = np.exp(scores / 2)
+    p /= p.sum(1, keepdims=True)
+    label = (p.cumsum(1) > rng.random((20_000, 1))).argmax(1)
+    label = np.where(rng.random(20_000) < 0.1, rng.integers(0, 4, 20_000), label)
+    temperature, noise = fit_temperature(scores, np.eye(4, dtype=bool)[label])
+    assert temperature == pytest.approx(2, rel=0.1)
+    assert noise == pytest.approx(0.1, abs=0.02)
+
+
+def test_wrong_probability_by_hand():
+    """Two labels, noise 0.2, even odds: 0.5 * 0.9 against 0.5 * 0.1, so wrong with probability 0.1."""
+    given = np.array([[True, False]])
+    assert wrong_probability(np.array([0.0]), given, 0.2)[0] == pytest.approx(0.1)
+    assert wrong_probability(np.array([50.0]), given, 0.2)[0] == pytest.approx(1)
+
+
+def test_hopeless_labels_leave_and_good_ones_stay():
+    """A label 5 standard deviations behind goes; the given label stays however bad; noise alone removes few."""
+    rng = np.random.default_rng(0)
+    units = rng.normal(0, 0.3, (500, 4, 8))
+    given = np.zeros((500, 4), dtype=bool)
+    given[:, 0] = True
+    none = ruled_out(units, given, (4, 4))
+    assert none.mean() < 0.05
+    units[:, 3] -= 2
+    units[:, 0] -= 2
+    gone = ruled_out(units, given, (4, 4))
+    assert gone[:, 3].mean() > 0.95
+    assert not gone[:, 0].any()
+    assert not gone.all(1).any()
+
+
+def test_a_label_that_left_is_compared_on_the_draws_it_had():
+    """Given: 1, 1, 3, 3; the other one 0.5 less on the first two draws, then gone: its score is 2 - 0.5."""
+    units = np.array([[[1.0, 1.0, 3.0, 3.0], [0.5, 0.5, np.nan, np.nan]]], dtype=np.float32)
+    given = np.array([[True, False]])
+    scores = LabelScores(("x",), ("x",), ("a", "b"), given, units, (2, 2), np.ones(1, dtype=bool))
+    assert scores.mean.tolist() == [[2.0, 1.5]]
+    assert scores.draws.tolist() == [[8, 4]]
+    assert scores.table().num_rows == 2
+
+
+def test_confusable_labels():
+    """a and b have nearly the same score wherever one of them is true; c and d are told apart."""
+    scores, _ = simulated(effect=1.0)
+    units = scores.units.copy()
+    units[:, 1] = units[:, 0] + np.random.default_rng(1).normal(0, 0.3, units[:, 0].shape)
+    pairs = confusable_pairs(LabelScores(**{**vars(scores), "units": units}))
+    assert pairs[0].labels == ("a", "b")
+    assert pairs[0].confusion > 0.35
+    assert pairs[-1].confusion < 0.1
+
+
+def test_the_label_matrix_has_shares():
+    matrix = label_matrix(simulated(effect=1.0)[0])["confusion"]
+    assert [sum(row) for row in matrix] == pytest.approx([1] * 4, abs=1e-3)
+    assert min(matrix[k][k] for k in range(4)) > 0.9
+
+
+def test_several_labels_an_image_are_all_given():
+    """An image that carries the best and the worst label is not wrong."""
+    scores, _ = simulated(effect=1.0)
+    given = scores.given.copy()
+    given[np.arange(N), (scores.given.argmax(1) + 1) % 4] = True
+    errors = label_error_score(LabelScores(**{**vars(scores), "given": given}))
+    assert not errors.reported.any()
+
+
+def test_rounds_double():
+    assert rounds_of(4) == (4,)
+    assert rounds_of(16) == (4, 4, 8)
+    assert rounds_of(20) == (4, 4, 8, 4)
+    with pytest.raises(InputError, match="even"):
+        rounds_of(7)
+
+
+# ------------------------------------------------------------------------------------- findings and conditions
+
+
+def image_of(image_id: str) -> LabelledImage:
+    return LabelledImage(image_id, f"{image_id}.png", ("a",), image_id, 10, 10, None)
+
+
+def finding(kind: str = "same_place", severity: str = "high", score: float = 1.0, identity: str = "x") -> Finding:
+    shown = (Evidence("i", "i.png", "a", (0, 0, 4, 4)),)
+    return Finding(kind, severity, f"{kind} {identity}", "…", ("a",), score, None, 0.001, shown, {}, identity)  # type: ignore[arg-type]
+
+
+def test_findings_are_sorted_by_severity_then_score():
+    order = in_order(
+        [finding(severity="low", identity="1"), finding(score=0.6, identity="2"), finding(score=0.9, identity="3")]
+    )
+    assert [f.identity for f in order] == ["3", "2", "1"]
+
+
+def test_ids_do_not_depend_on_scores():
+    assert finding(score=0.2, severity="low").id == finding(score=0.9).id
+    assert finding(identity="y").id != finding().id
+    assert len(in_order([finding(), finding(score=0.5)])) == 1
+
+
+def test_severity_needs_effect_and_significance():
+    assert severity_of("same_place", 0.9, 1e-6) == "high"
+    assert severity_of("same_place", 0.9, 0.005) == "medium"
+    assert severity_of("same_place", 0.9, 0.04) == "low"
+    assert severity_of("same_place", 0.1, 1e-9) == "low"
+    assert severity_of("borders", 0.9, 1e-9) == "medium"
+
+
+def test_a_baseline_hides_what_is_known(tmp_path):
+    write_findings(tmp_path, {"findings": [finding().as_dict()]})
+    known = read_baseline(tmp_path / "findings.json")
+    marked = against_baseline([finding(), finding(identity="new")], known)
+    assert [f.new for f in marked] == [False, True]
+    assert breaches(parse_conditions("shortcut:high"), marked[:1], {}) == []
+    assert len(breaches(parse_conditions("shortcut:high"), marked, {})) == 1
+    assert json.loads((tmp_path / "findings.json").read_text())["findings"][0]["evidence"][0]["box"] == [0, 0, 4, 4]
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(InputError, match=r"no findings\.json"):
+        read_baseline(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "breached"),
+    [
+        ("label_errors>2%", True),
+        ("label_errors>3%", False),
+        ("label_errors>=3%", True),
+        ("label_errors>0.02", True),
+        ("label-errors > 2 %, findings>5", True),
+        ("shortcut:high", False),
+        ("shortcut:medium", True),
+        ("same_place:low", True),
+        ("duplicates:low", False),
+        ("any:medium", True),
+    ],
+)
+def test_conditions(text: str, breached: bool):
+    """3% of the labels are wrong, and there is one shortcut of medium severity."""
+    found = breaches(parse_conditions(text), [finding(severity="medium")], {"label_errors": 0.03, "findings": 1.0})
+    assert bool(found) is breached
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("label_error>2%", "did you mean 'label_errors'"),
+        ("shortcuts:high", "did you mean 'shortcut'"),
+        ("shortcut:grave", "high, medium, low"),
+        ("nonsense", "measures: label_errors"),
+        ("", "cannot be read"),
+        ("label_errors>1.2.3", "not a number"),
+    ],
+)
+def test_bad_conditions_say_what_is_possible(text: str, match: str):
+    with pytest.raises(SettingsError, match=match):
+        parse_conditions(text)
+
+
+def test_a_measure_that_was_not_taken_is_an_error():
+    with pytest.raises(SettingsError, match="did not measure"):
+        breaches(parse_conditions("label_errors>1%"), [], {})

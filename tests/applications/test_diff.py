@@ -1,0 +1,171 @@
+"""What changed between two runs is found, by hand-made changes to a copy of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.applications.mined import write_mined
+from typicality.applications.diff import changes, diff, iou, match_elements, sound, spearman, write_page
+from typicality.errors import OutputError
+
+Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def runs(tiny_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    before = write_mined(tmp_path / "before", tiny_folder)
+    shutil.copytree(before, tmp_path / "after")
+    return before, tmp_path / "after"
+
+
+def edit(run: Path, table: str, change: Edit) -> None:
+    path = run / f"{table}.parquet"
+    old = pq.read_table(path)
+    pq.write_table(pa.Table.from_pylist(change(old.to_pylist()), schema=old.schema), path)
+
+
+def test_a_run_is_the_same_as_itself(runs: tuple[Path, Path]) -> None:
+    found = diff(*runs)
+    assert found.same
+    assert [(c.label, c.matched, c.rank_correlation) for c in found.labels] == [("blue", 6, 1.0), ("red", 6, 1.0)]
+    assert [(c.cluster_before, c.cluster_after, c.shared) for c in found.labels[0].clusters] == [
+        (0, 0, 1.0),
+        (1, 1, 1.0),
+    ]
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_boxes_match_from_half_their_union() -> None:
+    """12 x 12 boxes moved by 4 px: 96 / 192 = 0.5 matches; by 5 px: 84 / 204 does not."""
+
+    def box(x: int) -> dict[str, Any]:
+        return {"image_id": "a", "x0": x, "y0": 0, "x1": x + 12, "y1": 12}
+
+    assert iou(box(0), box(4)) == pytest.approx(0.5)
+    assert iou(box(0), box(12)) == 0
+    assert match_elements([box(0)], [box(4)]) == [(0, 0)]
+    assert match_elements([box(0)], [box(5)]) == []
+    assert match_elements([box(0)], [{**box(0), "image_id": "b"}]) == []
+    assert match_elements([box(0), box(2)], [box(2), box(0)]) == [(0, 1), (1, 0)]  # the best overlaps first
+    assert match_elements([box(0), box(0)], [box(0)]) == [(0, 0)]
+
+
+def test_elements_that_come_go_and_move_are_named(runs: tuple[Path, Path]) -> None:
+    """Of blue: rank 0 goes elsewhere in its image, the last becomes the first but one."""
+
+    def moved(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        blue = [r for r in rows if r["label"] == "blue"]
+        blue[0].update(x0=20, x1=32, y0=20, y1=32)
+        order = [blue[0], blue[5], *blue[1:5]]
+        for rank, row in enumerate(order):
+            row["rank"] = rank
+        return [*order, *(r for r in rows if r["label"] == "red")]
+
+    edit(runs[1], "elements", moved)
+    blue, red = diff(*runs).labels
+    assert (len(blue.appeared), len(blue.vanished), blue.matched) == (1, 1, 5)
+    assert (blue.appeared[0].rank_before, blue.appeared[0].rank_after) == (None, 0)
+    assert (blue.vanished[0].rank_before, blue.vanished[0].rank_after) == (0, None)
+    assert (blue.moved[0].rank_before, blue.moved[0].rank_after) == (5, 1)
+    assert (red.appeared, red.vanished, red.moved) == ((), (), ())
+    # ranks 1..5 become 2, 3, 4, 5, 1: rho = 1 - 6 * (4 * 1 + 16) / (5 * 24) = 0
+    assert blue.rank_correlation == pytest.approx(0.0)
+
+
+def test_scores_are_compared_in_their_errors(runs: tuple[Path, Path]) -> None:
+    """0.003 more with errors of 0.001 on both sides is z = 0.003 / (0.001 sqrt 2) = 2.12."""
+
+    def raised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows[0].update(typicality=rows[0]["typicality"] + 0.003, rank=1)
+        rows[1].update(rank=0)
+        return rows
+
+    edit(runs[1], "elements", raised)
+    change = next(e for e in diff(*runs).labels[0].moved if e.rank_before == 0)
+    assert change.z == pytest.approx(3 / np.sqrt(2), abs=0.01)
+
+
+def test_clusters_are_matched_by_members_and_not_by_number(runs: tuple[Path, Path]) -> None:
+    def swapped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, "cluster": 1 - row["cluster"]} for row in rows]
+
+    edit(runs[1], "elements", swapped)
+    edit(runs[1], "clusters", swapped)
+    found = diff(*runs).labels[0].clusters
+    assert [(c.cluster_before, c.cluster_after, c.shared) for c in found] == [(0, 1, 1.0), (1, 0, 1.0)]
+    edit(runs[1], "clusters", lambda rows: [r for r in rows if r["cluster"] == 1])
+    found = diff(*runs).labels[0].clusters
+    assert [(c.cluster_before, c.cluster_after) for c in found] == [(0, 1), (1, None)]
+
+
+def test_settings_model_and_images_are_compared(runs: tuple[Path, Path]) -> None:
+    record = json.loads((runs[1] / "run.json").read_text())
+    record["settings"]["seed"] = 7
+    record["settings"]["score"]["draws"] = 16
+    record["model"]["name"] = "another"
+    (runs[1] / "run.json").write_text(json.dumps(record))
+    edit(runs[1], "images", lambda rows: rows[1:])
+    found = diff(*runs)
+    assert {(c.name, c.before, c.after) for c in found.settings} == {("seed", 0, 7), ("score.draws", None, 16)}
+    assert [(c.name, c.after) for c in found.model] == [("name", "another")]
+    assert (found.data.removed, found.data.added, len(found.data.removed_names)) == (1, 0, 1)
+    assert not found.same
+
+
+def test_nested_changes_have_dotted_names() -> None:
+    found = changes({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1}, "e": {"f": 4}})
+    assert [(c.name, c.before, c.after) for c in found] == [("a.c", 2, None), ("d", 3, None), ("e.f", None, 4)]
+
+
+def test_findings_that_are_new_or_gone(runs: tuple[Path, Path]) -> None:
+    def write(run: Path, ids: str) -> None:
+        rows = [{"id": i, "severity": "high", "title": f"finding {i}"} for i in ids]
+        (run / "findings.json").write_text(json.dumps({"findings": rows}))
+
+    write(runs[0], "ab")
+    assert not diff(*runs).findings_known
+    write(runs[1], "bc")
+    found = diff(*runs)
+    assert found.findings_known
+    assert [(f.state, f.title) for f in found.findings] == [("new", "finding c"), ("gone", "finding a")]
+    (runs[1] / "findings.json").write_text("{")
+    with pytest.raises(OutputError, match="typicality audit"):
+        diff(*runs)
+
+
+def test_what_holds_up_is_what_the_report_says() -> None:
+    nan = float("nan")
+    assert sound({"few_images": False, "p_value": 0.01, "adjusted_p_value": 0.05})
+    assert not sound({"few_images": False, "p_value": 0.01, "adjusted_p_value": 0.06})
+    assert not sound({"few_images": True, "p_value": 0.01, "adjusted_p_value": 0.01})
+    assert sound({"few_images": False, "p_value": nan, "adjusted_p_value": nan})
+
+
+def test_correlation_needs_three() -> None:
+    assert spearman(np.array([[0, 1], [1, 0]])) is None
+    assert spearman(np.array([[0, 9], [3, 5], [7, 1]])) == -1.0
+
+
+def test_the_page_is_one_escaped_file(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    def hostile(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows[0].update(x0=25, x1=37, file_name="<script>alert(1)</script>")
+        return rows
+
+    edit(runs[1], "elements", hostile)
+    page = write_page(diff(*runs), tmp_path / "diff.html").read_text()
+    assert "alert(1)</script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert page.count('src="data:image/webp') >= 2  # the one that came and the one that went
+    assert "http" not in page.replace("http-equiv", "")
+    shutil.rmtree(runs[1])
+    with pytest.raises(OutputError, match=r"no run\.json"):
+        diff(*runs)

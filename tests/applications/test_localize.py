@@ -1,0 +1,425 @@
+"""Maps, boxes and masks: squares whose place is known, answers worked out by hand, and a tiny model end to end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from typicality import metrics
+from typicality.applications.localize import localize
+from typicality.applications.localize.choose import best_threshold, choose, otsu
+from typicality.applications.localize.maps import (
+    ALL_PARTS,
+    GIVEN,
+    Kitchen,
+    Recipe,
+    default_recipe,
+    families,
+    upsampled,
+    variants,
+)
+from typicality.applications.localize.passes import Evidence, Pass, collect
+from typicality.applications.localize.places import places
+from typicality.applications.localize.truth import cell_shares, truth_of, validation_part
+from typicality.applications.localize.work import Options
+from typicality.cli.app import run as command
+from typicality.dataset.view import view_of
+from typicality.errors import InputError, OutputError
+from typicality.evaluation.localize import localize as evaluate
+from typicality.pipeline import ensure_latents, scorer
+from typicality.records import LabelledImage, ModelView
+from typicality.run import Run, open_run, resolve_settings
+from typicality.scoring.noise import DrawPlan
+from typicality.scoring.scorer import Job
+
+LABELS = ("dot", "bar")
+
+
+@pytest.fixture(scope="session")
+def marked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three labels of grey noise: `clean`; `dot` with a bright square; `bar` with a dark bar. Masks show where."""
+    root = tmp_path_factory.mktemp("marked")
+    (root / "images").mkdir()
+    (root / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["file_name,label,mask,part"]
+    for label in ("clean", *LABELS):
+        for i in range(8):
+            height, width = (40, 40) if i % 4 else (40, 56)
+            pixels = rng.integers(110, 140, (height, width), dtype=np.uint8)
+            mask = np.zeros((height, width), np.uint8)
+            y, x = rng.integers(0, height - 14), rng.integers(0, width - 20)
+            if label != "clean":
+                area = np.s_[y : y + 12, x : x + 12] if label == "dot" else np.s_[y : y + 6, x : x + 20]
+                pixels[area], mask[area] = (240, 255) if label == "dot" else (10, 255)
+            Image.fromarray(pixels).save(root / "images" / f"{label}{i}.png")
+            Image.fromarray(mask).save(root / "masks" / f"{label}{i}.png")
+            rows.append(f"images/{label}{i}.png,{label},masks/{label}{i}.png,{label}{i // 2}")
+    (root / "metadata.csv").write_text("\n".join(rows))
+    return root
+
+
+def settings_for(folder: Path, model: Path, **sections):
+    return resolve_settings(
+        str(folder),
+        None,
+        [
+            {
+                "dataset": {"label": "label", "masks": "mask", "group": "part"},
+                "model": {"name": str(model), "dtype": "fp32"},
+            },
+            sections,
+        ],
+    )
+
+
+@pytest.fixture
+def run_folder(marked_folder: Path, tiny_model: Path, tmp_path: Path) -> Path:
+    """A run of the tiny model without fine-tuning, with latents only."""
+    run = open_run(settings_for(marked_folder, tiny_model, finetune={"enabled": False}), tmp_path / "run")
+    with run.directory.lock():
+        ensure_latents(run)
+        run.directory.save()
+    return tmp_path / "run"
+
+
+def reopened(folder: Path) -> Run:
+    run = open_run(resolve_settings(str(folder)), folder)
+    ensure_latents(run)
+    return run
+
+
+def evidence_of(cells: np.ndarray, name: str = "a", label: str = "dot") -> Evidence:
+    """Evidence with every map the same but for a factor of its own."""
+    view = view_of(cells.shape[1] * 4, cells.shape[0] * 4, min(cells.shape) * 4, 4, 2.0)
+    names = (
+        "error", "typicality", "shift", "bias", "label_bias", "mean_shift", "reference_typicality", "reference_bias",
+        "reference_shift",
+    )  # fmt: skip
+    return Evidence(name, label, view, {n: (cells * (k + 1))[None].astype(np.float32) for k, n in enumerate(names)})
+
+
+# ------------------------------------------------------------------------------------------------- evidence
+
+
+def test_a_pass_agrees_with_the_scorer_on_what_both_measure(run_folder: Path):
+    """T, D^2 and L(null) of the same draws; only the purpose of the noise differs, so it is set alike."""
+    run = reopened(run_folder)
+    labels, image_id = run.dataset.labels, run.dataset[0].image_id
+    plan = DrawPlan(4, 0.1, 0.7)
+    states = run.denoiser.encode_prompts(run.prompts.of_all(labels))
+    mine = Pass(run.denoiser, run.latents, states, labels, plan, 0, "clean", batch_size=16)
+    rows = {label: maps for _, label, maps in mine([(image_id, LABELS)])}
+    other = replace(scorer(run, "localize 0.1-0.7", 8), plan=plan)
+    gains, shifts, losses = other.unit_maps([Job(image_id, (*LABELS, "clean"))])
+    for j, label in enumerate(LABELS):
+        np.testing.assert_allclose(rows[label]["typicality"], gains[0, j].mean(0), atol=1e-5)
+        np.testing.assert_allclose(rows[label]["shift"], shifts[0, j].mean(0), atol=1e-5)
+        np.testing.assert_allclose(rows[label]["error"], losses[0].mean(0), rtol=1e-4)
+        np.testing.assert_allclose(rows[label]["reference_typicality"], gains[0, 2].mean(0), atol=1e-5)
+
+
+def test_the_bias_is_at_most_the_error_and_the_mean_shift_at_most_the_shift(run_folder: Path):
+    """|E r|^2 <= E|r|^2, in every cell; a random model has variance, so they are not equal."""
+    run = reopened(run_folder)
+    with run.directory.lock():
+        found = collect(run, [(run.dataset[0].image_id, LABELS)], "clean", [(0.1, 0.4), (0.4, 0.7)], 4)
+    for e in found:
+        assert e.maps["error"].shape[0] == 2
+        assert (e.maps["bias"] < e.maps["error"]).all()
+        assert (e.maps["mean_shift"] <= e.maps["shift"] * (1 + 1e-5)).all()
+
+
+def test_evidence_depends_on_neither_batch_nor_company(run_folder: Path):
+    """One image alone, in batches of two, and after all the others have been drawn: the same maps."""
+    run = reopened(run_folder)
+    dots = [i.image_id for i in run.dataset if i.labels == ("dot",)]
+    with run.directory.lock():
+        together = {e.image_id: e for e in collect(run, [(i, ("dot",)) for i in dots], "clean", [(0.1, 0.7)], 4)}
+    states = run.denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels))
+    alone = Pass(run.denoiser, run.latents, states, run.dataset.labels, DrawPlan(2, 0.1, 0.7), 0, "clean", 2)
+    for image_id in dots[:3]:
+        [(_, _, maps)] = alone([(image_id, ("dot",))])
+        for name, values in maps.items():
+            np.testing.assert_allclose(together[image_id].maps[name][0], values, atol=1e-5)
+
+
+def test_what_was_drawn_is_not_drawn_again(run_folder: Path):
+    run = reopened(run_folder)
+    ids = sorted(i.image_id for i in run.dataset if i.labels == ("dot",))
+    with run.directory.lock():
+        first = collect(run, [(ids[0], ("dot",))], "clean", [(0.1, 0.7)], 4)
+        before = run.denoiser.evaluations
+        both = collect(run, [(i, ("dot",)) for i in ids[:2]], "clean", [(0.1, 0.7)], 4)
+        assert run.denoiser.evaluations - before == 3 * 4  # one image, three prompts, four draws
+        again = collect(run, [(i, ("dot",)) for i in ids[:2]], "clean", [(0.1, 0.7)], 4)
+        assert run.denoiser.evaluations - before == 3 * 4
+    np.testing.assert_array_equal(first[0].maps["error"], both[0].maps["error"])
+    np.testing.assert_array_equal(again[1].maps["error"], both[1].maps["error"])
+
+
+def test_a_known_denoiser_gives_the_evidence_worked_out_by_hand():
+    """e_0 = 0 gives r = eps: the pairs cancel, so the bias is 0 and the error E eps^2. e_c = a constant b moves the
+    mean residual by -b: label bias, shift and mean shift are b^2, and T = 2 b E[eps] - b^2 = -b^2."""
+
+    class Constant:
+        timesteps, alphas_cumprod, evaluations = 1000, torch.linspace(0.99, 0.01, 1000), 0
+
+        def predict_noise(self, noised, t, states, rows):
+            return torch.stack([torch.full_like(noised, float(states[row[0], 0, 0])) for row in rows])
+
+    class One:
+        def stack(self, ids):
+            return torch.zeros(len(ids), 4, 5, 6)
+
+    states = torch.tensor([0.0, 0.5, -1.0])[:, None, None]
+    draw = Pass(Constant(), One(), states, ("dot", "clean"), DrawPlan(3, 0.1, 0.7), 0, "clean", 4)  # type: ignore[arg-type]
+    [(_, _, maps)] = draw([("x", ("dot",))])
+    assert np.allclose(maps["bias"], 0, atol=1e-6)
+    assert maps["error"].mean() == pytest.approx(1.0, abs=0.3)
+    for name, value in {"label_bias": 0.25, "shift": 0.25, "mean_shift": 0.25, "typicality": -0.25}.items():
+        assert np.allclose(maps[name], value, atol=1e-5), name
+    for name, value in {"reference_bias": 1.0, "reference_typicality": -1.0, "reference_shift": 2.25}.items():
+        assert np.allclose(maps[name], value, atol=1e-5), name
+
+
+# ----------------------------------------------------------------------------------------------------- maps
+
+
+def test_every_recipe_can_be_made():
+    rng = np.random.default_rng(0)
+    e = evidence_of(rng.random((6, 8)) + 0.1)
+    kitchen = Kitchen([e])
+    for with_reference in (False, True):
+        for family in families(with_reference).values():
+            for recipe in variants(family, 1, (0.0, 1.0)):
+                assert np.isfinite(kitchen(e, recipe)).all()
+        assert kitchen(e, default_recipe(with_reference)).shape == (6, 8)
+    unused = set(ALL_PARTS) - {n for r in families(True).values() for parts in r for n in parts}
+    assert unused == {GIVEN}
+
+
+def test_shrinkage_and_contrast_by_hand():
+    """T = 2, D^2 = 3: beta 0.5 gives 3 + 0.5 (2 - 3) = 2.5. T(r) = 7: the contrast is -5."""
+    e = evidence_of(np.ones((4, 4)))
+    kitchen = Kitchen([e])
+    assert np.allclose(kitchen(e, Recipe(("typicality beta=0.5",), 0.0)), 2.5)
+    assert np.allclose(kitchen(e, Recipe(("contrast",), 0.0)), -5)
+    assert np.allclose(kitchen(e, Recipe(("error",), 0.0)), 0.0)  # log 1
+
+
+def test_two_parts_are_added_in_units_of_their_spread():
+    """typicality is 2 x and shift 3 x: divided by their spreads they are the same, and weight 2 makes it threefold."""
+    rng = np.random.default_rng(1)
+    cells = rng.random((5, 5))
+    e = evidence_of(cells)
+    both = Kitchen([e])(e, Recipe(("typicality beta=1", "shift"), 0.0, weight=2.0))
+    np.testing.assert_allclose(both, 3 * cells / cells.std(), rtol=1e-4)
+
+
+def test_a_cell_comes_out_where_it_was_seen():
+    """An image of 80 x 40 at scale 2 is cropped by 10 pixels left and right to 30 x 20 model pixels of 2 x 2 cells."""
+    view = ModelView(width=32, height=20, scale_x=2.0, scale_y=2.0, left=8.0, top=0.0)
+    cells = np.zeros((5, 8), np.float32)
+    cells[1, 2] = 1.0  # cells of 4 model pixels: x 8 to 12, so 24 to 32 of the original; y 4 to 8, so 8 to 16
+    big = upsampled(cells, view, 80, 40)
+    assert big.shape == (40, 80)
+    y, x = np.argwhere(big > 0.85).T
+    assert (x.min(), x.max(), y.min(), y.max()) == (27, 28, 11, 12)  # around the centre at (28, 12)
+    assert big[:, :8].max() == 0.0
+    assert big[:, 72:].max() == 0.0
+
+
+def test_shares_of_cells_are_the_inverse_of_showing_them():
+    """A mask that covers exactly one cell marks that cell wholly and no other."""
+    view = view_of(40, 40, 20, 4, 2.0)
+    truth = np.zeros((40, 40), bool)
+    truth[8:16, 24:32] = True
+    shares = cell_shares(truth, view, (5, 5))
+    assert shares[1, 3] == pytest.approx(1.0)
+    assert shares.sum() == pytest.approx(1.0)
+
+
+# --------------------------------------------------------------------------------------------------- choices
+
+
+def test_otsu_splits_two_peaks_between_them():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(0, 0.1, 900), rng.normal(5, 0.1, 100)])
+    assert 0.5 < otsu(values) < 4.5
+    assert otsu(np.ones(4)) == 1.0
+
+
+def test_the_recipe_that_finds_the_truth_is_chosen_and_a_label_without_truth_follows():
+    rng = np.random.default_rng(0)
+    shares, found = {}, {label: [] for label in ("dot", "bar", "none")}
+    for i in range(6):
+        truth = np.zeros((8, 8))
+        truth[rng.integers(8), rng.integers(8)] = 1
+        label = LABELS[i % 2]
+        e = evidence_of(rng.random((8, 8)) + 0.1, str(i), label)
+        maps = dict(e.maps) | {"shift": (truth + 0.1 * rng.random((8, 8)))[None].astype(np.float32)}
+        found[label].append(replace(e, maps=maps))
+        shares[str(i)] = truth
+    everything = [e for group in found.values() for e in group]
+    recipes = variants([("typicality beta=1",), ("shift",), ("error",)], 1, (0.0, 2.0))
+    best = choose(Kitchen(everything), found, lambda e: shares[e.image_id], lambda e: e.image_id, recipes)
+    assert {recipe.parts for recipe in best.values()} == {("shift",)}
+    assert {recipe.smoothing for recipe in best.values()} == {0.0}
+    threshold = best_threshold([e.maps["shift"][0] for e in found["dot"]], [shares[e.image_id] for e in found["dot"]])
+    assert threshold is not None
+    assert 0.2 < threshold <= 1.1
+    assert best_threshold([np.ones((2, 2))], [np.zeros((2, 2))]) is None
+
+
+def image(name: str, label: str, group: str) -> LabelledImage:
+    return LabelledImage(name, name, (label,), group, 8, 8, None)
+
+
+def test_parts_share_no_group_and_both_know_every_label_that_has_two_groups():
+    images = [image(f"{label}{i}", label, f"{label}{i // 6}") for label in "abc" for i in range(24)]
+    images += [image(f"d{i}", "d", f"d{i}") for i in range(2)] + [image("e", "e", "e")]
+    chosen = validation_part(images, 0.3)
+    groups = [{i.group for i in images if (i.image_id in chosen) is side} for side in (True, False)]
+    assert not groups[0] & groups[1]
+    assert {name[0] for name in groups[0]} == set("abcd")
+    assert {name[0] for name in groups[1]} == set("abcde")
+    assert validation_part(images[::-1], 0.3) == chosen
+
+
+def test_places_by_hand():
+    """Two places at threshold 1, touching only at a corner in the first; the single pixel is too small."""
+    scores = np.zeros((6, 10))
+    scores[0, 0], scores[1, 1], scores[3:5, 5:9], scores[5, 0] = 1.0, 2.0, 3.0, 9.0
+    found = places(scores, 1.0, smallest=2)
+    assert [(p.box, p.score, p.area) for p in found] == [((5, 3, 9, 5), 3.0, 8), ((0, 0, 2, 2), 2.0, 2)]
+    assert places(scores, 10.0, 1) == []
+    assert len(places(scores, 1.0, 1, most=1)) == 1
+
+
+def test_masks_and_boxes_are_both_truth(marked_folder: Path, tiny_model: Path):
+    from typicality.dataset import load_dataset
+
+    data = load_dataset(settings_for(marked_folder, tiny_model).dataset)
+    first = next(i for i in data if i.labels == ("dot",))
+    truth = truth_of(data, first)
+    assert truth is not None
+    assert truth.sum() == 144
+    boxed = truth_of(data, replace(first, mask=None, boxes=((1, 2, 4, 4),)))
+    assert boxed is not None
+    assert np.argwhere(boxed).tolist() == [[2, 1], [2, 2], [2, 3], [3, 1], [3, 2], [3, 3]]
+    assert truth_of(data, replace(first, mask=None)) is None
+
+
+# ------------------------------------------------------------------------------------------------ end to end
+
+
+def test_localize_writes_boxes_maps_masks_and_overlays(run_folder: Path):
+    """What is on disk agrees: boxes lie inside their image and cover pixels of the mask, which is the map cut at the
+    threshold; a second call draws nothing and finds the same."""
+    settings = resolve_settings(str(run_folder))
+    options = Options("clean", 4, ((0.1, 0.4), (0.4, 0.7)))
+    result = localize(settings, run_folder, options, overlays=2, write_masks=True)
+    assert set(result.summary["labels"]) == set(LABELS)
+    assert result.summary["images"] == 16
+    assert set(result.summary["measures"]) == set(LABELS)
+    assert 0 < result.summary["macro_ap"] <= 1
+    assert all(facts["threshold_by"].startswith("best IoU") for facts in result.summary["labels"].values())
+    assert json.loads((run_folder / "localize" / "summary.json").read_text())["macro_ap"] == result.summary["macro_ap"]
+    boxes = pq.read_table(run_folder / "localization.parquet").to_pylist()
+    assert boxes
+    sizes = {i.image_id: (i.width, i.height) for i in open_run(settings, run_folder).dataset}
+    index = pq.read_table(run_folder / "localize" / "maps" / "index.parquet").to_pylist()
+    assert len(index) == 16
+    for row in index:
+        cells = load_file(run_folder / "localize" / "maps" / f"{row['shard']}.safetensors")["maps"][row["row"]]
+        view = ModelView(*(row[n] for n in ("width", "height", "scale_x", "scale_y", "left", "top")))
+        scores = upsampled(cells, view, *sizes[row["image_id"]])
+        stem = f"{row['label']}-{Path(row['file_name']).stem}-{row['image_id'][:8]}.png"
+        mask = np.asarray(Image.open(run_folder / "localize" / "masks" / stem)) > 127
+        np.testing.assert_array_equal(mask, scores >= row["threshold"])
+        for box in (b for b in boxes if (b["image_id"], b["label"]) == (row["image_id"], row["label"])):
+            inside = np.s_[box["y0"] : box["y1"], box["x0"] : box["x1"]]
+            assert box["score"] == pytest.approx(scores[inside].max(), rel=1e-5)
+            assert mask[inside].sum() >= box["area"] > 0
+    assert len(list((run_folder / "localize" / "overlays").glob("*.png"))) == 4
+    record = json.loads((run_folder / "run.json").read_text())["stages"]["localize"]
+    assert (record["state"], record["unet_evaluations"]) == ("done", 16 * 3 * 8)
+    again = localize(settings, run_folder, options, overlays=0)
+    assert again.boxes == result.boxes
+    assert json.loads((run_folder / "run.json").read_text())["stages"]["localize"] == record
+    assert not (run_folder / "localize" / "masks").exists()
+
+
+def test_without_ground_truth_defaults_and_otsu_decide(run_folder: Path):
+    settings = resolve_settings(str(run_folder), None, [{"dataset": {"masks": None}}])
+    summary = localize(settings, run_folder, Options(draws=2), overlays=0).summary
+    assert set(summary["labels"]) == {"clean", *LABELS}
+    assert {facts["threshold_by"] for facts in summary["labels"].values()} == {"Otsu"}
+    assert "measures" not in summary
+
+
+def test_options_that_cannot_work_are_refused(run_folder: Path, tmp_path: Path):
+    settings = resolve_settings(str(run_folder))
+    with pytest.raises(InputError, match="did you mean 'clean'"):
+        localize(settings, run_folder, Options("claen"))
+    with pytest.raises(InputError, match="even"):
+        localize(settings, run_folder, Options(draws=3))
+    with pytest.raises(InputError, match="LOW:HIGH"):
+        localize(settings, run_folder, Options(ranges=((0.5, 0.2),)))
+    with pytest.raises(OutputError, match="no run directory"):
+        localize(settings, tmp_path / "nothing")
+
+
+def test_evaluation_compares_ours_with_rivals_and_the_model_before(
+    marked_folder: Path, tiny_model: Path, tmp_path: Path
+):
+    """A fine-tuned run, however briefly: all rows are there, agree with the summary, and come from the test part."""
+    sections = {"finetune": {"steps": 2, "batch_size": 4, "held_out": 0.7, "validation_images": 2}}
+    run = open_run(settings_for(marked_folder, tiny_model, **sections), tmp_path / "run")
+    run.directory.save()
+    settings = resolve_settings(str(tmp_path / "run"))
+    picture = tmp_path / "cases.png"
+    result = evaluate(settings, tmp_path / "run", Options("clean", 2), epochs=1, picture=picture)
+    rows = {(row["label"], row["method"]): row for row in result["rows"]}
+    assert {label for label, _ in rows} == set(LABELS)
+    for method in ("ours", "error", "shift", "gradcam", "ours, not fine-tuned", "typicality as published"):
+        precisions = [rows[label, method]["average_precision"] for label in LABELS]
+        assert result["macro"][method] == pytest.approx(np.mean(precisions), abs=1e-3)
+    assert result["macro_ap_best_rival"] == max(result["macro"][name] for name in ("error", "shift", "gradcam"))
+    lifts = [rows[label, "ours"]["lift"] for label in LABELS]
+    assert result["geometric_mean_lift"] == pytest.approx(metrics.geometric_mean(lifts), rel=1e-2)
+    assert result["gain"] == pytest.approx(result["macro_ap"] / result["macro_ap_best_rival"] - 1, abs=1e-2)
+    assert set(result["above_base"]) == set(LABELS)
+    assert rows["dot", "typicality as published"]["auc_pr_truncated"] is not None
+    assert result["test_images"] + result["validation_images"] == len(
+        [i for i in run.dataset if i.image_id in run.held_out and i.labels != ("clean",)]
+    )
+    assert Image.open(picture).width > 400
+
+
+def test_without_ground_truth_nothing_can_be_evaluated(run_folder: Path):
+    settings = resolve_settings(str(run_folder), None, [{"dataset": {"masks": None}}])
+    with pytest.raises(InputError, match="--masks"):
+        evaluate(settings, run_folder, Options(draws=2))
+
+
+def test_the_command_prints_one_document_and_refuses_what_cannot_work(run_folder: Path, capsys):
+    words = ["localize", str(run_folder), "--against", "clean", "--draws", "2", "--overlays", "0", "--quiet"]
+    assert command([*words, "--range", "0.1:0.7", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["against"] == "clean"
+    assert document["ranges"] == [[0.1, 0.7]]
+    assert set(document["measures"]) == set(LABELS)
+    assert command([*words, "--range", "low"]) == 2
+    assert "LOW:HIGH" in capsys.readouterr().err
+    assert command(["evaluate", "localize", str(run_folder), "--against", "nobody", "--quiet"]) == 2
+    assert "nobody" in capsys.readouterr().err

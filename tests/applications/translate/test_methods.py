@@ -1,0 +1,220 @@
+"""Methods of translation on a tiny random model: what each must do whatever the model has learned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import tiny_checkpoint
+from typicality.applications.translate.delta import delta
+from typicality.applications.translate.edit_friendly import edit_friendly
+from typicality.applications.translate.inversion import Injection, ddim_invert, injection_layers, plug_and_play
+from typicality.applications.translate.methods import METHODS, TranslateOptions, evaluations_of, translate_latents
+from typicality.applications.translate.sdedit import sdedit
+from typicality.applications.translate.steps import SOURCE, TARGET, ddim_step, grid_of, guided
+from typicality.errors import SettingsError
+from typicality.model.denoiser import Denoiser
+
+CPU = torch.device("cpu")
+PROMPTS = ["an image", "an image of red", "an image of blue"]
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def denoiser(request: pytest.FixtureRequest) -> Denoiser:
+    return Denoiser(tiny_checkpoint(prediction_type=request.param), CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def states(denoiser: Denoiser) -> torch.Tensor:
+    return denoiser.encode_prompts(PROMPTS)
+
+
+def latents(n: int = 2) -> torch.Tensor:
+    return torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def noise(*lead: int) -> torch.Tensor:
+    return torch.randn(*lead, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+# ---------------------------------------------------------------------------------------------------- steps
+
+
+def test_the_grid_ends_at_a_clean_latent():
+    """5 steps of strength 0.5 over 1,000: 499, 399, ..., 99, then the smallest noise of the schedule."""
+    abar = torch.linspace(0.999, 0.01, 1000)
+    grid = grid_of(abar, 5, 0.5)
+    assert grid.timesteps.tolist() == [499, 399, 299, 199, 99]
+    torch.testing.assert_close(grid.abar, abar[[499, 399, 299, 199, 99, 0]])
+
+
+def test_more_steps_than_timesteps_are_not_repeated():
+    grid = grid_of(torch.linspace(0.999, 0.01, 10), 50, 1.0)
+    assert grid.timesteps.tolist() == [9, 8, 7, 6, 5, 4, 3, 2, 1]
+
+
+def test_a_ddim_step_keeps_what_the_prediction_says():
+    """With the true noise as prediction, a step lands on the same image and noise at the other level."""
+    z, eps = latents(), noise()
+    a, b = torch.tensor(0.3), torch.tensor(0.8)
+    there = ddim_step(a.sqrt() * z + (1 - a).sqrt() * eps, eps, a, b)
+    torch.testing.assert_close(there, b.sqrt() * z + (1 - b).sqrt() * eps)
+
+
+def test_guidance_extrapolates_from_the_null_prompt(denoiser: Denoiser, states: torch.Tensor):
+    z = latents()
+    null, own = denoiser.predict_noise(z, torch.full((2,), 300), states[[0, TARGET]])
+    torch.testing.assert_close(guided(denoiser, z, 300, states, TARGET, 3.0), null + 3 * (own - null))
+    torch.testing.assert_close(guided(denoiser, z, 300, states, TARGET, 1.0), own, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- the methods
+
+
+def test_edit_friendly_noise_gives_the_source_back(denoiser: Denoiser, states: torch.Tensor):
+    """Under the source prompt the solved noises lead back to the image, whatever the model predicts."""
+    grid = grid_of(denoiser.alphas_cumprod, 6, 0.8)
+    same = edit_friendly(denoiser, latents(), states, grid, 1.0, noise(len(grid)), target=SOURCE)
+    torch.testing.assert_close(same, latents(), rtol=1e-4, atol=1e-4)
+    other = edit_friendly(denoiser, latents(), states, grid, 5.0, noise(len(grid)))
+    assert (other - latents()).abs().max() > 1e-3
+
+
+def test_delta_towards_the_own_label_changes_nothing(denoiser: Denoiser, states: torch.Tensor):
+    """Both predictions are the same, draw by draw, so their difference is zero at any guidance."""
+    grid = grid_of(denoiser.alphas_cumprod, 4, 0.7)
+    same = delta(denoiser, latents(), states, grid, 7.0, noise(len(grid), 2), target=SOURCE)
+    torch.testing.assert_close(same, latents(), rtol=1e-5, atol=1e-5)
+    other = delta(denoiser, latents(), states, grid, 7.0, noise(len(grid), 2))
+    assert (other - latents()).abs().max() > 1e-4
+
+
+class Straight:
+    """A denoiser of images that are a constant m[label] for each label: eps = (z_t - sqrt(abar) m) / sqrt(1 - abar)."""
+
+    def __init__(self) -> None:
+        self.alphas_cumprod = tiny_checkpoint().scheduler.alphas_cumprod
+        self.means = torch.tensor([0.5, 0.0, 1.0])
+
+    def predict_noise(self, z, t, states, rows=None):
+        index = torch.tensor(rows if rows is not None else [[int(s)] * len(z) for s in states[:, 0, 0]])
+        a = self.alphas_cumprod[t][:, None, None, None]
+        means = self.means[index][..., None, None, None]
+        return (z - a.sqrt() * means) / (1 - a).sqrt()
+
+
+def test_delta_moves_by_the_difference_of_the_labels():
+    """Where label A is the image 0 and label B the image 1, and s is the noise-to-signal ratio, both predictions are
+    (y - m) / s, so d' = (d - 1) / s: d = 1 - s / s_max, which reaches 1, the difference of the labels, at s = 0.
+
+    Euler steps solve this exactly, because d is linear in s.
+    """
+    model = Straight()
+    grid = grid_of(model.alphas_cumprod, 8, 0.9)
+    states = torch.arange(3.0)[:, None, None]
+    moved = delta(model, latents(), states, grid, 1.0, noise(len(grid), 1))  # type: ignore[arg-type]
+    torch.testing.assert_close(moved - latents(), torch.ones_like(moved), rtol=1e-3, atol=1e-3)
+
+
+def test_inversion_is_undone_where_the_prediction_does_not_change():
+    """A denoiser whose prediction is constant: DDIM up and down again is the identity."""
+
+    class Constant(Straight):
+        def predict_noise(self, z, t, states, rows=None):
+            return torch.full((len(states), *z.shape), 0.3)
+
+    model = Constant()
+    grid = grid_of(model.alphas_cumprod, 5, 1.0)
+    path = ddim_invert(model, latents(), torch.arange(3.0)[:, None, None], grid)  # type: ignore[arg-type]
+    z = path[0]
+    for i in range(len(grid)):
+        torch.testing.assert_close(z, path[i], rtol=1e-4, atol=1e-4)
+        z = ddim_step(z, torch.full_like(z, 0.3), grid.abar[i], grid.abar[i + 1])
+    torch.testing.assert_close(z, latents(), rtol=1e-4, atol=1e-4)
+
+
+def test_sdedit_without_noise_is_nearly_the_source(denoiser: Denoiser, states: torch.Tensor):
+    """At a strength of 1% hardly any noise is added, and the result is near the source; at 90% it is not."""
+    near = sdedit(denoiser, latents(), states, grid_of(denoiser.alphas_cumprod, 2, 0.01), 1.0, noise())
+    far = sdedit(denoiser, latents(), states, grid_of(denoiser.alphas_cumprod, 2, 0.9), 1.0, noise())
+    assert (near - latents()).abs().mean() < 0.2 < (far - latents()).abs().mean()
+
+
+# ------------------------------------------------------------------------------------------------ injection
+
+
+def test_injection_finds_the_self_attention_of_the_decoder():
+    """The tiny UNet has self-attention in decoder block 1 twice; its last block reads the prompt alone."""
+    features, attention = injection_layers(tiny_checkpoint().unet)
+    assert len(features) == 1
+    assert len(attention) == 4  # queries and keys of two
+
+
+def test_injected_features_replace_those_of_the_pass(denoiser: Denoiser, states: torch.Tensor):
+    """After reading one input, a pass over another one computes with the first one's features, for every prompt."""
+    t = torch.full((2,), 200)
+    seen: list[torch.Tensor] = []
+    with Injection(denoiser.unet) as injection:
+        handle = injection.feature_layers[0].register_forward_hook(lambda *a: seen.append(a[2]))
+        injection.read()
+        denoiser.predict_noise(latents(), t, states[:1])
+        injection.put(features=True, attention=False)
+        denoiser.predict_noise(noise(), t, states[:2])
+        injection.put(features=False, attention=False)
+        denoiser.predict_noise(noise(), t, states[:2])
+        handle.remove()
+    torch.testing.assert_close(seen[1], seen[0].repeat(2, 1, 1, 1))
+    assert not torch.allclose(seen[2], seen[1])
+
+
+def test_injection_leaves_no_trace(denoiser: Denoiser, states: torch.Tensor):
+    t = torch.full((2,), 200)
+    before = denoiser.predict_noise(latents(), t, states)
+    plug_and_play(denoiser, latents(), states, grid_of(denoiser.alphas_cumprod, 3, 1.0), 3.0, 1.0)
+    torch.testing.assert_close(denoiser.predict_noise(latents(), t, states), before)
+
+
+def test_injection_depth_matters(denoiser: Denoiser, states: torch.Tensor):
+    grid = grid_of(denoiser.alphas_cumprod, 4, 1.0)
+    none, all_steps = (plug_and_play(denoiser, latents(), states, grid, 3.0, share) for share in (0.0, 1.0))
+    assert (none - all_steps).abs().max() > 1e-5
+
+
+# ---------------------------------------------------------------------------------------------- all methods
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neither_batch_nor_order_changes_a_result(method: str, denoiser: Denoiser, states: torch.Tensor):
+    """The noise of an image is its own: alone and in a batch it becomes the same."""
+    options = TranslateOptions(method, steps=3)  # type: ignore[arg-type]
+    z = latents()
+    both = translate_latents(denoiser, z, ["a", "b"], states, options, seed=5)
+    turned = translate_latents(denoiser, z.flip(0), ["b", "a"], states, options, seed=5)
+    alone = translate_latents(denoiser, z[1:], ["b"], states, options, seed=5)
+    torch.testing.assert_close(turned, both.flip(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(alone, both[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_cost_is_known_beforehand(method: str, denoiser: Denoiser, states: torch.Tensor):
+    options = TranslateOptions(method, steps=5, inject=0.8)  # type: ignore[arg-type]
+    before = denoiser.evaluations
+    translate_latents(denoiser, latents(1), ["a"], states, options)
+    assert denoiser.evaluations - before == evaluations_of(options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"method": "pnpp"}, "'pnp'"),
+        ({"strength": 0.0}, "--strength"),
+        ({"strength": 1.5}, "--strength"),
+        ({"inject": 2.0}, "--inject"),
+        ({"guidance": -1.0}, "--guidance"),
+        ({"steps": 1}, "--sampler-steps"),
+        ({"draws": 3}, "--draws"),
+    ],
+)
+def test_impossible_options_are_refused(changes: dict, word: str):
+    with pytest.raises(SettingsError, match=word):
+        TranslateOptions(**changes).resolved()

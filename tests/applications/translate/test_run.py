@@ -1,0 +1,211 @@
+"""Translations of a run: what is written, what is not done again, and what the numbers mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from tests.applications.redesigned import SUBJECTS, mine
+from typicality.applications.translate.methods import TranslateOptions
+from typicality.applications.translate.pictures import change_picture, sheet, strip, translated_pixels
+from typicality.applications.translate.run import (
+    SCHEMA,
+    Translation,
+    read_latents,
+    safe,
+    translate,
+    translate_all_pairs,
+)
+from typicality.applications.translate.scoring import rival_labels, score_latents
+from typicality.cli.app import run as command
+from typicality.errors import DatasetError, InterruptedRun, OutputError
+from typicality.run import open_finished
+
+OPTIONS = TranslateOptions("delta", guidance=5.0, steps=3, draws=4)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mine(tmp_path_factory.mktemp("translate"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def translation(run: Path) -> Translation:
+    return translate(run, "2016", "2024", OPTIONS, images=6)
+
+
+def test_a_row_a_translated_image(run: Path, translation: Translation):
+    table = translation.table
+    assert table.schema == SCHEMA
+    assert table.num_rows == 6 == translation.summary["n"]
+    assert set(table["from"].to_pylist()) == {"2016"}
+    assert pq.read_table(translation.folder / "translations.parquet").equals(table)
+    for row in table.to_pylist():
+        picture = Image.open(translation.folder / row["picture"])
+        assert picture.size == (3 * 32 + 2 * 4, 32)
+        assert row["change"] == pytest.approx(row["after_to"] - row["before_to"], abs=1e-6)
+        assert row["flipped"] == (row["label_after"] == "2024")
+        assert all(row[f"{side}_{label}_se"] >= 0 for side in ("before", "after") for label in ("from", "to"))
+        for box in row["changes"]:
+            assert 0 <= box["x0"] < box["x1"] <= 32
+            assert 0 <= box["y0"] < box["y1"] <= 32
+    assert json.loads((translation.folder / "summary.json").read_text()) == translation.summary
+
+
+def test_latents_before_are_the_runs_own(run: Path, translation: Translation):
+    opened = open_finished(run, "finetune")
+    for image_id, (before, after) in read_latents(translation.folder).items():
+        torch.testing.assert_close(before, opened.latents.get(image_id))
+        assert (after - before).abs().max() > 0
+
+
+def test_the_same_noise_on_both_sides(run: Path):
+    """The source scored twice gives the same number, and one that the run's own scorer gives for that purpose."""
+    from typicality.pipeline import scorer
+    from typicality.scoring.scorer import Job
+
+    opened = open_finished(run, "finetune")
+    ids = sorted(i.image_id for i in opened.dataset)[:3]
+    z, labels = opened.latents.stack(ids), opened.dataset.labels
+    first, second = (score_latents(opened, opened.denoiser, ids, z, labels, 4, "p") for _ in range(2))
+    usual = scorer(opened, "p", 4).score([Job(i, labels) for i in ids])
+    for row in usual:
+        assert first[row.image_id][row.label].mean == second[row.image_id][row.label].mean
+        assert first[row.image_id][row.label].mean == pytest.approx(row.mean, rel=1e-3, abs=1e-7)
+
+
+def test_what_is_done_is_not_done_again(run: Path, translation: Translation, monkeypatch: pytest.MonkeyPatch):
+    """More images add to those that are there; the same number does nothing."""
+    before = {p: p.stat().st_mtime_ns for p in (translation.folder / "pictures").iterdir()}
+    more = translate(run, "2016", "2024", OPTIONS, images=9)
+    assert more.folder == translation.folder
+    assert more.table.num_rows == 9
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    monkeypatch.setattr("typicality.applications.translate.run.translate_latents", None)  # nothing may call it
+    assert translate(run, "2016", "2024", OPTIONS, images=9).table.equals(more.table)
+
+
+def test_a_killed_translation_ends_like_one_that_never_was(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped after its first shard of 4 images, then continued: the rows are those of one go, up to rounding."""
+    import typicality.applications.translate.run as module
+
+    options = TranslateOptions("sdedit", steps=2, draws=4)
+    whole = translate(run, "2024", "2016", options, images=8)
+    kept = whole.table.to_pylist()
+    monkeypatch.setattr(module, "SHARD_IMAGES", 4)
+    write = module._write_shard
+
+    def once(*arguments):
+        if any((whole.folder / "shards").glob("*.parquet")):
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(module, "_write_shard", once)
+    with pytest.raises(InterruptedRun, match="continues"):
+        translate(run, "2024", "2016", options, images=8, fresh=True)
+    monkeypatch.setattr(module, "_write_shard", write)
+    again = translate(run, "2024", "2016", options, images=8)
+    assert [r["image_id"] for r in again.table.to_pylist()] == [r["image_id"] for r in kept]
+    for a, b in zip(again.table.to_pylist(), kept, strict=True):
+        assert a["after_to"] == pytest.approx(b["after_to"], rel=1e-2, abs=1e-5)
+
+
+def test_all_pairs_are_listed(run: Path):
+    table = translate_all_pairs(run, TranslateOptions("sdedit", steps=2, draws=4), images=2)
+    assert sorted(zip(table["from"].to_pylist(), table["to"].to_pylist(), strict=True)) == [
+        ("2016", "2024"),
+        ("2024", "2016"),
+    ]
+    assert pq.read_table(run / "translate" / "pairs.parquet").equals(table)
+
+
+def test_the_record_of_the_run_keeps_its_settings(run: Path):
+    """A translation with another seed does not change what run.json says of the run."""
+    before = json.loads((run / "run.json").read_text())["settings"]
+    assert command(["translate", str(run), "--from", "2016", "--to", "2024", "--images", "1", "--seed", "7",
+                    "--sampler-steps", "2", "--draws", "4", "-q"]) == 0  # fmt: skip
+    assert json.loads((run / "run.json").read_text())["settings"] == before
+
+
+def test_the_command_prints_one_document(run: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["translate", str(run), "--from", "2016", "--to", "2024", "--method", "pnp", "--images", "2"]
+    assert command([*words, "--sampler-steps", "2", "--draws", "4", "--json", "-q"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["method"] == "pnp"
+    assert document["n"] == 2
+    assert (Path(document["folder"]) / "strips.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--from", "2016"], "--all-pairs"),
+        ([], "--all-pairs"),
+        (["--from", "2016", "--to", "2025"], "'2024'"),
+        (["--from", "2016", "--to", "2016"], "two labels"),
+        (["--from", "2016", "--to", "2024", "--strength", "2"], "--strength"),
+    ],
+)
+def test_wrong_input_is_one_message(run: Path, words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]):
+    assert command(["translate", str(run), *words]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path):
+    with pytest.raises(OutputError, match=r"run\.json"):
+        translate(tmp_path, "2016", "2024", OPTIONS)
+
+
+def test_a_label_nobody_has_alone(run: Path):
+    with pytest.raises(DatasetError, match="1999"):
+        translate(run, "1999", "2024", OPTIONS)
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+
+def test_an_unmoved_latent_gives_the_source_pixel_for_pixel(run: Path):
+    opened = open_finished(run, "finetune")
+    z = opened.latents.stack([opened.dataset[0].image_id])
+    source = torch.rand(1, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(translated_pixels(opened.denoiser, source, z, z), source)
+
+
+def test_the_change_map_is_orange_where_typicality_rose():
+    """A map that rises on the left and falls on the right, over white."""
+    change = np.array([[1.0, -1.0]])
+    picture = change_picture(change, np.full((8, 16, 3), 255, dtype=np.uint8)).astype(int)
+    assert picture[4, 0, 0] > picture[4, 0, 2] + 50
+    assert picture[4, 15, 2] > picture[4, 15, 0] + 50
+    flat = change_picture(np.zeros((2, 2)), np.full((8, 8, 3), 255, dtype=np.uint8))
+    assert (flat == 255).all()
+
+
+def test_strips_lie_side_by_side():
+    pixels = [np.full((8, 8, 3), value, dtype=np.uint8) for value in (0, 100, 200)]
+    one = strip(*pixels)
+    assert one.size == (32, 8)
+    assert sheet([one] * 5).size == (4 * (32 + 12), 2 * 16)
+
+
+def test_labels_with_odd_characters_become_names():
+    assert safe("a/b c:д") == "a-b-c-д"
+
+
+def test_many_labels_are_thinned_but_the_two_stay():
+    labels = [f"{i:02}" for i in range(40)]
+    chosen = rival_labels(labels, "07", "33")
+    assert len(chosen) == 12
+    assert {"07", "33"} <= set(chosen)
+    assert list(chosen) == sorted(chosen)
+    assert rival_labels(labels[:5], "00", "01") == tuple(labels[:5])
+
+
+def test_the_fixture_has_all_subjects(run: Path):
+    assert len({i.group for i in open_finished(run, "mine").dataset}) == SUBJECTS

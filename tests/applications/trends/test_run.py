@@ -1,0 +1,93 @@
+"""Trends of a tiny run: the documents hold what the package's docstring promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.applications.redesigned import mine
+from typicality.applications.translate.methods import TranslateOptions
+from typicality.applications.translate.run import translate
+from typicality.applications.trends.run import SCHEMA, Trends, sample_of, trends
+from typicality.cli.app import run as command
+from typicality.errors import OutputError
+from typicality.run import open_finished
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = mine(tmp_path_factory.mktemp("trends"), tiny_model)
+    translate(folder, "2016", "2024", TranslateOptions("sdedit", steps=2, draws=4), images=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(run: Path) -> Trends:
+    return trends(run, images=8, members=5, draws=2, permutations=99)
+
+
+def test_a_row_a_cluster_and_label(run: Path, found: Trends):
+    clusters = pq.read_table(run / "clusters.parquet")
+    assert found.table.schema == SCHEMA
+    assert found.table.num_rows == 2 * clusters.num_rows
+    for row in found.table.to_pylist():
+        if row["rate"] is not None:
+            assert row["rate_low"] <= row["rate"] <= row["rate_high"]
+        assert row["typicality_low"] <= row["typicality"] <= row["typicality_high"]
+
+
+def test_the_document_is_the_file(run: Path, found: Trends):
+    document = json.loads((run / "trends" / "trends.json").read_text())
+    assert document == json.loads(json.dumps(found.document))
+    assert document["labels"] == ["2016", "2024"]
+    assert document["ordered"] is True
+    for line in document["timelines"]:
+        assert line["direction"] in ("rise", "fall", "none")
+        assert [at["label"] for at in line["at"]] == document["labels"]
+        assert line["peaks"] in document["labels"]
+        for box in (m["box"] for m in line["members"]):
+            assert box[0] < box[2] <= 32
+    for name in document["plots"].values():
+        assert (run / "trends" / name).read_text().lstrip().startswith("<?xml")
+
+
+def test_rates_leave_out_the_groups_of_the_members(run: Path, found: Trends):
+    """With all groups mined for a cluster nothing is left to measure; with some, only the others are counted."""
+    opened = open_finished(run, "mine")
+    group_of = {i.image_id: i.group for i in opened.dataset}
+    used: dict[tuple[str, int], set[str]] = {}
+    for e in pq.read_table(run / "elements.parquet").to_pylist():
+        used.setdefault((e["label"], e["cluster"]), set()).add(group_of[e["image_id"]])
+    sample = sample_of(opened, 8)
+    for line in found.document["timelines"]:
+        left = [g for g in sample.group_names if g not in used[line["label"], line["cluster"]]]
+        assert [at["n_images"] for at in line["at"]] == [len(left)] * 2  # every subject has an image of both years
+        for places in line["found"].values():
+            assert all(group_of[p["image_id"]] in left for p in places)
+
+
+def test_the_sample_has_the_same_groups_in_every_label(run: Path):
+    sample = sample_of(open_finished(run, "mine"), 5)
+    groups = [set(sample.group[sample.label == at].tolist()) for at in range(2)]
+    assert groups[0] == groups[1]
+    assert len(groups[0]) == 5
+
+
+def test_changes_of_translated_pairs_are_clustered(run: Path, found: Trends):
+    changes = found.document["changes"]
+    assert {(c["from"], c["to"]) for c in changes} == {("2016", "2024")}
+    rows = pq.read_table(run / "trends" / "changes.parquet")
+    assert rows.num_rows == sum(c["size"] for c in changes) > 0
+
+
+def test_the_command_lists_what_rises_and_falls(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert command(["trends", str(run), "--images", "6", "--members", "4", "--draws", "2", "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["images_a_label"] == 6
+
+
+def test_a_run_that_is_not_mined(tmp_path: Path):
+    with pytest.raises(OutputError, match=r"run\.json"):
+        trends(tmp_path)

@@ -1,0 +1,152 @@
+"""Rates, tests of trend and neighbours on arrays with known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from typicality.applications.trends.detection import elements_of, grid, normalised
+from typicality.applications.trends.plots import similarity_svg, timelines_svg
+from typicality.applications.trends.statistics import label_means, life_span, neighbour_shares, trend_test
+
+
+def paired(n_groups: int, rates: list[float], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every group has one observation a label; detection by chance at the label's rate."""
+    rng = np.random.default_rng(seed)
+    labels = np.tile(np.arange(len(rates)), n_groups)
+    groups = np.repeat(np.arange(n_groups), len(rates))
+    return (rng.random(len(labels)) < np.array(rates)[labels]).astype(float)[:, None], labels, groups
+
+
+def test_rates_are_counts_of_what_is_known():
+    """Label 0: one of two; label 1: of three, one does not count, and one of the other two is a hit."""
+    values = np.array([[1.0], [0.0], [1.0], [1.0], [0.0]])
+    known = np.array([[True], [True], [True], [False], [True]])
+    labels = np.array([0, 0, 1, 1, 1])
+    mean, low, high = label_means(values, known, labels, np.arange(5), 2)
+    np.testing.assert_allclose(mean[:, 0], [0.5, 0.5])
+    assert (low <= mean).all()
+    assert (mean <= high).all()
+
+
+def test_a_label_without_observations_is_unknown():
+    values, known = np.array([[1.0], [0.0]]), np.array([[True], [False]])
+    mean, low, high = label_means(values, known, np.array([0, 1]), np.arange(2), 2)
+    assert np.isnan([mean[1, 0], low[1, 0], high[1, 0]]).all()
+
+
+def test_relatives_count_as_one():
+    """20 groups of 5 equal images give the interval of 20 images, which is wider than that of 100."""
+    rng = np.random.default_rng(0)
+    hits = (rng.random(20) < 0.5).astype(float)
+    values, labels = np.repeat(hits, 5)[:, None], np.zeros(100, dtype=int)
+    known = np.ones_like(values, dtype=bool)
+    widths = []
+    for groups in (np.repeat(np.arange(20), 5), np.arange(100)):
+        _, low, high = label_means(values, known, labels, groups, 1)
+        widths.append(float(high[0, 0] - low[0, 0]))
+    assert widths[0] > 1.7 * widths[1]  # sqrt(5) = 2.2 in expectation
+
+
+def test_a_rise_is_found_and_its_slope_is_right():
+    """10%, 30%, 50%, 70%: 20 points a label."""
+    values, labels, groups = paired(150, [0.1, 0.3, 0.5, 0.7])
+    slope, p_value = trend_test(values, np.ones_like(values, dtype=bool), labels, groups, permutations=499)
+    assert slope[0] == pytest.approx(0.2, abs=0.03)
+    assert p_value[0] == pytest.approx(1 / 500)
+
+
+def test_without_a_trend_p_values_are_uniform():
+    """Under the null, 5% of the p-values are at most 5%, with groups of four and with lone observations."""
+    rng = np.random.default_rng(1)
+    base = rng.random((60, 1, 200)) < rng.random((60, 1, 1))  # what a group has, it has in all labels
+    flip = rng.random((60, 4, 200)) < 0.2
+    values = np.where(flip, ~base, base).reshape(240, 200).astype(float)
+    labels = np.tile(np.arange(4), 60)
+    known = np.ones_like(values, dtype=bool)
+    related, alone = np.repeat(np.arange(60), 4), np.arange(240)
+    for data, groups in ((values, related), (rng.permuted(values, axis=0), alone)):
+        _, p_value = trend_test(data, known, labels, groups, permutations=199)
+        assert 0.01 <= (p_value <= 0.05).mean() <= 0.1
+
+
+def test_constant_detections_are_no_trend():
+    slope, p_value = trend_test(np.ones((8, 1)), np.ones((8, 1), dtype=bool), np.arange(8) % 4, np.arange(8), 99)
+    assert slope[0] == 0
+    assert p_value[0] == 1
+
+
+def test_unknown_observations_take_no_part():
+    """The second half would reverse the trend, if it counted."""
+    labels = np.tile([0, 1], 40)
+    values = np.concatenate([np.tile([0.0, 1.0], 20), np.tile([1.0, 0.0], 20)])[:, None]
+    known = (np.arange(80) < 40)[:, None]
+    slope, _ = trend_test(values, known, labels, np.repeat(np.arange(40), 2), 49)
+    assert slope[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ([0.5, 0.4, 0.1, 0.0], (0, 0, 2)),
+        ([0.0, 0.1, 0.4, 0.5], (2, 3, None)),
+        ([0.0, 0.4, 0.1, 0.0], (1, 1, 2)),
+        ([0.3, 0.3, 0.3, 0.3], (0, 0, None)),
+    ],
+)
+def test_when_an_element_appears_peaks_and_vanishes(rates: list[float], expected: tuple):
+    """Present is half of the peak or more; vanished is the first label after the last presence."""
+    assert life_span(np.array(rates)) == expected
+
+
+def test_neighbours_of_two_pairs_of_labels():
+    """Labels 0 and 1 lie together, 2 is apart with its own: rows sum to 1, and a group's own elements do not count."""
+    rng = np.random.default_rng(0)
+    means = np.array([[1.0, 0, 0], [0.98, 0.2, 0], [0, 0, 1.0]])
+    labels = np.repeat(np.arange(3), 30)
+    features = means[labels] + rng.normal(0, 0.1, (90, 3))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    share, lift = neighbour_shares(features, labels, np.arange(90), 3)
+    np.testing.assert_allclose(share.sum(1), 1)
+    assert share[2, 2] > 0.95
+    assert share[0, 1] > share[0, 2]
+    assert lift[2, 2] > 2
+    own, _ = neighbour_shares(features, labels, labels, 3)
+    assert (np.diag(own) == 0).all()
+
+
+# --------------------------------------------------------------------------------------------------- detection
+
+
+def test_the_grid_covers_an_image_to_its_edges():
+    """Side 4, step 2 over 8 x 10 cells: rows 0, 2, 4; columns 0, 2, 4, 6."""
+    places = [(p.row, p.column) for p in grid("a", 8, 10, 4)]
+    assert places == [(r, c) for r in (0, 2, 4) for c in (0, 2, 4, 6)]
+    assert [(p.row, p.column) for p in grid("a", 5, 4, 4)] == [(0, 0), (1, 0)]
+
+
+def test_the_radius_is_that_of_members_left_out():
+    """Three equal members have radius 1; two opposite ones are unlike each other."""
+    same = elements_of(np.tile([1.0, 0.0], (3, 1)), np.zeros(3, dtype=int), 1)
+    assert same.radii[0] == pytest.approx(1)
+    np.testing.assert_allclose(same.centroids, [[1, 0]])
+    apart = elements_of(np.array([[1.0, 0.0], [0.0, 1.0]]), np.zeros(2, dtype=int), 1)
+    assert apart.radii[0] == pytest.approx(0)
+
+
+def test_centring_takes_away_what_all_share():
+    features = np.array([[1.0, 0.1], [1.0, -0.1]])
+    found = normalised(features, features.mean(0))
+    np.testing.assert_allclose(found, [[0, 1], [0, -1]], atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------- plots
+
+
+def test_plots_are_the_same_every_time():
+    at = [{"label": x, "rate": r, "low": r, "high": r} for x, r in (("2016", 0.1), ("2024", None))]
+    line = {"label": "2016", "cluster": 3, "direction": "rise", "at": at}
+    first, second = (timelines_svg([line] * 5, ["2016", "2024"], "year") for _ in range(2))
+    assert first == second
+    assert first.lstrip().startswith("<?xml")
+    assert "<svg" in similarity_svg(np.eye(3), ["a", "b", "c"])

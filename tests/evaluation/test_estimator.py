@@ -1,0 +1,107 @@
+"""`evaluate estimator` on images whose typicality is known, and on a tiny run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import typicality
+from tests.scoring.synthetic import World
+from typicality.errors import InputError, OutputError
+from typicality.evaluation.estimator import (
+    Drawn,
+    EstimatorQuality,
+    compare,
+    draw_figure,
+    estimator,
+    overlap,
+    sample,
+    union_share,
+)
+from typicality.mining.patches import PatchSelection
+from typicality.records import Patch
+from typicality.scoring.noise import DrawPlan
+from typicality.scoring.scorer import Job
+
+
+def patch(image_id: str = "i", row: int = 0, column: int = 0) -> Patch:
+    return Patch(image_id, "a", row, column, 4, (0, 0, 1, 1), 1.0, 0.1)
+
+
+def test_overlap_by_hand() -> None:
+    """Shifted by one of 4 cells: 12 / 20 = 0.6, a match; by two: 8 / 24, none. A patch matches once only."""
+    assert union_share(patch(), patch(row=1)) == pytest.approx(0.6)
+    assert union_share(patch(), patch(row=1, column=1)) == pytest.approx(9 / 23)
+    assert overlap({"a": [patch()]}, {"a": [patch(row=1)]}) == 1
+    assert overlap({"a": [patch()]}, {"a": [patch(row=2)]}) == 0
+    assert overlap({"a": [patch()]}, {"a": [patch("j")]}) == 0
+    assert overlap({"a": [patch(), patch(row=1)]}, {"a": [patch()]}) == 0.5
+
+
+def test_the_sample_takes_labels_alike_whatever_the_order() -> None:
+    labels_of = {f"{i:02d}": ("b",) if i % 5 else ("a",) for i in range(40)}
+    chosen = sample(labels_of, 12)
+    assert [len([j for j in chosen if j.labels == (label,)]) for label in "ab"] == [6, 6]
+    assert chosen == sample(dict(reversed(labels_of.items())), 12)
+
+
+@pytest.fixture(scope="module")
+def measured() -> EstimatorQuality:
+    world = World(images=30, seed=3)
+
+    def draw(purpose: str, plan: DrawPlan, jobs: Sequence[Job], prefixes: Sequence[int]) -> list[Drawn]:
+        """An independent draw has 1.8 times the deviation of an antithetic pair."""
+        noise, world.noise = world.noise, world.noise * (1 if plan.antithetic else 1.8)
+        maps = [Drawn(world.maps(jobs, purpose, n, plan.stratified).rows) for n in prefixes]
+        world.noise = noise
+        return maps
+
+    selection = PatchSelection(4, 4, per_image=5, per_label=10**6, share=0.09)
+    unit = DrawPlan(1, 0.1, 0.7), DrawPlan(1, 0.1, 0.7, antithetic=False, stratified=False)
+    return compare(draw, world.jobs(), selection, lambda _: (64, 64), unit, 400, [4, 100])
+
+
+def test_cost_is_counted_in_evaluations_with_the_null_prompt(measured: EstimatorQuality) -> None:
+    """Two evaluations a draw with one label an image; adaptive: between its first pass and its budget."""
+    rows = {row.name: row for row in measured.rows}
+    assert rows["published, N = 100"].evaluations == 200
+    assert rows["uniform, 8 draws"].evaluations == 16
+    assert 8 < rows["adaptive, fast"].evaluations < rows["adaptive, standard"].evaluations
+    assert rows["adaptive, standard"].evaluations <= 2 * (4 + 5 + 16)
+    assert measured.evaluations_ratio == pytest.approx(rows["adaptive, standard"].evaluations / 200, abs=1e-3)
+    assert measured.k == {"a": 13, "b": 13}
+
+
+def test_more_draws_are_better_and_intervals_hold(measured: EstimatorQuality) -> None:
+    rows = {row.name: row for row in measured.rows}
+    assert rows["published, N = 100"].rank_correlation > rows["published, N = 4"].rank_correlation + 0.1
+    assert rows["uniform, 32 draws"].overlap > rows["uniform, 4 draws"].overlap
+    assert rows["adaptive, exact"].overlap > rows["uniform, 4 draws"].overlap
+    assert 0.83 < measured.coverage_90 < 0.97
+    assert 0.8 < measured.coverage_90_selected <= 1
+
+
+def test_the_result_is_json_and_a_picture(measured: EstimatorQuality, tmp_path: Path) -> None:
+    document = json.loads(json.dumps(measured.as_dict()))
+    assert {"evaluations_ratio", "overlap", "overlap_paper", "coverage_90", "coverage_90_selected"} <= set(document)
+    draw_figure(measured, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_tiny_run(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """The whole of it with a model: every evaluation is drawn, and the run is left as it was."""
+    options = {"score": {"draws": 2, "refine_draws": 2}, "mine": {"noises": 1}, "finetune": {"enabled": False}}
+    typicality.mine(tiny_folder, "folder", model=str(tiny_model), out=tmp_path / "run", dtype="fp32", **options)
+    before = (tmp_path / "run" / "elements.parquet").stat().st_mtime_ns
+    found = estimator(tmp_path / "run", images=6, gold=100, paper=(2, 4))
+    assert found.sample == 6
+    assert found.gold_draws == 100
+    assert [row.evaluations for row in found.rows[:2]] == [4, 8]
+    assert (tmp_path / "run" / "elements.parquet").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="--gold"):
+        estimator(tmp_path / "run", gold=10)
+    with pytest.raises(OutputError, match="no run directory"):
+        estimator(tmp_path / "nothing")

@@ -1,0 +1,48 @@
+"""The speed benchmark: what it counts and times; the whole of it is slow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import typicality
+from typicality.evaluation import speed
+from typicality.evaluation.speed import matmul_flops, synthetic_maps, top_patches_seconds
+
+
+def test_synthetic_maps_are_like_real_ones() -> None:
+    """Every recorded square is at least the square of the box mean, so that variances are not negative."""
+    maps = list(synthetic_maps(13))
+    assert [m.label for m in maps[:11]] == [*map(str, range(10)), "0"]
+    assert len({m.image_id for m in maps}) == 13
+    assert maps[0].typicality.shape == (64, 64)
+    assert np.all(maps[0].squares[1] >= maps[0].typicality ** 2)
+    assert maps[0].squares[64].shape == (1, 1)
+
+
+def test_time_grows_with_the_number_of_maps() -> None:
+    assert 0 < top_patches_seconds(16) < top_patches_seconds(512)
+
+
+def test_a_matrix_product_takes_time() -> None:
+    """Between a megaflop and an exaflop a second."""
+    assert 1e6 < matmul_flops(torch.float32, torch.device("cpu")) < 1e18
+
+
+@pytest.mark.slow
+def test_all_of_it_on_a_tiny_model(tiny_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key is there, and ratios agree with the times that they come from."""
+    monkeypatch.setattr(speed, "MAPS", (100, 200))
+    monkeypatch.setattr(speed, "TURNS", 1)
+    found = typicality.bench(tiny_folder, "folder", images=8, model=str(tiny_model), dtype="bf16")
+    times = found["milliseconds_an_evaluation"]
+    assert found["pipeline_over_bare_unet"] == pytest.approx(times["bare"] / times["ours"])
+    assert found["ours_over_fp32_eager"] == pytest.approx(times["fp32_eager"] / times["ours"])
+    assert -1 <= found["rank_correlation_bf16_fp32"] <= 1
+    assert 0 < found["matmul_share"] < 1
+    assert found["evaluations"] == 8 * 2 * speed.DRAWS
+    assert set(found["mining"]) == {"features_seconds_an_image", "top_patches_seconds", "clustering_seconds"}
+    assert set(found["mining"]["top_patches_seconds"]) == {"100", "200"}

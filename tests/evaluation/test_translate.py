@@ -1,0 +1,115 @@
+"""`evaluate translate` on subjects that exist in two designs: the protocol, not the quality of a random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.applications.redesigned import mine
+from typicality.cli.app import run as command
+from typicality.errors import DatasetError
+from typicality.evaluation.translate import (
+    Measurement,
+    evaluate_translate,
+    find_subjects,
+    row_of,
+    split,
+    train_judge,
+)
+from typicality.progress import SILENT
+from typicality.run import Run, open_finished
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mine(tmp_path_factory.mktemp("evaluate"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Run:
+    return open_finished(folder, "finetune")
+
+
+def test_subjects_are_held_out_and_paired(run: Run):
+    subjects, gallery = find_subjects(run, "2016", "2024")
+    held = {i.group for i in run.dataset.held_out()[1]}
+    assert {i.group for i in subjects.source} == {i.group for i in subjects.truth} == held
+    assert all(
+        a.labels == ("2016",) and b.labels == ("2024",) for a, b in zip(subjects.source, subjects.truth, strict=True)
+    )
+    assert [a.group for a in subjects.source] == [b.group for b in subjects.truth]
+    assert {i.image_id for i in subjects.source} <= {i.image_id for i in gallery}
+    assert subjects.restyled.all()  # the same square in another colour
+
+
+def test_no_subject_is_tuned_on_and_tested(run: Run):
+    subjects, _ = find_subjects(run, "2016", "2024")
+    tuning, test = split(subjects)
+    names = [{i.group for i in part.source} for part in (tuning, test)]
+    assert not names[0] & names[1]
+    assert (len(tuning), len(test)) == (2, 3)
+
+
+def test_the_judge_learns_colours_and_is_kept(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Grey and blue squares are easily told apart, on subjects that it has not seen; the second time is free."""
+    judge, measured = train_judge(run, 30, SILENT)
+    assert measured["accuracy"] == 1.0
+    assert measured["n"] == len(run.dataset.held_out()[1])
+    monkeypatch.setattr("typicality.evaluation.translate.train_cnn", None)
+    _, again = train_judge(run, 30, SILENT)
+    assert again == measured
+    subjects, gallery = find_subjects(run, "2016", "2024")
+    measure = Measurement(run, judge, gallery, "2016", "2024")
+    before, truth = measure.unchanged(subjects), measure.truth(subjects)
+    everyone = np.ones(len(subjects), dtype=bool)
+    nothing = row_of("no change", "all", before, before.distances, everyone)
+    assert nothing["flip_rate"] == 0
+    assert nothing["subject_kept_latents"] == 1
+    assert all(nothing[f"reduction_{name}"] == 0 for name in ("pixels", "latents", "edges"))
+    best = row_of("truth", "all", truth, before.distances, everyone)
+    assert best["flip_rate"] == 1
+    assert all(best[f"reduction_{name}"] == 1 for name in ("pixels", "latents", "edges"))
+    assert best["share_nearer"] == 1
+
+
+def test_all_methods_are_in_the_table(folder: Path, tmp_path: Path):
+    picture = tmp_path / "examples.png"
+    result = evaluate_translate(
+        folder, "2016", "2024", ["delta", "sdedit"], steps=2, draws=4, epochs=1, picture=picture
+    )
+    assert {r["method"] for r in result["rows"]} == {"no change", "truth", "delta", "sdedit"}
+    assert result["best"] in ("delta", "sdedit")
+    best = next(r for r in result["rows"] if r["method"] == result["best"] and r["subset"] == "all")
+    assert result["label_flip_rate"] == best["flip_rate"]
+    assert result["n"] == best["n"]
+    low, high = result["distance_reduction_interval"]
+    assert low <= result["distance_reduction"] <= high
+    assert picture.stat().st_size > 1000
+    json.dumps(result, allow_nan=False)
+
+
+def test_options_are_tuned_on_other_subjects(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Both strengths are tried on the tuning part; the one with the larger objective is what the test is done with."""
+    monkeypatch.setattr("typicality.evaluation.translate.GRID", {"sdedit": ((0.05, 0.9), (1.0,))})
+    result = evaluate_translate(folder, "2016", "2024", ["sdedit"], tune=True, steps=2, draws=4, epochs=1)
+    assert [t["strength"] for t in result["tuning"]] == [0.05, 0.9]
+    best = max(result["tuning"], key=lambda t: t["objective"])
+    assert result["options"]["sdedit"]["strength"] == best["strength"]
+    assert (result["n_tuning"], result["n"]) == (2, 3)
+    assert result["best_chosen_on"] == "tuning part"
+
+
+def test_the_command_writes_what_it_prints(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "translate.json"
+    words = ["evaluate", "translate", str(folder), "--from", "2016", "--to", "2024", "--methods", "sdedit"]
+    work = ["--sampler-steps", "2", "--draws", "4", "--epochs", "1", "--json", "-q", "--write", str(out)]
+    assert command([*words, *work, "--at-least", "label_flip_rate=1.01"]) == 1
+    assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
+
+
+def test_labels_without_common_subjects(run: Run):
+    with pytest.raises(DatasetError, match="'2024'"):
+        find_subjects(run, "2016", "2042")

@@ -1,0 +1,253 @@
+"""Cross-fitting: no image is scored by a model that has seen its group, and a killed run ends like any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import typicality
+from typicality import pipeline
+from typicality.api import settings_for as settings_for_api
+from typicality.config import DatasetSettings, FinetuneSettings, Settings
+from typicality.dataset import LabelledImages, load_dataset
+from typicality.errors import DatasetError
+from typicality.model.crossfit import folds_of, mean_history
+from typicality.model.finetune import Finetuner
+from typicality.progress import Progress
+from typicality.run import Run, open_run
+from typicality.scoring.scorer import Job, Scorer
+
+OPTIONS = {
+    "finetune": {"steps": 6, "batch_size": 8, "validate_every": 2, "folds": 2, "validation_images": 4},
+    "score": {"draws": 2, "refine_draws": 2, "shard_images": 8},
+    "mine": {"noises": 1, "share": 1.0, "per_label": 20},
+    "dtype": "fp32",
+}
+
+
+def settings_for(source: Path, model: Path, **finetune: Any) -> Settings:
+    options = {**OPTIONS, "finetune": {**OPTIONS["finetune"], **finetune}}  # type: ignore[dict-item]
+    return settings_for_api(source, "folder", model=str(model), **options)  # type: ignore[arg-type]
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing in the code under test may catch it."""
+
+
+class KillAt(Progress):
+    """Kills once so many steps of fine-tuning were taken in this process."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        if note.startswith("loss"):
+            self.left -= steps
+            if self.left == 0:
+                raise KilledError
+
+
+@pytest.fixture
+def squares(tiny_folder: Path) -> LabelledImages:
+    """Two labels; images 2 i and 2 i + 1 of a label are relatives."""
+    loaded = load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
+    images = tuple(
+        replace(image, group=f"{image.labels[0]}-{int(Path(image.file_name).stem) // 2}") for image in loaded
+    )
+    return replace(loaded, images=images)
+
+
+@pytest.fixture
+def fitted(squares: LabelledImages, tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> Run:
+    """A run with two folds, its latents encoded and nothing trained yet."""
+    run = open_run(settings_for(tiny_folder, tiny_model), tmp_path / "run")
+    run.dataset = squares
+    pipeline.ensure_latents(run)
+    return run
+
+
+def weights(run: Run, fold: int) -> str:
+    return run.denoiser_of(fold).checkpoint.weights_hash()
+
+
+def test_relatives_share_a_fold(squares: LabelledImages) -> None:
+    found = folds_of(squares, 3, seed=0)
+    by_group: dict[str, set[int]] = {}
+    for image in squares:
+        by_group.setdefault(image.group, set()).add(found[image.image_id])
+    assert all(len(folds) == 1 for folds in by_group.values())
+    assert set(found.values()) == {0, 1, 2}
+    assert folds_of(squares, 3, seed=1) != found
+
+
+def test_too_few_groups_are_an_error(squares: LabelledImages) -> None:
+    one = replace(squares, images=tuple(replace(image, group="all") for image in squares))
+    with pytest.raises(DatasetError, match="1 groups cannot fill 2 folds"):
+        folds_of(one, 2, seed=0)
+
+
+def test_no_image_is_scored_by_a_model_that_has_seen_its_group(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spies on every batch and every validation of the trainer, and on every image that is scored.
+
+    The shared part may show any image, but under the null prompt alone.
+    """
+    groups = {image.image_id: image.group for image in fitted.dataset}
+    seen: dict[str, set[str]] = {}
+    loss, validated = Finetuner._loss, Finetuner.typicality_of
+
+    def spy_loss(self: Finetuner, ids: Sequence[str], rng: np.random.Generator) -> torch.Tensor:
+        seen.setdefault(self.part.name, set()).update(groups[i] for i in ids)
+        if not self.part.labelled:
+            prompts: list[list[int]] = []
+            unet = self.checkpoint.unet
+            states = self._states().detach()
+            hook = unet.register_forward_pre_hook(
+                lambda _, args: prompts.append([int((s - states).abs().sum((1, 2)).argmin()) for s in args[2]])
+            )
+            result = loss(self, ids, rng)
+            hook.remove()
+            assert prompts == [[0] * len(ids)]
+            return result
+        return loss(self, ids, rng)
+
+    def spy_validation(self: Finetuner, ids: Sequence[str]) -> float:
+        assert self.part.labelled
+        seen.setdefault(self.part.name, set()).update(groups[i] for i in ids)
+        return validated(self, ids)
+
+    monkeypatch.setattr(Finetuner, "_loss", spy_loss)
+    monkeypatch.setattr(Finetuner, "typicality_of", spy_validation)
+    pipeline.ensure_model(fitted)
+    assert set(seen) == {"shared", "fold 0", "fold 1"}
+    scored: dict[str, str] = {}
+    unit_maps = Scorer.unit_maps
+
+    def spy_scores(self: Scorer, jobs: Sequence[Job]) -> Any:
+        for job in jobs:
+            assert scored.setdefault(job.image_id, self.denoiser.checkpoint.name) == self.denoiser.checkpoint.name
+        return unit_maps(self, jobs)
+
+    monkeypatch.setattr(Scorer, "unit_maps", spy_scores)
+    pipeline.ensure_scores(fitted)
+    assert set(scored) == set(groups)
+    for image_id, model in scored.items():
+        fold = Path(model).name.replace("-", " ")
+        assert groups[image_id] not in seen[fold]
+    assert weights(fitted, 0) != weights(fitted, 1)
+    assert Path(fitted.feature_denoiser.checkpoint.name).name == "shared"
+    assert all(len(seen[fold]) > 4 for fold in ("fold 0", "fold 1"))
+
+
+def test_all_images_count_as_held_out(fitted: Run) -> None:
+    assert fitted.held_out == {image.image_id for image in fitted.dataset}
+    pipeline.ensure_model(fitted)
+    assert not [w for w in fitted.warnings() if "in-sample" in w]
+    entry = fitted.directory.record["stages"]["finetune"]
+    assert entry["steps"] == 3 + 2 * 3
+    assert [fold["shared_steps"] for fold in entry["folds"]] == [3, 3]
+    assert (fitted.model_folder(1) / "README.md").exists()
+    assert not fitted.directory.path("training", fitted.finetune_key).exists()
+
+
+@pytest.mark.parametrize("kills", [(2,), (5, 1), (8,)])
+def test_a_killed_training_ends_with_the_same_weights(
+    fitted: Run, squares: LabelledImages, tiny_folder: Path, tiny_model: Path, tmp_path: Path, kills: tuple[int, ...]
+) -> None:
+    """Nine steps in all: 3 shared, 3 a fold. Killed within the shared part, in fold 0, in fold 1, and twice."""
+    pipeline.ensure_model(fitted)
+    other = open_run(settings_for(tiny_folder, tiny_model), tmp_path / "killed")
+    other.dataset = squares
+    pipeline.ensure_latents(other)
+    for steps in kills:
+        other.progress = KillAt(steps)
+        with pytest.raises(KilledError):
+            pipeline.ensure_model(other)
+    other.progress = Progress()
+    pipeline.ensure_model(other)
+    for fold in range(2):
+        assert weights(other, fold) == weights(fitted, fold)
+    histories = [r.directory.record["stages"]["finetune"]["folds"] for r in (fitted, other)]
+    for mine, theirs in zip(*histories, strict=True):
+        for a, b in zip(mine["history"], theirs["history"], strict=True):
+            assert a | {"seconds": 0} == b | {"seconds": 0}
+
+
+def test_a_finished_fold_is_not_trained_again(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of the stage is lost, but the models know under which key they were made; another key trains anew."""
+    pipeline.ensure_model(fitted)
+    fitted.directory.record["stages"]["finetune"]["state"] = "interrupted"
+    with monkeypatch.context() as patched:
+        patched.setattr(Finetuner, "run", None)
+        pipeline.ensure_model(fitted)
+        assert fitted.directory.record["stages"]["finetune"]["steps"] == 9
+        fitted.settings = fitted.settings.model_copy(update={"seed": 7})
+        fitted.__dict__.pop("finetune_key")
+        with pytest.raises(TypeError):
+            pipeline.ensure_model(fitted)
+
+
+def test_nothing_is_shared_when_that_is_asked_for(
+    squares: LabelledImages, tiny_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = open_run(settings_for(tiny_folder, tiny_model, shared=0.0), tmp_path / "run")
+    run.dataset = squares
+    pipeline.ensure_latents(run)
+    pipeline.ensure_model(run)
+    assert run.directory.record["stages"]["finetune"]["steps"] == 12
+
+
+def test_maps_of_mixed_folds_come_from_each_ones_model(fitted: Run) -> None:
+    """The scorer without a fold answers in the order of the jobs, as the scorers of the folds do one by one."""
+    pipeline.ensure_model(fitted)
+    shape = next(iter(fitted.dataset))
+    alike = [i.image_id for i in fitted.dataset if (i.width, i.height) == (shape.width, shape.height)][:7]
+    assert len({fitted.fold_of(i) for i in alike}) == 2
+    jobs = [Job(i, fitted.dataset.labels) for i in alike]
+    mixed = pipeline.scorer(fitted, "classify", 2).unit_maps(jobs)[0]
+    for job, maps in zip(jobs, mixed, strict=True):
+        alone = pipeline.scorer(fitted, "classify", 2, fitted.fold_of(job.image_id)).unit_maps([job])[0][0]
+        torch.testing.assert_close(maps, alone, rtol=1e-3, atol=1e-6)
+        other = pipeline.scorer(fitted, "classify", 2, 1 - fitted.fold_of(job.image_id)).unit_maps([job])[0][0]
+        assert (maps - other).abs().max() > 1e-5
+
+
+def test_a_whole_run_with_folds(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Every image is held out, is classified, and changing the number of folds scores again."""
+    result = typicality.mine(tiny_folder, "folder", model=str(tiny_model), out=tmp_path / "run", **OPTIONS)  # type: ignore[arg-type]
+    assert all(result.images["held_out"].to_pylist())
+    assert typicality.classify(result.folder, draws=2).n == 32
+    keys = {name: entry["key"] for name, entry in result.record["stages"].items()}
+    three = {**OPTIONS, "finetune": {**OPTIONS["finetune"], "folds": 3}}  # type: ignore[dict-item]
+    again = typicality.mine(result.folder, "folder", model=str(tiny_model), **three)  # type: ignore[arg-type]
+    for stage in ("finetune", "score", "refine", "mine"):
+        assert again.record["stages"][stage]["key"] != keys[stage]
+    assert set(result.clusters["p_value_method"].to_pylist()) == {"controls"}
+    assert all(0 <= p <= 1 for p in result.clusters["adjusted_p_value"].to_pylist())
+    assert result.record["stages"]["score"]["unet_evaluations"] == 32 * 2 * (2 + 1)
+    assert json.loads((result.folder / "model" / "fold-2" / "training.json").read_text())["fold"] == 2
+
+
+def test_one_fold_is_the_published_protocol(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Neither `folds` at 1 nor `shared` changes the key of the model, so runs made before them stay valid."""
+    keys = set()
+    for shared in (0.0, 0.5):
+        run = open_run(settings_for(tiny_folder, tiny_model, folds=1, shared=shared), tmp_path / "run")
+        keys.add(run.finetune_key)
+    assert len(keys) == 1
+    assert run.model_folder() == tmp_path / "run" / "model"
+    assert 0 < len(run.held_out) < 32
+    assert [w for w in run.warnings() if "in-sample" in w]
+    old = FinetuneSettings(steps=6, batch_size=8, validate_every=2, validation_images=4).model_dump()
+    assert set(run.settings.finetune.model_dump()) == set(old)
+
+
+def test_histories_are_averaged_where_all_folds_have_them() -> None:
+    found = mean_history([[{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5}], [{"step": 2, "loss": 3.0}]])
+    assert found == [{"step": 2.0, "loss": 2.0}]

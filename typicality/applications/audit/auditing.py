@@ -1,0 +1,298 @@
+"""The whole audit: what is done in which order, and what comes out of it.
+
+On a data set it does first what `mine` does, with two folds unless the settings say otherwise, so that every image is
+judged by a model that has not seen it; on a run directory it uses what is there. The parts that need no model come
+first and can be had alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from typicality import pipeline
+from typicality.applications.audit.duplicates import duplicate_findings, near_duplicates
+from typicality.applications.audit.elements import column_findings, elements_of, object_findings, place_findings
+from typicality.applications.audit.findings import (
+    EVIDENCE,
+    REPORTED,
+    SCHEMA_VERSION,
+    Finding,
+    against_baseline,
+    counts_of,
+    in_order,
+    read_baseline,
+    severity_of,
+    show,
+    write_findings,
+)
+from typicality.applications.audit.gates import breaches, parse_conditions
+from typicality.applications.audit.giveaways import giveaway_findings
+from typicality.applications.audit.images import MOST_IMAGES, ImageFacts, examine, sample_of
+from typicality.applications.audit.labels import (
+    SURE,
+    LabelErrors,
+    LabelScores,
+    chance_p_values,
+    confusable_pairs,
+    label_error_score,
+    label_scores,
+    write_label_scores,
+)
+from typicality.applications.audit.maps import map_findings, shares_of
+from typicality.applications.audit.places import mark_findings, text_findings
+from typicality.config import Settings, key_of
+from typicality.dataset import load_dataset
+from typicality.errors import OutputError
+from typicality.mining.significance import adjusted_p_values
+from typicality.progress import SILENT, Progress
+from typicality.records import LabelledImage
+from typicality.run import Run, default_folder, open_run, run_record
+from typicality.scoring.shards import ScoreReader
+
+FOLDS = 2
+"""Models of an audit that were not asked for otherwise; each image is scored by the one that has not seen it."""
+CONFUSABLE, CONFUSABLE_MEDIUM = 0.25, 0.35
+"""Lower bounds of a pair's confusion from which it is reported, and from which it is of medium severity."""
+MOST_PAIRS = 20
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes
+    ----------
+    folder : the run directory; it holds findings.json, findings.parquet and labels.parquet
+    document : the content of findings.json; see `findings`
+    findings : the worst first
+    breaches : a sentence for every condition of `fail_on` that holds
+    """
+
+    folder: Path
+    document: dict[str, Any]
+    findings: tuple[Finding, ...]
+    breaches: tuple[str, ...]
+
+
+def audit(
+    settings: Settings,
+    out: Path | None = None,
+    *,
+    draws: int = 16,
+    images_only: bool = False,
+    fail_on: str | None = None,
+    baseline: Path | None = None,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> Audit:
+    """Look for wrong labels, confusable labels, shortcuts and near-duplicates.
+
+    Parameters
+    ----------
+    settings : from `resolve_settings`
+    out : run directory; reports/<data set>-<label> by default
+    draws : UNet draws an image and label that is not ruled out earlier; even, at least 4
+    images_only : do without the model: files, near-duplicates, marks and text only
+    fail_on : conditions, see `gates`
+    baseline : a findings.json; what it has is not new and breaches no condition
+
+    Raises
+    ------
+    InputError : with one message that says what to change.
+    """
+    conditions = parse_conditions(fail_on) if fail_on else []
+    known = read_baseline(baseline) if baseline is not None else frozenset()
+    folder = out or default_folder(load_dataset(settings.dataset))
+    settings = with_folds(settings, folder)
+    if not images_only:
+        pipeline.mine(settings, folder, fresh, progress)
+    run = open_run(settings, folder, fresh and images_only, progress)
+    with run.directory.lock():
+        run.directory.save()
+        found, measures, matrix, notes = _examine(run, draws, images_only, progress)
+        findings = against_baseline(in_order(found), known)
+        new = [finding for finding in findings if finding.new]
+        measures |= {"findings": float(len(new)), **{name: float(n) for name, n in counts_of(new).items()}}
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "dataset": {
+                "name": run.dataset.name, "label": run.dataset.label, "n_images": len(run.dataset),
+                "fingerprint": run.dataset.fingerprint,
+            },
+            "counts": counts_of(findings),
+            "measures": {name: None if v is None else round(v, 6) for name, v in measures.items()},
+            "label_matrix": matrix,
+            "notes": notes,
+            "findings": [finding.as_dict() for finding in findings],
+        }  # fmt: skip
+        write_findings(folder, document)
+    if not images_only:
+        pipeline.report(settings, folder, progress)
+    return Audit(folder, document, tuple(findings), tuple(breaches(conditions, findings, measures)))
+
+
+def with_folds(settings: Settings, folder: Path) -> Settings:
+    """Set `finetune.folds` where nobody has: to that of the run in the folder, else to FOLDS."""
+    if "folds" in settings.finetune.model_fields_set:
+        return settings
+    record = run_record(str(folder))
+    folds = FOLDS
+    if record is not None and record["stages"].get("finetune"):
+        folds = record["settings"]["finetune"].get("folds", 1)
+    return settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"folds": folds})})
+
+
+def _examine(
+    run: Run, draws: int, images_only: bool, progress: Progress
+) -> tuple[list[Finding], dict[str, float | None], dict[str, Any] | None, list[str]]:
+    """Do all parts: findings, measures, label matrix, notes."""
+    dataset, notes = run.dataset, []
+    sample = sample_of(dataset)
+    if len(sample) < len(dataset):
+        notes.append(f"{MOST_IMAGES} of {len(dataset)} images were looked at for near-duplicates, marks and giveaways.")
+    with run.directory.stage("audit images", key_of([dataset.fingerprint])) as entry:
+        entry["images"] = len(sample)
+        facts = examine(dataset, sample, progress)
+        grouped = run.settings.dataset.group is not None
+        columns = [c for c in dataset.columns if c not in (dataset.label, "file_name", run.settings.dataset.group)]
+        findings, share = duplicate_findings(facts, near_duplicates(facts), columns, run.held_out, grouped)
+        giveaways, effect = giveaway_findings(facts, dataset.labels, run.settings.seed)
+        findings += [*giveaways, *mark_findings(facts, dataset.labels), *text_findings(facts, dataset.labels)]
+    measures: dict[str, float | None] = {"near_duplicates": share, "giveaway": effect}
+    if images_only:
+        notes.append("Labels and visual elements were not examined, since that needs the model (--images-only).")
+        findings += column_findings(facts, [], columns, dataset.label)
+        return findings, measures, None, notes
+    findings += _of_elements(run, facts, columns)
+    if len(dataset.labels) < 2:
+        notes.append("There is one label only, so labels could not be compared.")
+        return findings, measures, None, notes
+    scores = label_scores(run, draws, progress=progress)
+    errors = label_error_score(scores)
+    names = {image.image_id: image.file_name for image in dataset}
+    write_label_scores(run.directory.path("labels.parquet"), scores, errors, [names[i] for i in scores.image_ids])
+    if not scores.held_out.all():
+        seen = int((~scores.held_out).sum())
+        notes.append(
+            f"{seen} images were judged by a model that was trained on them and may have learnt their wrong labels: "
+            "audit with --folds 2."
+        )
+    by_label, more = label_findings(scores, errors, {image.image_id: image for image in dataset})
+    notes.append(
+        f"Label errors rest on a temperature of {errors.temperature:.3g} and a share of random labels of "
+        f"{errors.noise_rate:.1%}, fitted to the given labels."
+    )
+    return findings + by_label, measures | more, label_matrix(scores), notes
+
+
+def _of_elements(run: Run, facts: ImageFacts, columns: Sequence[str]) -> list[Finding]:
+    """Findings from what `mine` left: elements and maps."""
+    path = run.directory.path("elements.parquet")
+    if not path.exists():
+        raise OutputError(f"{run.directory.folder} has no elements; run `typicality mine` first")
+    elements = elements_of(facts, pq.read_table(path))
+    images = {image.image_id: image for image in run.dataset}
+    reader = ScoreReader(run.score_folder(pipeline.FIRST_PASS, run.first_draws))
+    return [
+        *object_findings(facts, elements),
+        *place_findings(facts, elements, run.settings.seed),
+        *column_findings(facts, elements, columns, run.dataset.label),
+        *map_findings(shares_of(reader, run.dataset, images), images, run.dataset.labels),
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- labels
+
+
+def label_findings(
+    scores: LabelScores, errors: LabelErrors, images: dict[str, LabelledImage]
+) -> tuple[list[Finding], dict[str, float | None]]:
+    """Wrong labels, confusable pairs and labels at chance as findings, and the measures of `--fail-on`."""
+    findings = _wrong_labels(scores, errors, images)
+    p_values = adjusted_p_values(chance_p_values(scores))
+    chance = [label for label, p in zip(scores.labels, p_values, strict=True) if not p <= REPORTED]
+    if chance:
+        share = len(chance) / len(scores.labels)
+        findings.append(
+            Finding(
+                kind="chance_labels", severity=severity_of("chance_labels", share, None) if share > 0.25 else "low",
+                title=f"{len(chance)} of {len(scores.labels)} labels cannot be told from chance",
+                explanation=f"Images of {', '.join(map(repr, chance[:12]))}{' and others' if len(chance) > 12 else ''} "
+                "do not fit their label better than other images do: the label is not in the picture, there are too "
+                "few images, or the model is too small or too little trained to see it.",
+                labels=tuple(chance), score=share, standard_error=None,
+                p_value=None, evidence=(), identity="chance",
+                details={"p_values": {c: float(p_values[scores.labels.index(c)]) for c in chance[:50]}},
+            )
+        )  # fmt: skip
+    pairs = [
+        pair
+        for pair in confusable_pairs(scores)
+        if not set(pair.labels) & set(chance) and pair.confusion - SURE * pair.standard_error >= CONFUSABLE
+    ]
+    findings += [_confusable(pair.labels, pair.confusion, pair.standard_error) for pair in pairs[:MOST_PAIRS]]
+    return findings, {
+        "label_errors": float(errors.reported.mean()),
+        "chance_labels": len(chance) / len(scores.labels),
+        "confusable_labels": float(len(pairs)),
+    }
+
+
+def _confusable(labels: tuple[str, str], confusion: float, error: float) -> Finding:
+    return Finding(
+        kind="confusable_labels", severity="medium" if confusion - SURE * error >= CONFUSABLE_MEDIUM else "low",
+        title=f"{labels[0]!r} and {labels[1]!r} are easily confused",
+        explanation=f"In {confusion:.0%} of their images the other of the two labels fits better (50% would be "
+        "chance). They may overlap in meaning, or differ in something that a picture does not show.",
+        labels=labels, score=min(1.0, 2 * confusion), standard_error=2 * error, p_value=None, evidence=(),
+        identity="pair", details={"confusion": round(confusion, 4)},
+    )  # fmt: skip
+
+
+def _wrong_labels(scores: LabelScores, errors: LabelErrors, images: dict[str, LabelledImage]) -> list[Finding]:
+    """A finding a label with images whose label is likely wrong."""
+    findings = []
+    for k, label in enumerate(scores.labels):
+        own = np.flatnonzero(scores.given[:, k])
+        wrong = [int(i) for i in own if errors.reported[i]]
+        if not wrong:
+            continue
+        wrong.sort(key=lambda i: (-errors.score[i], scores.image_ids[i]))
+        share = len(wrong) / len(own)
+        suggestions = [scores.labels[errors.likeliest[i]] for i in wrong]
+        most = max(sorted(set(suggestions)), key=suggestions.count)
+        findings.append(
+            Finding(
+                kind="label_error", severity=severity_of("label_error", share, None) if len(wrong) > 2 else "low",
+                title=f"{len(wrong)} of {len(own)} images of {label!r} look wrongly labelled",
+                explanation=f"Another label fits them far better, most often {most!r}. labels.parquet has the score of "
+                "every image with its error; look at these first.",
+                labels=(label,), score=share, standard_error=float(np.sqrt(share * (1 - share) / len(own))),
+                p_value=None, evidence=tuple(show(images[scores.image_ids[i]], None, label) for i in wrong[:EVIDENCE]),
+                identity="wrong label",
+                details={
+                    "likeliest": suggestions[:EVIDENCE],
+                    "probability": [round(float(errors.probability[i]), 4) for i in wrong[:EVIDENCE]],
+                    "log_odds": [round(float(errors.score[i]), 3) for i in wrong[:EVIDENCE]],
+                    "log_odds_error": [round(float(errors.standard_error[i]), 3) for i in wrong[:EVIDENCE]],
+                },
+            )
+        )  # fmt: skip
+    return findings
+
+
+def label_matrix(scores: LabelScores) -> dict[str, Any]:
+    """Share of the images of each label (row) that fit each label (column) best."""
+    best = scores.mean.argmax(1)
+    rows = []
+    for k in range(len(scores.labels)):
+        own = scores.given[:, k]
+        counts = np.bincount(best[own], minlength=len(scores.labels))
+        rows.append([round(float(v), 4) for v in counts / max(1, own.sum())])
+    return {"labels": list(scores.labels), "confusion": rows}

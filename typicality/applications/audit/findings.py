@@ -1,0 +1,220 @@
+"""What an audit says: findings with an id, a severity and the images that show them, as `findings.json` and a table.
+
+`findings.json` is one document:
+
+    schema_version   1
+    dataset          name, label, n_images, fingerprint
+    counts           severity -> number of findings
+    measures         name -> number; what `--fail-on` may compare (shares are in [0, 1])
+    label_matrix     labels, confusion (a row a true label: share of its images that fit the column's label best)
+    notes            sentences on what was not examined, and why
+    findings         list, the worst first; each with
+
+        id               16 hexadecimal digits; the same finding has the same id in another run of the same data
+        kind             one of KINDS
+        family           one of FAMILIES: what kinds have in common
+        severity         high, medium or low
+        title            one line
+        explanation      a few sentences: what was measured, what it means, what to do
+        labels           those concerned; empty for the whole data set
+        score            effect size in [0, 1], comparable within a family
+        standard_error   of the score, or null
+        p_value          after correction for the number of tests of this kind, or null
+        evidence         list of {image_id, file_name, label, box}; box is [x0, y0, x1, y1] in pixels of the original or
+                         null for the whole image
+        image_ids        of the evidence, without repeats
+        details          numbers behind the explanation, by name
+        new              false where a baseline has the same id
+
+`findings.parquet` has a row a finding and image: id, kind, severity, title, score, image_id, file_name, label, x0, y0,
+x1, y1.
+
+Severity rests on effect **and** significance, by SEVERITY below: high needs the first effect and p <= 0.001, medium
+the second effect and p <= 0.01; the rest is low. Kinds without a row there are capped as CAPS says. A finding with
+p > 0.05 is not made in the first place, except where it says that something could not be told from chance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from typicality.errors import InputError
+from typicality.records import Box, LabelledImage
+from typicality.store import write_table, write_text
+
+Severity = Literal["high", "medium", "low"]
+SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low")
+SCHEMA_VERSION = 1
+EVIDENCE = 24
+"""Images shown a finding, at most."""
+
+KINDS: dict[str, str] = {
+    "label_error": "labels",
+    "confusable_labels": "labels",
+    "chance_labels": "labels",
+    "same_place": "shortcut",
+    "repeated_object": "shortcut",
+    "borders": "shortcut",
+    "outside_truth": "shortcut",
+    "other_column": "shortcut",
+    "giveaway": "shortcut",
+    "near_duplicates": "duplicates",
+}
+"""Kind of finding -> family."""
+FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(KINDS.values()))
+
+SEVERITY: dict[str, tuple[float, float]] = {
+    "label_error": (0.05, 0.01),  # share of a label's images whose label is likely wrong
+    "same_place": (0.5, 0.2),  # how surely the thing tells the label: (precision - share of the label) / (1 - share)
+    "repeated_object": (0.5, 0.2),  # the same
+    "borders": (0.5, 0.25),  # share of typicality in the border, above what uniform typicality would have there
+    "outside_truth": (0.8, 0.5),  # how much of the given boxes' lift is missing: 1 - density inside / density at chance
+    "other_column": (0.6, 0.3),  # share of the column's uncertainty that the label explains
+    "giveaway": (0.5, 0.2),  # balanced accuracy above chance, as a share of what is possible
+    "near_duplicates": (0.2, 0.02),  # share of the images concerned
+}
+"""Effect sizes from which a significant finding is of high and of medium severity."""
+CAPS: dict[str, Severity] = {"confusable_labels": "medium", "chance_labels": "medium", "borders": "medium"}
+"""Kinds that are never graver than this: they describe the labels or the framing rather than a defect."""
+LEVELS = (0.001, 0.01)
+REPORTED = 0.05
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An image that shows a finding, and where; box None is the whole image."""
+
+    image_id: str
+    file_name: str
+    label: str
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of an audit; see the module for the meaning of the fields."""
+
+    kind: str
+    severity: Severity
+    title: str
+    explanation: str
+    labels: tuple[str, ...]
+    score: float
+    standard_error: float | None
+    p_value: float | None
+    evidence: tuple[Evidence, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    identity: str = ""
+    new: bool = True
+
+    @property
+    def id(self) -> str:
+        """A hash of kind, labels and what makes the finding this one; free of scores and of the order of images."""
+        content = json.dumps([self.kind, sorted(self.labels), self.identity], ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "family": KINDS[self.kind],
+            "severity": self.severity,
+            "title": self.title,
+            "explanation": self.explanation,
+            "labels": list(self.labels),
+            "score": _number(self.score),
+            "standard_error": _number(self.standard_error),
+            "p_value": _number(self.p_value),
+            "evidence": [asdict(e) | {"box": list(e.box) if e.box else None} for e in self.evidence],
+            "image_ids": list(dict.fromkeys(e.image_id for e in self.evidence)),
+            "details": dict(self.details),
+            "new": self.new,
+        }
+
+
+def severity_of(kind: str, score: float, p_value: float | None) -> Severity:
+    """Return the severity by the documented thresholds; without a p-value the effect alone decides."""
+    p = 0.0 if p_value is None else p_value
+    high, medium = SEVERITY.get(kind, (math.inf, 0.0))
+    found: Severity = "low"
+    if score >= high and p <= LEVELS[0]:
+        found = "high"
+    elif score >= medium and p <= LEVELS[1]:
+        found = "medium"
+    cap = CAPS.get(kind, "high")
+    return max(found, cap, key=SEVERITIES.index)
+
+
+def show(image: LabelledImage, box: Box | None = None, label: str | None = None) -> Evidence:
+    """Return an image as evidence, under one of its labels."""
+    return Evidence(image.image_id, image.file_name, label or " | ".join(image.labels), box)
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort by severity, then by score, then by id; of two findings with one id the first stays."""
+    unique: dict[str, Finding] = {}
+    for finding in sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -f.score, f.id)):
+        unique.setdefault(finding.id, finding)
+    return list(unique.values())
+
+
+def against_baseline(findings: Sequence[Finding], known: frozenset[str]) -> list[Finding]:
+    """Mark the findings whose id the baseline has as not new."""
+    return [replace(finding, new=finding.id not in known) for finding in findings]
+
+
+def read_baseline(path: Path) -> frozenset[str]:
+    """Return the ids in a findings.json.
+
+    Raises
+    ------
+    InputError : it cannot be read, or is no findings.json.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return frozenset(str(finding["id"]) for finding in document["findings"])
+    except OSError as error:
+        raise InputError(f"cannot read the baseline {path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no findings.json of `typicality audit`: {error!r}") from error
+
+
+def counts_of(findings: Iterable[Finding]) -> dict[str, int]:
+    counts = dict.fromkeys(SEVERITIES, 0)
+    for finding in findings:
+        counts[finding.severity] += 1
+    return {str(severity): n for severity, n in counts.items()}
+
+
+PARQUET_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("id", "kind", "severity", "title")),
+        ("score", pa.float64()),
+        *((name, pa.string()) for name in ("image_id", "file_name", "label")),
+        *((name, pa.int32()) for name in ("x0", "y0", "x1", "y1")),
+    ]
+)
+
+
+def write_findings(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write findings.parquet, then findings.json."""
+    rows = []
+    for finding in document["findings"]:
+        head = {name: finding[name] for name in ("id", "kind", "severity", "title", "score")}
+        for shown in finding["evidence"] or [{"image_id": None, "file_name": None, "label": None, "box": None}]:
+            corners = dict(zip(("x0", "y0", "x1", "y1"), shown["box"] or [None] * 4, strict=True))
+            rows.append(head | {name: shown[name] for name in ("image_id", "file_name", "label")} | corners)
+    write_table(folder / "findings.parquet", pa.Table.from_pylist(rows, schema=PARQUET_SCHEMA))
+    write_text(folder / "findings.json", json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(float(value), 6)

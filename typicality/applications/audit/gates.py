@@ -1,0 +1,116 @@
+"""The grammar of `--fail-on`: when an audit fails in continuous integration.
+
+    conditions  = condition {"," condition}
+    condition   = measure (">" | ">=") number ["%"]  |  kind ":" severity
+    kind        = a kind or family of findings, or "any"
+
+`label_errors>2%` compares a measure of the audit; `shortcut:high` holds where a finding of that kind or family is at
+least that severe. With a baseline only new findings count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from typicality.applications.audit.findings import FAMILIES, KINDS, SEVERITIES, Finding
+from typicality.errors import SettingsError, nearest
+
+MEASURES: dict[str, str] = {
+    "label_errors": "share of the images whose label is likely wrong",
+    "near_duplicates": "share of the images with a near-duplicate under another label, split or group",
+    "chance_labels": "share of the labels that the model cannot tell from chance",
+    "confusable_labels": "number of label pairs that are easily confused",
+    "giveaway": "how far size, brightness and the like predict the label: 0 chance, 1 always",
+    "findings": "number of findings",
+    "high": "number of findings of high severity",
+    "medium": "number of findings of medium severity",
+    "low": "number of findings of low severity",
+}
+EXAMPLE = "label_errors>2%,shortcut:high"
+COMPARISON = re.compile(r"(?P<name>[\w-]+)\s*(?P<sign>>=|>)\s*(?P<number>[0-9.]+)\s*(?P<percent>%?)")
+FINDING = re.compile(r"(?P<name>[\w-]+)\s*:\s*(?P<severity>[\w-]+)")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A measure above a limit."""
+
+    text: str
+    measure: str
+    limit: float
+    inclusive: bool
+
+
+@dataclass(frozen=True)
+class Presence:
+    """A finding of some kinds that is at least so severe."""
+
+    text: str
+    kinds: frozenset[str]
+    severity: str
+
+
+Condition = Comparison | Presence
+
+
+def parse_conditions(text: str) -> list[Condition]:
+    """Read the conditions.
+
+    Raises
+    ------
+    SettingsError : for what cannot be read, naming what is possible.
+    """
+    return [_condition(part.strip()) for part in text.split(",")]
+
+
+def _condition(text: str) -> Condition:
+    if found := COMPARISON.fullmatch(text):
+        name = found["name"].replace("-", "_")
+        if name not in MEASURES:
+            raise SettingsError(f"--fail-on {text!r}: there is no measure {name!r}; {nearest(name, MEASURES)}")
+        try:
+            limit = float(found["number"]) / (100 if found["percent"] else 1)
+        except ValueError:
+            raise SettingsError(f"--fail-on {text!r}: {found['number']!r} is not a number") from None
+        return Comparison(text, name, limit, found["sign"] == ">=")
+    if found := FINDING.fullmatch(text):
+        name, severity = found["name"].replace("-", "_"), found["severity"]
+        names = {"any": frozenset(KINDS)} | {kind: frozenset([kind]) for kind in KINDS}
+        names |= {family: frozenset(k for k, f in KINDS.items() if f == family) for family in FAMILIES}
+        if name not in names:
+            raise SettingsError(f"--fail-on {text!r}: there is no kind {name!r}; {nearest(name, names)}")
+        if severity not in SEVERITIES:
+            raise SettingsError(f"--fail-on {text!r}: severity is one of {', '.join(SEVERITIES)}, not {severity!r}")
+        return Presence(text, names[name], severity)
+    raise SettingsError(
+        f"--fail-on {text!r} cannot be read: give measure>number[%] or kind:severity, separated by commas, for "
+        f"instance {EXAMPLE!r}; measures: {', '.join(MEASURES)}; kinds: any, {', '.join((*FAMILIES, *KINDS))}"
+    )
+
+
+def breaches(
+    conditions: Sequence[Condition], findings: Sequence[Finding], measures: Mapping[str, float | None]
+) -> list[str]:
+    """Return a sentence for every condition that holds. Findings that are not new do not count.
+
+    Raises
+    ------
+    SettingsError : for a measure that this audit did not take.
+    """
+    found = []
+    new = [finding for finding in findings if finding.new]
+    for condition in conditions:
+        if isinstance(condition, Comparison):
+            value = measures.get(condition.measure)
+            if value is None:
+                raise SettingsError(f"--fail-on {condition.text!r}: this audit did not measure {condition.measure}")
+            if value > condition.limit or (condition.inclusive and value == condition.limit):
+                found.append(f"{condition.measure} is {value:.4g}, which breaches {condition.text}")
+        else:
+            graver = SEVERITIES[: SEVERITIES.index(condition.severity) + 1]
+            hits = [f for f in new if f.kind in condition.kinds and f.severity in graver]
+            if hits:
+                found.append(f"{len(hits)} finding(s) breach {condition.text}: {hits[0].title}")
+    return found

@@ -1,0 +1,17 @@
+"""Where in an image a label shows: maps, boxes and masks from what the model says under that label.
+
+In the run directory:
+
+    localization.parquet      a row a box: image_id, file_name, label, x0, y0, x1, y1 (pixels of the original), score,
+                              area (pixels), threshold
+    localize/maps/            safetensors of the maps at latent size, (n, h, w) float32, and index.parquet: image_id,
+                              file_name, label, shard, row, threshold, part (validation, test, training), and the
+                              view (width, height, scale_x, scale_y, left, top)
+    localize/overlays/*.png   the image beside its map with boxes, and with what is marked
+    localize/masks/*.png      white where the map reaches the threshold
+    localize/summary.json     what the command prints with --json
+"""
+
+from typicality.applications.localize.work import Localization, localize
+
+__all__ = ["Localization", "localize"]

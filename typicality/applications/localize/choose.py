@@ -1,0 +1,93 @@
+"""Which recipe and which threshold: by the validation part, or by default and Otsu where nothing is marked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from typicality import metrics
+from typicality.applications.localize.maps import Kitchen, Recipe
+from typicality.applications.localize.passes import Evidence
+from typicality.progress import SILENT, Progress
+
+SharesOf = Callable[[Evidence], np.ndarray]
+PRIOR_GROUPS = 10.0
+"""A label listens to its own validation part as much as to the others' once it has so many groups there."""
+BINS = 256
+
+
+def choose(
+    kitchen: Kitchen,
+    by_label: Mapping[str, Sequence[Evidence]],
+    shares_of: SharesOf,
+    groups_of: Callable[[Evidence], str],
+    recipes: Sequence[Recipe],
+    progress: Progress = SILENT,
+) -> dict[str, Recipe]:
+    """Return the best recipe for every label of `by_label`.
+
+    A recipe's worth for a label is log average precision, pooled over the label's cells, drawn towards its mean over
+    all labels: with n groups of its own the label's weight is n / (n + PRIOR_GROUPS). Few images decide little.
+
+    Parameters
+    ----------
+    by_label : evidence of the validation part; a label may have none, and then follows the others
+    shares_of : marked share of every cell
+    """
+    logs = np.full((len(recipes), len(by_label)), np.nan)
+    truth = {label: _truth(found, shares_of) for label, found in by_label.items()}
+    progress.start("choose", len(recipes))
+    for i, recipe in enumerate(recipes):
+        for j, (label, found) in enumerate(by_label.items()):
+            shares = truth[label]
+            if shares is None:
+                continue
+            scores = np.concatenate([kitchen(e, recipe).ravel() for e in found])
+            logs[i, j] = np.log(max(metrics.average_precision(scores, shares, 1 - shares), 1e-6))
+        progress.advance()
+    progress.finish()
+    known = ~np.isnan(logs[0]) if len(recipes) else np.zeros(0, bool)
+    if not known.any():
+        raise ValueError("no label has marked cells in the validation part")
+    common = logs[:, known].mean(1)
+    best = {}
+    for j, (label, found) in enumerate(by_label.items()):
+        n = len({groups_of(e) for e in found}) if known[j] else 0
+        own = n / (n + PRIOR_GROUPS)
+        worth = common if not known[j] else own * logs[:, j] + (1 - own) * common
+        best[label] = recipes[int(worth.argmax())]
+    return best
+
+
+def _truth(found: Sequence[Evidence], shares_of: SharesOf) -> np.ndarray | None:
+    """Return the marked shares of all cells of a label, or None where nothing is marked."""
+    if not found:
+        return None
+    shares = np.concatenate([shares_of(e).ravel() for e in found])
+    return shares if shares.any() else None
+
+
+def best_threshold(maps: Sequence[np.ndarray], shares: Sequence[np.ndarray]) -> float | None:
+    """Return the threshold of the best IoU pooled over cells; None where nothing is marked."""
+    if not maps or not any(s.any() for s in shares):
+        return None
+    truth = np.concatenate([s.ravel() for s in shares])
+    return metrics.best_iou(np.concatenate([m.ravel() for m in maps]), truth, 1 - truth)[1]
+
+
+def otsu(values: np.ndarray) -> float:
+    """Return the threshold that best splits values into two classes: most variance between them (Otsu 1979)."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return high
+    count, edges = np.histogram(values, BINS, (low, high))
+    centre = (edges[:-1] + edges[1:]) / 2
+    below, total = np.cumsum(count)[:-1].astype(float), float(count.sum())
+    mass = np.cumsum(count * centre)
+    above = total - below
+    inside = (below > 0) & (above > 0)
+    gap = mass[:-1] / np.maximum(below, 1) - (mass[-1] - mass[:-1]) / np.maximum(above, 1)
+    between = np.where(inside, below * above * gap**2, -1.0)
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))  # a gap between two peaks: its middle
+    return float(edges[1:-1][best].mean())

@@ -1,0 +1,344 @@
+"""The command: evidence, recipes, thresholds, maps, boxes, and their measures where something is marked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from typicality import metrics
+from typicality.applications.localize.choose import best_threshold, choose, otsu
+from typicality.applications.localize.maps import Kitchen, Recipe, default_recipe, families, upsampled, variants
+from typicality.applications.localize.measure import measure, rounded
+from typicality.applications.localize.passes import Evidence, Range, Request, collect
+from typicality.applications.localize.pictures import overlay, save
+from typicality.applications.localize.places import Place, places
+from typicality.applications.localize.truth import cell_shares, truth_of, unseen, validation_part
+from typicality.config import Settings
+from typicality.errors import InputError, InterruptedRun, OutputError, nearest
+from typicality.pipeline import ensure_latents, ensure_model
+from typicality.progress import SILENT, Progress
+from typicality.records import LabelledImage
+from typicality.run import Run, open_run, run_record
+from typicality.store import write_arrays, write_table, write_text
+
+SHARE = 0.3
+"""Of the groups that have ground truth and no model has seen: they choose, the others judge."""
+DRAWS = 16
+BOXES = pa.schema(
+    [
+        ("image_id", pa.string()), ("file_name", pa.string()), ("label", pa.string()), ("x0", pa.int32()),
+        ("y0", pa.int32()), ("x1", pa.int32()), ("y1", pa.int32()), ("score", pa.float32()), ("area", pa.int32()),
+        ("threshold", pa.float32()),
+    ]
+)  # fmt: skip
+PAIR_SMOOTHINGS = (0.0, 1.0, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What was found.
+
+    Attributes
+    ----------
+    folder : the run directory
+    boxes : localization.parquet
+    summary : images, boxes, recipe and threshold by label; `measures` by label and their means over labels where
+        the data set has ground truth for images that no model has seen
+    """
+
+    folder: Path
+    boxes: pa.Table
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be asked of maps.
+
+    Attributes
+    ----------
+    against : label to contrast the others with, such as the healthy one
+    draws : UNet draws an image, label and range
+    ranges : of timesteps as shares of the training steps; that of the scores by default
+    """
+
+    against: str | None = None
+    draws: int = DRAWS
+    ranges: tuple[Range, ...] = ()
+
+    def check(self, labels: Sequence[str]) -> None:
+        """Raise InputError where a value cannot work."""
+        if self.against is not None and self.against not in labels:
+            raise InputError(f"--against: there is no label {self.against!r}; {nearest(self.against, labels)}")
+        if self.draws < 2 or self.draws % 2:
+            raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {self.draws}")
+        for low, high in self.ranges:
+            if not 0 <= low < high <= 1:
+                raise InputError(f"--range takes LOW:HIGH with 0 <= LOW < HIGH <= 1, not {low:g}:{high:g}")
+
+
+DEFAULTS = Options()
+
+
+@contextmanager
+def opened(settings: Settings, folder: Path, progress: Progress) -> Iterator[Run]:
+    """Open a run directory that exists, hold its lock, and see that it has latents and a model."""
+    if run_record(str(folder)) is None:
+        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    run = open_run(settings, folder, progress=progress)
+    with run.directory.lock():
+        run.directory.save()
+        try:
+            ensure_latents(run)
+            ensure_model(run)
+            yield run
+        except KeyboardInterrupt as stop:
+            raise InterruptedRun(f"stopped; the same command continues in {folder}") from stop
+
+
+def requests_of(images: Sequence[LabelledImage], against: str | None) -> list[Request]:
+    """Return every image with the labels it can be localized for: its own but the reference."""
+    pairs = [(i.image_id, tuple(label for label in i.labels if label != against)) for i in images]
+    return [(image_id, labels) for image_id, labels in pairs if labels]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Images with ground truth that no model has seen, in two parts that share no group."""
+
+    truths: Mapping[str, np.ndarray]
+    validation: frozenset[str]
+
+    def of(self, image_id: str) -> str:
+        if image_id not in self.truths:
+            return "training"
+        return "validation" if image_id in self.validation else "test"
+
+
+def parts_of(run: Run, requests: Sequence[Request]) -> Parts:
+    """Read the ground truth of images that no model has seen and say which of them choose."""
+    asked, eligible = {image_id for image_id, _ in requests}, unseen(run)
+    images = [i for i in run.dataset if i.image_id in asked and i.image_id in eligible]
+    found = {i.image_id: t for i in images if (t := truth_of(run.dataset, i)) is not None}
+    known = [i for i in images if i.image_id in found]
+    return Parts(found, validation_part(known, SHARE) if any(t.any() for t in found.values()) else frozenset())
+
+
+def by_label(evidence: Sequence[Evidence]) -> dict[str, list[Evidence]]:
+    found: dict[str, list[Evidence]] = defaultdict(list)
+    for e in evidence:
+        found[e.label].append(e)
+    return dict(sorted(found.items()))
+
+
+class Judge:
+    """Chooses recipes and thresholds on the validation part."""
+
+    def __init__(self, run: Run, parts: Parts, evidence: Sequence[Evidence], labels: Sequence[str]) -> None:
+        self.run = run
+        self.groups = {i.image_id: i.group for i in run.dataset}
+        self.validation = [e for e in evidence if parts.of(e.image_id) == "validation"]
+        found = by_label(self.validation)
+        self.by_label = {label: found.get(label, []) for label in labels}
+        self.kitchen = Kitchen(self.validation)
+        self.shares = {
+            e.image_id: cell_shares(parts.truths[e.image_id], e.view, next(iter(e.maps.values())).shape[1:])
+            for e in self.validation
+        }
+
+    def recipes(self, family: Sequence[tuple[str, ...]], ranges: int) -> dict[str, Recipe]:
+        """Return the best recipe of a family for each label."""
+        single = variants([names for names in family if len(names) == 1], ranges)
+        pairs = variants([names for names in family if len(names) == 2], ranges, PAIR_SMOOTHINGS)
+        return choose(
+            self.kitchen, self.by_label, lambda e: self.shares[e.image_id], lambda e: self.groups[e.image_id],
+            [*single, *pairs], self.run.progress,
+        )  # fmt: skip
+
+    def thresholds(self, recipes: Mapping[str, Recipe]) -> dict[str, float]:
+        """Return the threshold of the best IoU for every label that has something marked here."""
+        found = {}
+        for label, recipe in recipes.items():
+            evidence = self.by_label[label]
+            shares = [self.shares[e.image_id] for e in evidence]
+            threshold = best_threshold([self.kitchen(e, recipe) for e in evidence], shares)
+            if threshold is not None:
+                found[label] = threshold
+        return found
+
+
+def localize(
+    settings: Settings, folder: Path, options: Options = DEFAULTS, *, overlays: int = 8, write_masks: bool = False,
+    progress: Progress = SILENT,
+) -> Localization:  # fmt: skip
+    """Find where the labels of a run's images show.
+
+    Parameters
+    ----------
+    folder : a run directory; `settings.dataset.masks` and `.boxes` may name ground truth
+    overlays : pictures a label
+
+    Raises
+    ------
+    InputError : for options that cannot work.
+    OutputError : when `folder` is no run.
+    """
+    with opened(settings, folder, progress) as run:
+        options.check(run.dataset.labels)
+        options = replace(options, ranges=options.ranges or ((settings.score.t_min, settings.score.t_max),))
+        requests = requests_of(list(run.dataset), options.against)
+        evidence = collect(run, requests, options.against, options.ranges, options.draws)
+        labels = sorted({e.label for e in evidence})
+        parts = parts_of(run, requests)
+        judged = by_label(evidence)
+        kitchen = Kitchen(evidence)
+        recipes = dict.fromkeys(labels, default_recipe(options.against is not None))
+        thresholds: dict[str, float] = {}
+        if parts.validation:
+            judge = Judge(run, parts, evidence, labels)
+            if any(shares.any() for shares in judge.shares.values()):
+                kitchen = judge.kitchen
+                recipes = judge.recipes(families(options.against is not None)["combined"], len(options.ranges))
+                thresholds = judge.thresholds(recipes)
+        final = thresholds | {
+            label: _otsu(kitchen, judged[label], recipes[label]) for label in labels if label not in thresholds
+        }
+        output = _Output(run, kitchen, recipes, final, parts, overlays, write_masks)
+        shutil.rmtree(output.folder, ignore_errors=True)  # pictures of an earlier call would stay beside ours
+        output.write(judged)
+        summary: dict[str, Any] = {
+            "run": str(folder), "against": options.against, "draws": options.draws, "ranges": list(options.ranges),
+            "images": len(requests), "boxes": output.boxes.num_rows,
+            "labels": {
+                label: {
+                    "images": len(judged[label]), "recipe": recipes[label].describe(options.ranges),
+                    "settings": asdict(recipes[label]), "threshold": float(f"{final[label]:.5g}"),
+                    "threshold_by": "best IoU of the validation part" if label in thresholds else "Otsu",
+                }
+                for label in labels
+            },
+        }  # fmt: skip
+        if output.measures:
+            summary |= _means(output.measures)
+        elif parts.truths:
+            progress.say("nothing is marked in images that no model has seen, so nothing could be measured")
+        write_text(folder / "localize" / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        return Localization(folder, output.boxes, summary)
+
+
+def _otsu(kitchen: Kitchen, evidence: Sequence[Evidence], recipe: Recipe) -> float:
+    return otsu(np.concatenate([kitchen(e, recipe).ravel() for e in evidence]))
+
+
+def _means(measures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the measures by label with their means over labels."""
+
+    def macro(name: str) -> float:
+        return float(np.mean([row[name] for row in measures.values()]))
+
+    return rounded(
+        {
+            "macro_ap": macro("average_precision"),
+            "macro_image_ap": macro("mean_image_average_precision"),
+            "geometric_mean_lift": metrics.geometric_mean(row["lift"] for row in measures.values()),
+            "pointing": macro("pointing"),
+            "measures": {label: rounded(row) for label, row in measures.items()},
+        }
+    )
+
+
+class _Output:
+    """Makes the maps of one label after another at full size, and writes what follows from them."""
+
+    def __init__(
+        self, run: Run, kitchen: Kitchen, recipes: Mapping[str, Recipe], thresholds: Mapping[str, float], parts: Parts,
+        overlays: int, write_masks: bool,
+    ) -> None:  # fmt: skip
+        self.run, self.kitchen, self.recipes, self.thresholds, self.parts = run, kitchen, recipes, thresholds, parts
+        self.overlays, self.write_masks = overlays, write_masks
+        self.images = {i.image_id: i for i in run.dataset}
+        self.boxes = BOXES.empty_table()
+        self.measures: dict[str, dict[str, Any]] = {}
+        self.folder = run.directory.path("localize")
+
+    def write(self, evidence: Mapping[str, Sequence[Evidence]]) -> None:
+        """Write boxes, maps, masks and overlays of all labels; measure where there is a truth."""
+        rows: list[dict[str, Any]] = []
+        index: list[dict[str, Any]] = []
+        for label, found in evidence.items():
+            shown = {e.image_id for e in self._shown(found)}
+            maps, truths = [], []
+            by_shape: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
+            self.run.progress.start(f"maps of {label}", len(found))
+            for e in found:
+                image, cells = self.images[e.image_id], self.kitchen(e, self.recipes[label])
+                shard = f"{_safe(label)}-{cells.shape[0]}x{cells.shape[1]}"
+                index.append(self._entry(e, image, shard, len(by_shape[cells.shape])))
+                by_shape[cells.shape].append(cells.astype(np.float32))
+                scores = upsampled(cells, e.view, image.width, image.height)
+                threshold = self.thresholds[label]
+                smallest = 0.5 * e.view.scale_x * e.view.scale_y * (e.view.width / cells.shape[1]) ** 2
+                found_places = places(scores, threshold, smallest)
+                rows += [_row(image, label, place, threshold) for place in found_places]
+                if self.parts.of(e.image_id) == "test":
+                    maps.append(scores)
+                    truths.append(self.parts.truths[e.image_id])
+                if self.write_masks:
+                    mask = Image.fromarray(((scores >= threshold) * 255).astype(np.uint8))
+                    save(mask, self.folder / "masks" / _name(image, label))
+                if e.image_id in shown:
+                    picture = overlay(
+                        self.run.dataset.open(image), scores, [p.box for p in found_places],
+                        self.parts.truths.get(e.image_id),
+                    )  # fmt: skip
+                    save(picture, self.folder / "overlays" / _name(image, label))
+                self.run.progress.advance()
+            self.run.progress.finish()
+            self.kitchen.forget()
+            for shape, arrays in by_shape.items():
+                name = f"{_safe(label)}-{shape[0]}x{shape[1]}.safetensors"
+                write_arrays(self.folder / "maps" / name, {"maps": np.stack(arrays)})
+            if any(t.any() for t in truths):
+                self.measures[label] = measure(maps, truths, self.thresholds[label])
+        write_table(self.folder / "maps" / "index.parquet", pa.Table.from_pylist(index))
+        self.boxes = pa.Table.from_pylist(rows, schema=BOXES)
+        write_table(self.run.directory.path("localization.parquet"), self.boxes)
+
+    def _shown(self, found: Sequence[Evidence]) -> list[Evidence]:
+        """Overlays show images that no model has seen first, evenly over the order of their ids."""
+        unseen_ids = unseen(self.run)
+        ordered = sorted(found, key=lambda e: (e.image_id not in unseen_ids, e.image_id))
+        return ordered[: self.overlays]
+
+    def _entry(self, e: Evidence, image: LabelledImage, shard: str, row: int) -> dict[str, Any]:
+        return {
+            "image_id": e.image_id, "file_name": image.file_name, "label": e.label, "shard": shard, "row": row,
+            "threshold": self.thresholds[e.label], "part": self.parts.of(e.image_id), **asdict(e.view),
+        }  # fmt: skip
+
+
+def _row(image: LabelledImage, label: str, place: Place, threshold: float) -> dict[str, Any]:
+    x0, y0, x1, y1 = place.box
+    return {
+        "image_id": image.image_id, "file_name": image.file_name, "label": label, "x0": x0, "y0": y0, "x1": x1,
+        "y1": y1, "score": place.score, "area": place.area, "threshold": threshold,
+    }  # fmt: skip
+
+
+def _safe(text: str) -> str:
+    """Return a label as part of a file name, distinct for distinct labels up to what file systems allow."""
+    return "".join(c if c.isalnum() or c in "-_" else f"%{ord(c):x}" for c in text)[:80]
+
+
+def _name(image: LabelledImage, label: str) -> str:
+    return f"{_safe(label)}-{_safe(Path(image.file_name).stem)[:60]}-{image.image_id[:8]}.png"

@@ -1,0 +1,137 @@
+"""The methods of translation under one call: options in, latents out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from typicality.applications.translate.delta import delta
+from typicality.applications.translate.edit_friendly import edit_friendly
+from typicality.applications.translate.inversion import plug_and_play
+from typicality.applications.translate.sdedit import sdedit
+from typicality.applications.translate.steps import grid_of
+from typicality.errors import SettingsError, nearest
+from typicality.model.denoiser import Denoiser
+from typicality.scoring.noise import image_generator
+
+Method = Literal["delta", "pnp", "sdedit", "edit-friendly"]
+METHODS: tuple[Method, ...] = get_args(Method)
+PURPOSE = "translate"
+DELTA_PAIRS = 1
+"""Antithetic pairs of noises a step of `delta`."""
+
+DEFAULTS: dict[Method, tuple[float, float]] = {
+    "delta": (0.7, 3.0),
+    "pnp": (1.0, 4.0),
+    "sdedit": (0.4, 4.0),
+    "edit-friendly": (0.65, 4.0),
+}
+"""Strength and guidance where none is given."""
+
+
+@dataclass(frozen=True)
+class TranslateOptions:
+    """How images are translated.
+
+    Parameters
+    ----------
+    method : `delta`, `pnp` (plug-and-play, the published choice), `sdedit` or `edit-friendly`
+    strength : share of the schedule, from clean, that is used, in (0, 1]; the method's own by default
+    guidance : weight of the target label; the method's own by default
+    inject : share of the steps with injected features (pnp alone)
+    steps : sampler steps
+    draws : UNet draws an image, side and label for their typicality; even
+    """
+
+    method: Method = "delta"
+    strength: float | None = None
+    guidance: float | None = None
+    inject: float = 0.8
+    steps: int = 25
+    draws: int = 8
+
+    def resolved(self) -> TranslateOptions:
+        """Fill in the method's own strength and guidance, and check everything.
+
+        Raises
+        ------
+        SettingsError
+        """
+        if self.method not in METHODS:
+            raise SettingsError(f"there is no method {self.method!r} of translation; {nearest(self.method, METHODS)}")
+        strength, guidance = DEFAULTS[self.method]
+        found = replace(
+            self,
+            strength=strength if self.strength is None else self.strength,
+            guidance=guidance if self.guidance is None else self.guidance,
+        )
+        for name, low, high in (("strength", 0.01, 1.0), ("inject", 0.0, 1.0), ("guidance", 0.0, 100.0)):
+            if not low <= getattr(found, name) <= high:
+                raise SettingsError(f"--{name} must lie between {low:g} and {high:g}, not {getattr(found, name)}")
+        if found.steps < 2:
+            raise SettingsError(f"--sampler-steps must be at least 2, not {found.steps}")
+        if found.draws < 4 or found.draws % 2:
+            raise SettingsError(f"--draws must be even and at least 4 (two antithetic pairs), not {found.draws}")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def translate_latents(
+    denoiser: Denoiser,
+    z: Float[Tensor, "n c h w"],
+    image_ids: Sequence[str],
+    states: Float[Tensor, "3 tokens width"],
+    options: TranslateOptions,
+    seed: int = 0,
+) -> Float[Tensor, "n c h w"]:
+    """Translate clean latents from one label to another.
+
+    Parameters
+    ----------
+    image_ids : seeds of each image's own noise: neither batch nor order changes a result
+    states : prompt states: null, source label, target label
+    options : resolved
+
+    Returns
+    -------
+    clean latents, float32 on the CPU
+    """
+    options = options.resolved()
+    assert options.strength is not None  # resolved
+    assert options.guidance is not None
+    grid = grid_of(denoiser.alphas_cumprod, options.steps, options.strength)
+    if options.method == "pnp":
+        return plug_and_play(denoiser, z, states, grid, options.guidance, options.inject)
+    if options.method == "sdedit":
+        return sdedit(denoiser, z, states, grid, options.guidance, _noises(image_ids, (), z, seed))
+    if options.method == "edit-friendly":
+        noises = _noises(image_ids, (len(grid),), z, seed)
+        return edit_friendly(denoiser, z, states, grid, options.guidance, noises)
+    noises = _noises(image_ids, (len(grid), DELTA_PAIRS), z, seed)
+    return delta(denoiser, z, states, grid, options.guidance, noises)
+
+
+def evaluations_of(options: TranslateOptions) -> int:
+    """Return the UNet evaluations an image of one translation, without its scoring."""
+    prompts = 1 if options.resolved().guidance == 1 else 2
+    each = {
+        "delta": 4 * DELTA_PAIRS * prompts,
+        "pnp": 1 + prompts + options.inject,
+        "sdedit": prompts,
+        "edit-friendly": 1 + prompts,
+    }[options.method]
+    return round(options.steps * each)
+
+
+def _noises(image_ids: Sequence[str], lead: tuple[int, ...], z: Tensor, seed: int) -> Tensor:
+    """(*lead, n, c, h, w) of independent noise, each image's from its own generator."""
+    shape = (*lead, *z.shape[1:])
+    each = [torch.randn(shape, generator=image_generator(i, seed, PURPOSE)) for i in image_ids]
+    return torch.stack(each, dim=len(lead))

@@ -1,0 +1,338 @@
+"""Translations of a run: which images, in what order, what is written, and what is already there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from typicality.applications.translate.methods import TranslateOptions, translate_latents
+from typicality.applications.translate.pictures import (
+    change_picture,
+    sheet,
+    source_pixels,
+    strip,
+    to_bytes,
+    translated_pixels,
+)
+from typicality.applications.translate.scoring import rival_labels, score_latents
+from typicality.config import Settings, key_of
+from typicality.dataset.split import unit_hash
+from typicality.errors import DatasetError, InterruptedRun, nearest
+from typicality.mining.boxes import best_boxes, box_means
+from typicality.mining.patches import patch_side
+from typicality.progress import SILENT, Progress
+from typicality.records import LabelledImage
+from typicality.run import Run, open_finished
+from typicality.scoring.shards import ScoredRow
+from typicality.store import write_arrays, write_table, write_text, write_whole
+
+PURPOSE = "translated"
+SHARD_IMAGES = 32
+"""Images a shard: what a killed translation loses at most."""
+EVALUATIONS_AN_IMAGE = 8
+"""Evaluations that one image brings to a batch of a sampler, at most."""
+CHANGES = 3
+"""Boxes of change an image."""
+DEFAULT_OPTIONS = TranslateOptions()
+SHEET = 24
+"""Strips on the sheet."""
+
+BOX = pa.struct(
+    [
+        *((name, pa.int32()) for name in ("x0", "y0", "x1", "y1", "row", "column", "side")),
+        ("change", pa.float32()),
+    ]
+)
+NUMBERS = tuple(
+    f"{side}_{label}{what}" for side in ("before", "after") for label in ("from", "to") for what in ("", "_se")
+)
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("image_id", "file_name", "group", "from", "to", "method")),
+        ("held_out", pa.bool_()),
+        *((name, pa.float32()) for name in NUMBERS),
+        ("change", pa.float32()),
+        *((name, pa.string()) for name in ("label_before", "label_after")),
+        ("flipped", pa.bool_()),
+        ("changes", pa.list_(BOX)),
+        ("picture", pa.string()),
+    ]
+)
+"""A row an image. `before_from` is T(source | from), `after_to` is T(result | to), `_se` their standard errors;
+`change` is `after_to - before_to`; `label_before` and `label_after` are the diffusion classifier's; `flipped` says that
+the latter is `to`; `changes` are boxes in pixels of the original (and in latent cells) where typicality under `to`
+changed most, either way; `picture` is relative to the table."""
+PAIRS_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("from", "to", "method", "folder")),
+        ("n", pa.int32()),
+        *((name, pa.float32()) for name in ("flip_rate", "flip_rate_se", "already", "mean_change", "mean_change_se")),
+    ]
+)
+"""A row a pair of labels: share of results classified as `to`, share of sources that already were, and the mean change
+of typicality under `to`."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """Translations from one label to another: their folder, the table (`SCHEMA`) and the summary."""
+
+    folder: Path
+    table: pa.Table
+    summary: dict[str, Any]
+
+
+def translate(
+    folder: Path,
+    source: str,
+    target: str,
+    options: TranslateOptions = DEFAULT_OPTIONS,
+    images: int | None = None,
+    fresh: bool = False,
+    settings: Settings | None = None,
+    progress: Progress = SILENT,
+) -> Translation:
+    """Translate images of one label of a run to another; see the package for what is written.
+
+    Parameters
+    ----------
+    images : at most so many, chosen by a hash of the group, so that fewer are the first of more
+    fresh : translate again what is there under the same options
+    settings : with what is to differ from the run's own: seed, device, precision
+
+    Raises
+    ------
+    OutputError, DatasetError, SettingsError
+    """
+    options = options.resolved()
+    run = open_finished(folder, "finetune", settings, progress)
+    with _held(run):
+        return translate_pair(run, source, target, options, images, fresh)
+
+
+def translate_all_pairs(
+    folder: Path,
+    options: TranslateOptions = DEFAULT_OPTIONS,
+    images: int | None = None,
+    fresh: bool = False,
+    settings: Settings | None = None,
+    progress: Progress = SILENT,
+) -> pa.Table:
+    """Translate between all ordered pairs of labels, and write and return `translate/pairs.parquet`."""
+    options = options.resolved()
+    run = open_finished(folder, "finetune", settings, progress)
+    rows = []
+    with _held(run):
+        for source, target in permutations(run.dataset.labels, 2):
+            found = translate_pair(run, source, target, options, images, fresh)
+            rows.append({**found.summary, "folder": found.folder.name})
+        kept = [{name: row[name] for name in PAIRS_SCHEMA.names} for row in rows]
+        table = pa.Table.from_pylist(kept, schema=PAIRS_SCHEMA)
+        write_table(run.directory.path("translate", "pairs.parquet"), table)
+    return table
+
+
+@contextmanager
+def _held(run: Run) -> Iterator[None]:
+    """Hold the run's lock; Ctrl-C becomes `InterruptedRun`, with every finished shard kept."""
+    with run.directory.lock():
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            raise InterruptedRun(
+                f"stopped; finished shards stay in {run.directory.path('translate')}, and the same command continues"
+            ) from stop
+
+
+def translate_pair(
+    run: Run, source: str, target: str, options: TranslateOptions, images: int | None = None, fresh: bool = False
+) -> Translation:
+    """Translate one pair of labels in an open run whose lock is held: see `translate`."""
+    for label in (source, target):
+        if label not in run.dataset.labels:
+            raise DatasetError(f"{run.dataset.name} has no label {label!r}; {nearest(label, run.dataset.labels)}")
+    if source == target:
+        raise DatasetError(f"--from and --to are both {source!r}; name two labels")
+    chosen = sorted(
+        (i for i in run.dataset if source in i.labels and target not in i.labels),
+        key=lambda i: (unit_hash(i.group, "translate"), i.image_id),
+    )[:images]
+    if not chosen:
+        raise DatasetError(f"no image has the label {source!r} without {target!r}")
+    key = key_of(
+        [run.finetune_key, run.latents.folder.name, run.settings.prompt.model_dump(), source, target,
+         options.as_dict(), run.settings.score.t_min, run.settings.score.t_max, run.settings.seed]
+    )  # fmt: skip
+    folder = run.directory.path("translate", f"{safe(source)}-{safe(target)}-{key}")
+    with run.directory.stage(f"translate {source} to {target}", key) as entry:
+        if fresh and folder.exists():
+            shutil.rmtree(folder)
+        done = {row["image_id"] for row in read_rows(folder).to_pylist()}
+        pending = [i for i in chosen if i.image_id not in done]
+        run.progress.start(f"translate {source} to {target}", len(pending))
+        for denoiser, part in batches(run, pending, SHARD_IMAGES):
+            _write_shard(run, folder, part, denoiser, source, target, options)
+            run.progress.advance(len(part))
+        run.progress.finish()
+        found = _finish(run, folder, source, target, options)
+        entry |= {"images": found.table.num_rows, "translated_now": len(pending), "folder": folder.name}
+    return found
+
+
+def safe(label: str) -> str:
+    """A label as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in label)[:40]
+
+
+def batches(run: Run, images: Sequence[LabelledImage], size: int) -> Iterator[tuple[Any, list[LabelledImage]]]:
+    """Images of one shape and one fold, at most `size` together, with the model that has not seen them."""
+    groups: dict[tuple[int, int, int], list[LabelledImage]] = defaultdict(list)
+    for image in images:
+        view = run.latents.view(image.image_id)
+        groups[run.fold_of(image.image_id), view.height, view.width].append(image)
+    for (fold, _, _), alike in sorted(groups.items(), key=lambda item: item[0]):
+        for start in range(0, len(alike), size):
+            yield run.denoiser_of(fold), alike[start : start + size]
+
+
+def translate_images(
+    run: Run, denoiser: Any, images: Sequence[LabelledImage], source: str, target: str, options: TranslateOptions
+) -> tuple[Tensor, Tensor]:
+    """Return latents (n, c, h, w) of images of one shape, before and after, float32."""
+    ids = [i.image_id for i in images]
+    before = run.latents.stack(ids)
+    states = denoiser.encode_prompts(run.prompts.of_all([source, target]))
+    size = max(1, run.batch_size // EVALUATIONS_AN_IMAGE)
+    after = [
+        translate_latents(denoiser, before[s : s + size], ids[s : s + size], states, options, run.settings.seed)
+        for s in range(0, len(ids), size)
+    ]
+    return before, torch.cat(after)
+
+
+def _write_shard(
+    run: Run, folder: Path, images: Sequence[LabelledImage], denoiser: Any, source: str, target: str,
+    options: TranslateOptions,
+) -> None:  # fmt: skip
+    """Translate, score and draw one shard, and write it: pictures, then latents, then the rows that make it count."""
+    before, after = translate_images(run, denoiser, images, source, target, options)
+    ids = [i.image_id for i in images]
+    labels = rival_labels(run.dataset.labels, source, target)
+    scores = [score_latents(run, denoiser, ids, z, labels, options.draws, PURPOSE) for z in (before, after)]
+    originals = source_pixels(run.dataset, images, run.latents)
+    results = translated_pixels(denoiser, originals, before, after)
+    rows = []
+    for i, image in enumerate(images):
+        pair = (scores[0][image.image_id], scores[1][image.image_id])
+        row = _row(run, image, pair, source, target, options)
+        change = (pair[1][target].moments.typicality - pair[0][target].moments.typicality).numpy()
+        original = to_bytes(originals[i])
+        picture = strip(original, to_bytes(results[i]), change_picture(change, original))
+        write_whole(folder / row["picture"], lambda p, picture=picture: picture.save(p, format="PNG"))
+        rows.append(row)
+    name = hashlib.sha256("".join(ids).encode()).hexdigest()[:16]
+    arrays = {"before": before.half().numpy(), "after": after.half().numpy()}
+    write_arrays(folder / "shards" / f"{name}.safetensors", arrays)
+    write_table(folder / "shards" / f"{name}.parquet", pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def _row(
+    run: Run,
+    image: LabelledImage,
+    pair: tuple[dict[str, ScoredRow], dict[str, ScoredRow]],
+    source: str,
+    target: str,
+    options: TranslateOptions,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "image_id": image.image_id, "file_name": image.file_name, "group": image.group, "from": source, "to": target,
+        "method": options.method, "held_out": image.image_id in run.held_out,
+        "picture": f"pictures/{image.image_id}.png",
+    }  # fmt: skip
+    for side, scored in zip(("before", "after"), pair, strict=True):
+        for name, label in (("from", source), ("to", target)):
+            row[f"{side}_{name}"] = scored[label].mean
+            row[f"{side}_{name}_se"] = scored[label].standard_error
+        row[f"label_{side}"] = max(scored, key=lambda label, s=scored: s[label].mean)  # type: ignore[misc]
+    row["change"] = row["after_to"] - row["before_to"]
+    row["flipped"] = row["label_after"] == target
+    change = (pair[1][target].moments.typicality - pair[0][target].moments.typicality).numpy()
+    row["changes"] = change_boxes(run, image, change)
+    return row
+
+
+def change_boxes(run: Run, image: LabelledImage, change: np.ndarray) -> list[dict[str, Any]]:
+    """Return the boxes, of the run's patch size, where a map of change (h, w) is largest in absolute value."""
+    factor = run.base.factor
+    side = min(patch_side(run.latents.size, run.settings.mine.patch, factor), *change.shape)
+    means = box_means(change[None].astype(np.float32), side)
+    rows, columns, sizes = best_boxes(np.abs(means), side, CHANGES)
+    found = []
+    for r, c, size in zip(rows[0].tolist(), columns[0].tolist(), sizes[0].tolist(), strict=True):
+        if not np.isfinite(size):
+            break
+        view = run.latents.view(image.image_id)
+        corners = (c * factor, r * factor, (c + side) * factor, (r + side) * factor)
+        x0, y0, x1, y1 = view.to_original(corners, image.width, image.height)
+        found.append(
+            {"x0": x0, "y0": y0, "x1": x1, "y1": y1, "row": r, "column": c, "side": side,
+             "change": float(means[0, r, c])}
+        )  # fmt: skip
+    return found
+
+
+def read_rows(folder: Path) -> pa.Table:
+    """Return the rows of all finished shards, by image."""
+    tables = [pq.read_table(path, schema=SCHEMA) for path in sorted(folder.glob("shards/*.parquet"))]
+    return pa.concat_tables([SCHEMA.empty_table(), *tables]).sort_by("image_id")
+
+
+def read_latents(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return image_id -> latents (c, h, w) before and after, float32, of all finished shards."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for path in sorted(folder.glob("shards/*.parquet")):
+        ids = pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
+        with safe_open(path.with_suffix(".safetensors"), "pt") as arrays:
+            before, after = arrays.get_tensor("before").float(), arrays.get_tensor("after").float()
+        found |= {i: (before[row], after[row]) for row, i in enumerate(ids)}
+    return found
+
+
+def _finish(run: Run, folder: Path, source: str, target: str, options: TranslateOptions) -> Translation:
+    """Merge the shards into the table, the sheet and the summary."""
+    table = read_rows(folder)
+    rows = table.to_pylist()
+    shown = sorted(rows, key=lambda row: -row["change"])[:SHEET]
+    strips = [Image.open(folder / row["picture"]).convert("RGB") for row in shown]
+    write_whole(folder / "strips.png", lambda p: sheet(strips).save(p, format="PNG"))
+    change = np.array([row["change"] for row in rows], dtype=np.float64)
+    flips = np.array([row["flipped"] for row in rows], dtype=np.float64)
+    n = len(rows)
+    summary = {
+        "from": source, "to": target, **options.as_dict(), "seed": run.settings.seed, "n": n,
+        "flip_rate": round(float(flips.mean()), 4),
+        "flip_rate_se": round(float(np.sqrt(flips.mean() * (1 - flips.mean()) / n)), 4),
+        "already": round(float(np.mean([row["label_before"] == target for row in rows])), 4),
+        "mean_change": float(change.mean()),
+        "mean_change_se": float(change.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+        "labels_after": dict(sorted(Counter(row["label_after"] for row in rows).items())),
+    }  # fmt: skip
+    write_table(folder / "translations.parquet", table)
+    write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
+    return Translation(folder, table, summary)

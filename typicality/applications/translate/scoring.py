@@ -1,0 +1,82 @@
+"""Typicality of latents that are in memory and in no data set: the usual scorer, on another source of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from typicality.dataset.split import unit_hash
+from typicality.model.denoiser import Denoiser
+from typicality.model.latents import LatentStore
+from typicality.records import ModelView
+from typicality.run import Run
+from typicality.scoring.scorer import Job, Scorer
+from typicality.scoring.shards import ScoredRow
+
+MOST_LABELS = 12
+"""Labels that an image is classified among; with more labels, the two of the translation and others by a hash."""
+
+
+@dataclass(frozen=True)
+class MemoryLatents:
+    """What the scorer needs of a latent store."""
+
+    latents: Mapping[str, Float[Tensor, "c h w"]]
+    views: Mapping[str, ModelView]
+
+    def stack(self, image_ids: Sequence[str]) -> Float[Tensor, "n c h w"]:
+        return torch.stack([self.latents[i] for i in image_ids])
+
+    def view(self, image_id: str) -> ModelView:
+        return self.views[image_id]
+
+
+def rival_labels(labels: Sequence[str], source: str, target: str) -> tuple[str, ...]:
+    """Return the labels to classify among, in their order: all of them unless they are many."""
+    if len(labels) <= MOST_LABELS:
+        return tuple(labels)
+    others = sorted((x for x in labels if x not in (source, target)), key=lambda x: unit_hash(x, "rival"))
+    chosen = {source, target, *others[: MOST_LABELS - 2]}
+    return tuple(x for x in labels if x in chosen)
+
+
+def score_latents(
+    run: Run,
+    denoiser: Denoiser,
+    image_ids: Sequence[str],
+    latents: Float[Tensor, "n c h w"],
+    labels: tuple[str, ...],
+    draws: int,
+    purpose: str,
+) -> dict[str, dict[str, ScoredRow]]:
+    """Score latents of one shape under labels with the noise of the images they belong to.
+
+    Two calls with the same ids, draws and purpose use the same noise: before and after can be compared draw by draw.
+
+    Returns
+    -------
+    image_id -> label -> maps and mean
+    """
+    views = {i: run.latents.view(i) for i in image_ids}
+    memory = MemoryLatents(dict(zip(image_ids, latents, strict=True)), views)
+    scorer = Scorer(
+        denoiser=denoiser,
+        latents=cast(LatentStore, memory),
+        states=denoiser.encode_prompts(run.prompts.of_all(labels)),
+        labels=labels,
+        plan=run.plan(draws),
+        seed=run.settings.seed,
+        purpose=purpose,
+        batch_size=run.batch_size,
+    )
+    found: dict[str, dict[str, ScoredRow]] = {i: {} for i in image_ids}
+    size = max(1, run.batch_size // (draws * (1 + len(labels))))
+    for start in range(0, len(image_ids), size):
+        for row in scorer.score([Job(i, labels) for i in image_ids[start : start + size]]):
+            found[row.image_id][row.label] = row
+    return found

@@ -1,0 +1,37 @@
+"""Trends: when visual elements appear, peak and vanish over ordered labels, and which labels look alike.
+
+What is written to `trends/` in the run directory:
+
+`trends.parquet`: a row a cluster and label. `label, cluster` name the cluster as in clusters.parquet; `at` is the label
+looked at and `position` its place in the order; `rate, rate_low, rate_high` the share of sampled images of `at` in
+which the cluster is detected, with a 90% bootstrap interval over groups; `n_images` their number; `typicality,
+typicality_low, typicality_high` the mean score of the cluster's members under the prompt of `at` (NaN where there are
+too many labels); `n_members`.
+
+`trends.json`:
+
+    {
+      "schema": 1, "label_name": "year", "labels": ["2016", ...], "ordered": true, "images_a_label": 150,
+      "level": 0.9, "significant_at": 0.05, "n_rising": 4, "n_falling": 7, "warnings": ["..."],
+      "timelines": [                      strongest significant trend first, then the others
+        {"label": "2016", "cluster": 0, "rank": 0, "direction": "rise" | "fall" | "none",
+         "slope": share of images a step of the order, "p_value": ..., "adjusted_p_value": ...,
+         "appears": "2016", "peaks": "2016", "vanishes": "2019" | null, "change": last rate minus first,
+         "radius": smallest cosine that counts as a detection,
+         "at": [{"label": "2016", "rate": .41, "low": .35, "high": .47, "n_images": 140, "typicality": 0.003 | null,
+                 "typicality_low": ..., "typicality_high": ...}, ...],
+         "members": [{"image_id": "...", "box": [x0, y0, x1, y1]}, ...],
+         "found": {"2016": [{"image_id": "...", "box": [...], "similarity": .83}, ...], ...}},
+        ...],
+      "similarity": {"labels": [...], "share": [[...]], "lift": [[...]]},
+      "changes": [                        elements that change together in translated pairs; [] without translations
+        {"from": "2016", "to": "2024", "cluster": 0, "size": 31, "n_images": 28, "median_change": 0.004,
+         "members": [{"image_id": "...", "box": [...], "change": .006}, ...]}, ...],
+      "plots": {"timelines": "timelines.svg", "similarity": "similarity.svg"},
+      "unet_evaluations": ..., "seconds": ...
+    }
+
+Boxes are pixels of the original image. For unordered labels `direction` is "none", slopes and p-values are null, and
+`appears` and `vanishes` are null. `similarity.share[a][b]` is the share of the elements of label a whose nearest
+element of another group is of label b; `lift` divides it by what chance would give.
+"""

@@ -1,0 +1,131 @@
+"""Rates with intervals, and tests of trend: arrays in, arrays out.
+
+An observation is an image under one of its labels. Groups (one subject, patient, place) are what is independent, so
+intervals resample groups and tests permute labels within them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+BOOTSTRAPS = 1000
+PRESENT = 0.5
+"""An element is present in a label where its rate is at least so much of its largest one."""
+
+
+def label_means(
+    values: Float[np.ndarray, "n c"],
+    known: Bool[np.ndarray, "n c"],
+    labels: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    count: int,
+    seed: int = 0,
+    level: float = 0.9,
+) -> tuple[Float[np.ndarray, "labels c"], Float[np.ndarray, "labels c"], Float[np.ndarray, "labels c"]]:
+    """Mean of every column in every label with bootstrap intervals over groups.
+
+    Parameters
+    ----------
+    known : observations that count for a column
+    labels : of each observation, in [0, count)
+    groups : of each observation, from 0 without gaps
+
+    Returns
+    -------
+    mean, low, high, NaN where a label has no known observation.
+    """
+    rng = np.random.default_rng(seed)
+    n_groups = int(groups.max()) + 1
+    weights = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=BOOTSTRAPS)[:, groups].astype(np.float64)
+    masked = np.where(known, values, 0.0)
+    mean, low, high = (np.full((count, values.shape[1]), np.nan) for _ in range(3))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for label in range(count):
+            here = labels == label
+            mean[label] = masked[here].sum(0) / known[here].sum(0)
+            resampled = (weights[:, here] @ masked[here]) / (weights[:, here] @ known[here].astype(np.float64))
+            usable = np.isfinite(resampled).any(0)
+            if usable.any():
+                bounds = np.nanquantile(resampled[:, usable], [(1 - level) / 2, (1 + level) / 2], axis=0)
+                low[label, usable], high[label, usable] = bounds
+    return mean, low, high
+
+
+def trend_test(
+    values: Float[np.ndarray, "n c"],
+    known: Bool[np.ndarray, "n c"],
+    position: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    permutations: int = 4999,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Slope over ordered labels and its two-sided permutation p-value.
+
+    The statistic is that of the Cochran-Armitage test, sum of position times (value - mean value). Positions are
+    permuted within groups that have several observations, which keeps what a group's images share, and among all
+    groups that have one.
+
+    Returns
+    -------
+    slope : (c,) least-squares change of the value a step of the order
+    p_value : (c,) in (0, 1]; 1 where a column does not vary
+    """
+    x = position.astype(np.float64)
+    weight = known.astype(np.float64)
+    totals = np.maximum(weight.sum(0), 1)
+    centred = np.where(known, values - (values * weight).sum(0) / totals, 0.0)
+    mean_x = x @ weight / totals
+    spread = ((x[:, None] - mean_x) ** 2 * weight).sum(0)
+    slope = np.divide(x @ centred, spread, out=np.zeros(values.shape[1]), where=spread > 0)
+    observed = np.abs(x @ centred)
+    sizes = np.bincount(groups)
+    block = np.where(sizes[groups] > 1, groups, -1)  # all lone observations form one block
+    order = np.argsort(block, kind="stable")
+    rng = np.random.default_rng(seed)
+    reached = np.ones(values.shape[1])
+    tolerance = 1e-9 * (1 + observed)
+    for _ in range(permutations):
+        shuffled = np.lexsort((rng.random(len(x)), block))
+        permuted = np.empty_like(x)
+        permuted[order] = x[shuffled]
+        reached += np.abs(permuted @ centred) >= observed - tolerance
+    p_value = reached / (permutations + 1)
+    return slope, np.where(np.abs(centred).sum(0) > 0, p_value, 1.0)
+
+
+def life_span(rates: Float[np.ndarray, " labels"]) -> tuple[int, int, int | None]:
+    """Return where an element appears, peaks, and the first label after which it is present no more (None: it stays).
+
+    Present is a rate of at least PRESENT of the largest.
+    """
+    known = np.nan_to_num(rates)
+    peak = int(known.argmax())
+    present = np.flatnonzero(known >= PRESENT * known[peak])
+    last = int(present[-1])
+    return int(present[0]), peak, (last + 1 if last + 1 < len(known) else None)
+
+
+def neighbour_shares(
+    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], count: int
+) -> tuple[Float[np.ndarray, "labels labels"], Float[np.ndarray, "labels labels"]]:
+    """How often the nearest element of another group is of which label.
+
+    Returns
+    -------
+    share : rows sum to 1 (NaN for a label without elements)
+    lift : share over the share that a random element of another group would give; 1 is chance
+    """
+    share, expected = np.zeros((count, count)), np.zeros((count, count))
+    for start in range(0, len(features), 1024):
+        rows = slice(start, start + 1024)
+        similar = features[rows] @ features.T
+        other = groups[rows, None] != groups
+        usable = other.any(1)
+        nearest = np.where(other, similar, -np.inf).argmax(1)
+        np.add.at(share, (labels[rows][usable], labels[nearest[usable]]), 1)
+        for label in range(count):
+            column = (other & (labels == label)).sum(1)[usable] / other.sum(1)[usable]
+            np.add.at(expected[:, label], labels[rows][usable], column)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return share / share.sum(1, keepdims=True), share / expected

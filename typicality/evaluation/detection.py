@@ -1,0 +1,394 @@
+"""The elements of every method, and their best matches in images: what `evaluate elements` measures.
+
+See elements.py for what is compared and why; here the patches are chosen, described and searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+
+from typicality.dataset import prepare
+from typicality.dataset.split import unit_hash
+from typicality.errors import InputError, OutputError
+from typicality.evaluation.rivals.gradcam import SmallCnn, cnn_features, cnn_probabilities, gradcam, train_cnn
+from typicality.evaluation.rivals.patches import STRIDE, PatchPool, descriptors, discriminative_patches
+from typicality.mining.boxes import best_boxes, box_means
+from typicality.mining.features import FeatureExtractor, patch_features
+from typicality.mining.patches import PatchSelection, patch_side, top_patches
+from typicality.model.denoiser import Denoiser
+from typicality.pipeline import FIRST_PASS, score_pass
+from typicality.progress import Progress
+from typicality.records import LabelledImage, Patch
+from typicality.run import Run
+from typicality.scoring.scorer import Job
+
+OURS = "ours"
+SPARE = 2
+"""A method offers so many times the elements that are drawn from it with each seed."""
+POOL = 5
+"""Candidates of `least typical` and `gradcam` before clustering, as a multiple of the elements wanted."""
+IMAGES_AT_ONCE = 32
+NOISES = 4
+"""Noises a DIFT feature is averaged over at most: every image is searched, and all methods gain alike from more."""
+CNN_SIZE = 128
+"""Longest short side in pixels that the CNN sees; its maps are resized to the latent grid."""
+POOL_BYTES = 2**30
+"""Descriptors of training images that `hog svm` holds at once; beyond it uses fewer images, and the result says so."""
+
+
+@dataclass(frozen=True)
+class ElementSet:
+    """The elements of one method and seed, in one space.
+
+    Attributes
+    ----------
+    patches : n elements; only image_id, label, row, column and side are meant
+    match : what is known of an image -> (n,) its best match with each element
+    """
+
+    method: str
+    space: str
+    seed: int
+    patches: tuple[Patch, ...]
+    match: Callable[[Seen], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image as the elements are searched in it.
+
+    Attributes
+    ----------
+    dift : (positions, d), unit rows, a patch at every cell
+    """
+
+    work: Workbench
+    image: LabelledImage
+    dift: np.ndarray
+
+    @cached_property
+    def hog(self) -> np.ndarray:
+        """(positions, d) HOG descriptors."""
+        grid = descriptors(self.work.pixels(self.image), self.work.run.base.factor, self.work.side)
+        return grid.reshape(-1, grid.shape[-1])
+
+
+class Workbench:
+    """What all methods share: images, pixels, features, and the grid of patches.
+
+    Parameters
+    ----------
+    run : mined
+    images : of each side of the split at most, chosen by their content
+    """
+
+    def __init__(self, run: Run, images: int, progress: Progress) -> None:
+        self.run, self.progress, self.warnings = run, progress, []
+        share = run.settings.finetune.held_out
+        training, held_out = run.dataset.held_out(share)
+        if not held_out or not training:
+            raise InputError("no image is held out: finetune.held_out is 0, or there are too few groups")
+        self.training = _some(training, images)
+        self.held_out = _some(held_out, images)
+        self.side = patch_side(run.latents.size, run.settings.mine.patch, run.base.factor)
+        self.labels = run.dataset.labels
+        self.groups = {image.image_id: image.group for image in run.dataset}
+        self._small: dict[str, np.ndarray] = {}
+        self._cnns: dict[int, SmallCnn] = {}
+        self._lowest: dict[str, list[Patch]] | None = None
+        if run.folds > 1:
+            self.detector = "base"
+            denoiser = Denoiser(run.base, run.device, run.dtype)
+            self.warnings.append(
+                "With folds every model has seen a part of the held-out images: detection uses the base without "
+                "fine-tuning, but our elements were chosen in view of those images. Mine with --folds 1 for this."
+            )
+        else:
+            self.detector = "fine-tuned" if run.settings.finetune.enabled else "base"
+            denoiser = run.denoiser
+        mine = run.settings.mine
+        null = denoiser.encode_prompts([run.prompts.null])[0]
+        self.extract = FeatureExtractor(
+            denoiser, lambda _: null, min(NOISES, mine.noises), mine.timestep, mine.up_block, run.settings.seed
+        )
+
+    # ------------------------------------------------------------------------------------------- images
+
+    def pixels(self, image: LabelledImage) -> np.ndarray:
+        """(3, H, W) float32 in [-1, 1], as the diffusion model sees the image."""
+        latents = self.run.latents
+        return prepare(self.run.dataset.open(image), latents.size, latents.step, latents.max_aspect)[0]
+
+    def small(self, image: LabelledImage) -> np.ndarray:
+        """The same with a short side of at most CNN_SIZE pixels, for the CNN; kept as bytes."""
+        if image.image_id not in self._small:
+            size = min(CNN_SIZE, self.run.latents.size)
+            found, _ = prepare(self.run.dataset.open(image), size, 4, self.run.latents.max_aspect)
+            self._small[image.image_id] = np.round((found + 1) * 127.5).astype(np.uint8)
+        return self._small[image.image_id].astype(np.float32) / 127.5 - 1
+
+    def truth(self, images: Sequence[LabelledImage]) -> np.ndarray:
+        """(n, K) bool, which labels each image carries."""
+        return np.array([[label in image.labels for label in self.labels] for image in images])
+
+    def cells(self, image_id: str) -> tuple[int, int]:
+        """(h, w) of the image's latent."""
+        view, factor = self.run.latents.view(image_id), self.run.base.factor
+        return view.height // factor, view.width // factor
+
+    def grid(self, image_id: str) -> list[Patch]:
+        """A patch at every cell of an image."""
+        height, width = self.cells(image_id)
+        rows, columns = height - self.side + 1, width - self.side + 1
+        return [self.patch(image_id, "", row, column) for row in range(rows) for column in range(columns)]
+
+    def patch(self, image_id: str, label: str, row: int, column: int) -> Patch:
+        return Patch(image_id, label, row, column, self.side, (0, 0, 0, 0), 0.0, 0.0)
+
+    def features(self, patches: Sequence[Patch]) -> np.ndarray:
+        """(n, d) DIFT features under the null prompt; the patches' labels play no part."""
+        return self.extract([replace(p, label="") if p.label else p for p in patches], self.run.latents.get)
+
+    def cnn(self, seed: int, epochs: int) -> SmallCnn:
+        if seed not in self._cnns:
+            images = [self.small(image) for image in self.training]
+            targets = self.truth(self.training).astype(np.float32)
+            self._cnns[seed] = train_cnn(images, targets, seed, epochs, device=self.run.device, progress=self.progress)
+        return self._cnns[seed]
+
+    def cnn_accuracy(self, seed: int) -> float:
+        """Of a CNN that has been trained, on the held-out images."""
+        predicted = cnn_probabilities(self._cnns[seed], [self.small(i) for i in self.held_out]).argmax(1)
+        return float(self.truth(self.held_out)[np.arange(len(predicted)), predicted].mean())
+
+    # ----------------------------------------------------------------------------------------- elements
+
+    def element_sets(self, count: int, seed: int, epochs: int) -> list[ElementSet]:
+        """The elements of every method and space for one seed; ours first."""
+        rng = np.random.default_rng([seed, self.run.settings.seed])
+        model = self.cnn(seed, epochs)
+        hog = self._hog(count, seed, rng)
+        boxes = self._drawn(self._gradcam(model, count), count, rng)
+        by_cnn = self._cnn_features(model, boxes)
+
+        def hog_match(seen: Seen) -> np.ndarray:
+            return (seen.hog @ hog[1].T).max(0)
+
+        def cnn_match(seen: Seen) -> np.ndarray:
+            found = cnn_features(model, self.small(seen.image))
+            image_id = seen.image.image_id
+            return (patch_features(found, self.grid(image_id), self.cells(image_id)) @ by_cnn.T).max(0)
+
+        return [
+            self._by_dift(OURS, seed, self._drawn(self._ours(count), count, rng)),
+            self._by_dift("random", seed, self._random(count, rng)),
+            self._by_dift("least typical", seed, self._drawn(self._least_typical(count), count, rng)),
+            self._by_dift("hog svm", seed, hog[0]),
+            ElementSet("hog svm", "hog", seed, tuple(hog[0]), hog_match),
+            self._by_dift("gradcam", seed, boxes),
+            ElementSet("gradcam", "cnn", seed, tuple(boxes), cnn_match),
+        ]
+
+    def _by_dift(self, method: str, seed: int, patches: Sequence[Patch]) -> ElementSet:
+        own = self.features(patches)
+        return ElementSet(method, "dift", seed, tuple(patches), lambda seen: (seen.dift @ own.T).max(0))
+
+    def _drawn(self, offered: dict[str, list[Patch]], count: int, rng: np.random.Generator) -> list[Patch]:
+        """`count` patches a label at random from the best SPARE * count offered."""
+        drawn: list[Patch] = []
+        for label in self.labels:
+            best = offered.get(label, [])[: SPARE * count]
+            drawn += [best[i] for i in sorted(rng.permutation(len(best))[:count])]
+        return drawn
+
+    def _ours(self, count: int) -> dict[str, list[Patch]]:
+        """Members of the clusters in training images, cluster by cluster in turn."""
+        table = pq.read_table(self.run.directory.path("elements.parquet")).to_pylist()
+        clusters = pq.read_table(self.run.directory.path("clusters.parquet")).to_pylist()
+        rank = {(c["label"], c["cluster"]): c["rank"] for c in clusters}
+        training = {image.image_id for image in self.run.dataset.held_out(self.run.settings.finetune.held_out)[0]}
+        offered: dict[str, list[Patch]] = {}
+        for label in self.labels:
+            members: dict[int, list[dict[str, Any]]] = {}
+            own = [e for e in table if e["label"] == label and e["image_id"] in training]
+            for element in sorted(own, key=lambda e: e["rank_in_cluster"]):
+                if (label, element["cluster"]) in rank:
+                    members.setdefault(rank[label, element["cluster"]], []).append(element)
+            turns = [members[r] for r in sorted(members)]
+            offered[label] = [
+                self.patch(e["image_id"], label, e["row"], e["column"]) for e in in_turn(turns)[: SPARE * count]
+            ]
+        if not any(offered.values()):
+            raise InputError(
+                "none of the mined elements lies in a training image: mine with a smaller finetune.held_out"
+            )
+        short = [label for label, found in offered.items() if len(found) < count]
+        if short:
+            self._warn(f"fewer than {count} mined elements lie in training images for: {', '.join(short)}")
+        if sides := {e["side"] for e in table} - {self.side}:
+            raise OutputError(f"the elements have sides {sides}, not {self.side} cells; run `typicality mine` again")
+        return offered
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def _random(self, count: int, rng: np.random.Generator) -> list[Patch]:
+        found = []
+        for label in self.labels:
+            own = [image for image in self.training if label in image.labels]
+            for i in rng.integers(0, len(own), count) if own else ():
+                height, width = self.cells(own[i].image_id)
+                row, column = rng.integers(0, height - self.side + 1), rng.integers(0, width - self.side + 1)
+                found.append(self.patch(own[i].image_id, label, int(row), int(column)))
+        return found
+
+    @cached_property
+    def _selection(self) -> PatchSelection:
+        return PatchSelection(self.side, self.run.base.factor, self.run.settings.mine.per_image, share=1.0)
+
+    def _least_typical(self, count: int) -> dict[str, list[Patch]]:
+        """The lowest scores of the run's first pass, one of every cluster of their features in turn."""
+        if self._lowest is None:
+            run = self.run
+            jobs = [Job(image.image_id, image.labels) for image in self.training]
+            reader = score_pass(run, "evaluate elements", FIRST_PASS, run.first_draws, jobs)
+            wanted = {(job.image_id, label) for job in jobs for label in job.labels}
+            turned = (replace(m, typicality=-m.typicality) for m in reader if (m.image_id, m.label) in wanted)
+            sizes = {image.image_id: (image.width, image.height) for image in run.dataset}
+            selection = replace(self._selection, per_label=POOL * count)
+            self._lowest = self._clustered(top_patches(turned, selection, sizes.__getitem__), count)
+        return self._lowest
+
+    def _gradcam(self, model: SmallCnn, count: int) -> dict[str, list[Patch]]:
+        """The boxes with the highest mean Grad-CAM of their image's label, one of every cluster in turn."""
+        best: dict[str, list[tuple[float, Patch]]] = {label: [] for label in self.labels}
+        for image in self.training:
+            pixels, shape = self.small(image), self.cells(image.image_id)
+            for label in image.labels:
+                cam = torch.from_numpy(gradcam(model, pixels, self.labels.index(label)))
+                at_cells = F.interpolate(cam[None, None], shape, mode="bilinear", align_corners=False)[0]
+                rows, columns, scores = best_boxes(
+                    box_means(at_cells.numpy(), self.side), self.side, self._selection.per_image
+                )
+                best[label] += [
+                    (float(s), self.patch(image.image_id, label, int(r), int(c)))
+                    for r, c, s in zip(rows[0], columns[0], scores[0], strict=True)
+                    if np.isfinite(s)
+                ]
+        kept = {
+            label: [p for _, p in sorted(found, key=lambda f: (-f[0], f[1].image_id, f[1].row, f[1].column))]
+            for label, found in best.items()
+        }
+        return self._clustered({label: found[: POOL * count] for label, found in kept.items()}, count)
+
+    def _clustered(self, offered: dict[str, list[Patch]], count: int) -> dict[str, list[Patch]]:
+        """Reorder each label's patches (best first): the best of every k-means cluster, then the second, ..."""
+        result = {}
+        for label, patches in offered.items():
+            if len(patches) <= count:
+                result[label] = patches
+                continue
+            features = self.features(patches)
+            assigned = KMeans(count, n_init=1, random_state=self.run.settings.seed).fit_predict(features)
+            members: dict[int, list[Patch]] = {}
+            for cluster, patch in zip(assigned.tolist(), patches, strict=True):
+                members.setdefault(cluster, []).append(patch)
+            result[label] = in_turn(list(members.values()))
+        return result
+
+    @cached_property
+    def _pool(self) -> PatchPool:
+        cell, stride = self.run.base.factor, max(STRIDE, self.side // 2)
+        first = descriptors(self.pixels(self.training[0]), cell, self.side)[::stride, ::stride]
+        fit = max(2, POOL_BYTES // first.nbytes)
+        chosen = _some(self.training, fit)
+        if len(chosen) < len(self.training):
+            self._warn(
+                f"hog svm learned from {len(chosen)} of {len(self.training)} training images, for want of memory"
+            )
+        return PatchPool.of(((i.image_id, self.pixels(i)) for i in chosen), cell, self.side, stride)
+
+    def _hog(self, count: int, seed: int, rng: np.random.Generator) -> tuple[list[Patch], np.ndarray]:
+        """Patches and weights (n, d) of the HOG detectors."""
+        labels_of = self.run.labels_of
+        patches, weights = [], []
+        for label in self.labels:
+            carries = np.array([label in labels_of[image_id] for image_id in self._pool.image_ids])
+            found = discriminative_patches(self._pool, carries, SPARE * count, seed)
+            for i in sorted(rng.permutation(len(found))[:count]):
+                patches.append(self.patch(found[i].image_id, label, found[i].row, found[i].column))
+                weights.append(found[i].weights)
+            self.progress.say(f"hog svm, seed {seed}: {len(found)} detectors of {label}")
+        if not weights:
+            raise InputError("no image of any label is among the training images: raise --images")
+        return patches, np.stack(weights)
+
+    def _cnn_features(self, model: SmallCnn, patches: Sequence[Patch]) -> np.ndarray:
+        images = {image.image_id: image for image in self.training}
+        found = [
+            patch_features(cnn_features(model, self.small(images[p.image_id])), [p], self.cells(p.image_id))
+            for p in patches
+        ]
+        return np.concatenate(found)
+
+    # ---------------------------------------------------------------------------------------- detection
+
+    def matches(self, sets: Sequence[ElementSet]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For every set the best match of each element in each training and each held-out image: (n, elements) each.
+
+        A training image of an element's own group would match itself; there it gets the mean over the others.
+        """
+        everything = [*self.training, *self.held_out]
+        found: list[list[np.ndarray]] = [[] for _ in sets]
+        self.progress.start("detect elements", len(everything))
+        for start in range(0, len(everything), IMAGES_AT_ONCE):
+            part = everything[start : start + IMAGES_AT_ONCE]
+            grids = [self.grid(image.image_id) for image in part]
+            features = self.features([patch for grid in grids for patch in grid])
+            ends = np.cumsum([len(grid) for grid in grids])
+            for image, end, grid in zip(part, ends, grids, strict=True):
+                seen = Seen(self, image, features[end - len(grid) : end])
+                for values, made in zip(found, sets, strict=True):
+                    values.append(made.match(seen))
+            self.progress.advance(len(part))
+        self.progress.finish()
+        groups = np.array([image.group for image in self.training])
+        n = len(self.training)
+        result = []
+        for values, made in zip(found, sets, strict=True):
+            whole = np.stack(values).astype(np.float64)
+            training = without_own_group(whole[:n], groups, [self.groups[p.image_id] for p in made.patches])
+            result.append((training, whole[n:]))
+        return result
+
+
+def in_turn(members: Sequence[Sequence[Any]]) -> list[Any]:
+    """The first of every list, then the second of every list, and so on."""
+    longest = max(map(len, members), default=0)
+    return [some[i] for i in range(longest) for some in members if i < len(some)]
+
+
+def without_own_group(matches: np.ndarray, groups: np.ndarray, own: Sequence[str]) -> np.ndarray:
+    """Replace the matches (n, elements) of an element in images of its own group by its mean over the others."""
+    result = matches.copy()
+    for element, group in enumerate(own):
+        inside = groups == group
+        if inside.all() or not inside.any():
+            continue
+        result[inside, element] = matches[~inside, element].mean()
+    return result
+
+
+def _some(images: Sequence[LabelledImage], limit: int) -> list[LabelledImage]:
+    chosen = sorted(images, key=lambda i: unit_hash(i.image_id, "evaluate elements"))[:limit]
+    return sorted(chosen, key=lambda i: i.image_id)

@@ -1,0 +1,270 @@
+"""Are mined elements worth more than other patches? Measured on held-out images, without any ground truth.
+
+Elements of every label are patches of training images. They are searched in images of held-out groups, which neither
+fine-tuning nor any rival has seen: the best match of an element in an image is its detection there. Two measures, see
+coverage.py: the area under purity-coverage (Doersch et al., NIPS 2013), and the accuracy of logistic regression that
+knows of an image only how well each element matches it.
+
+The same number of elements comes from each method:
+
+- `ours`: members of the label's clusters, first of every cluster in order of rank, then second, and so on;
+- `random`: any patch of any training image of the label;
+- `least typical`: patches with the lowest typicality, one of every k-means cluster in turn;
+- `hog svm`: discriminative patches (rivals/patches.py);
+- `gradcam`: best Grad-CAM boxes of a small CNN (rivals/gradcam.py), one of every k-means cluster in turn.
+
+Every method is detected in the space `dift`: cosine of DIFT features under the **null** prompt, since the prompt of an
+image's own label would tell the answer. HOG detectors and CNN features are measured in their own spaces as well. With
+each seed a method draws its elements from twice as many of its best, and what is random in a rival is drawn anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from typicality.errors import InputError, OutputError
+from typicality.evaluation.coverage import (
+    LEVELS,
+    area,
+    chance_area,
+    group_weights,
+    interval,
+    purity_curve,
+    purity_when_reached,
+)
+from typicality.evaluation.detection import OURS, ElementSet, Workbench
+from typicality.evaluation.rivals.features import fit_logistic
+from typicality.progress import SILENT, Progress
+from typicality.run import open_run, resolve_settings, run_record
+
+RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in one space: means over seeds and 90% intervals (groups resampled, and spread of the seeds).
+
+    Attributes
+    ----------
+    area : under purity-coverage; `chance_area` is that of permuted labels
+    accuracy : of logistic regression on the detections, on held-out images
+    area_difference, accuracy_difference : ours minus this method, over the same bootstrap samples
+    elements : a label, on average
+    """
+
+    method: str
+    space: str
+    area: float
+    area_interval: tuple[float, float]
+    chance_area: float
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    area_difference: tuple[float, float, float]
+    accuracy_difference: tuple[float, float, float]
+    elements: float
+
+
+@dataclass(frozen=True)
+class ElementsBenchmark:
+    """The result of `evaluate elements`.
+
+    Attributes
+    ----------
+    area_ours, accuracy_ours : of our elements
+    area_margin, accuracy_margin : ours minus the best other method in any space; above 0 is a win
+    rows : every method and space
+    chance : share of the most frequent label among the held-out images
+    cnn_accuracy : of the whole CNN as a classifier on the held-out images, for orientation
+    detector : whose DIFT features were compared
+    """
+
+    dataset: str
+    label: str
+    area_ours: float
+    accuracy_ours: float
+    area_margin: float
+    accuracy_margin: float
+    rows: list[Row]
+    chance: float
+    cnn_accuracy: float
+    elements: int
+    seeds: int
+    n_held_out: int
+    n_training: int
+    detector: str
+    warnings: list[str]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def elements(
+    folder: Path,
+    *,
+    count: int = 20,
+    seeds: int = 3,
+    images: int = 4000,
+    epochs: int = 15,
+    picture: Path | None = None,
+    progress: Progress = SILENT,
+) -> ElementsBenchmark:
+    """Compare the elements of a mined run with rivals on held-out images.
+
+    Parameters
+    ----------
+    folder : run directory
+    count : elements a label and method
+    seeds : how often elements are drawn and rivals trained
+    images : training images, and held-out ones, at most
+    epochs : of the CNN
+    picture : PNG of the purity-coverage curves
+
+    Raises
+    ------
+    OutputError : when `folder` has not been mined.
+    InputError : when nothing is held out, or a number is impossible.
+    """
+    started = time.monotonic()
+    if min(count, seeds, images, epochs) < 1:
+        raise InputError("--elements, --seeds, --images and --epochs must be at least 1")
+    if run_record(str(folder)) is None:
+        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    run = open_run(resolve_settings(str(folder)), folder, progress=progress)
+    if run.directory.record["stages"].get("mine", {}).get("state") != "done":
+        raise OutputError(f"{folder} has not been mined yet; run `typicality mine` first")
+    if missing := sum(image.image_id not in run.latents for image in run.dataset):
+        raise OutputError(
+            f"{folder} holds no latents of {missing} images for this model: the base or the data set has changed "
+            "since; run `typicality mine` again"
+        )
+    with run.directory.lock():
+        work = Workbench(run, images, progress)
+        sets = [made for seed in range(seeds) for made in work.element_sets(count, seed, epochs)]
+        matches = work.matches(sets)
+    rows, curves = compare(sets, matches, work)
+    if picture is not None:
+        draw_curves(curves, picture)
+    mine = rows[0]
+    cnn = np.mean([work.cnn_accuracy(seed) for seed in range(seeds)])
+    carried = work.truth(work.held_out)
+    return ElementsBenchmark(
+        dataset=run.dataset.name,
+        label=run.dataset.label,
+        area_ours=mine.area,
+        accuracy_ours=mine.accuracy,
+        area_margin=round(mine.area - max(r.area for r in rows[1:]), 4),
+        accuracy_margin=round(mine.accuracy - max(r.accuracy for r in rows[1:]), 4),
+        rows=rows,
+        chance=round(float(carried.mean(0).max()), 4),
+        cnn_accuracy=round(float(cnn), 4),
+        elements=count,
+        seeds=seeds,
+        n_held_out=len(work.held_out),
+        n_training=len(work.training),
+        detector=work.detector,
+        warnings=work.warnings,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- comparison
+
+
+def compare(
+    sets: Sequence[ElementSet], matches: Sequence[tuple[np.ndarray, np.ndarray]], work: Workbench
+) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """Measure every set, and put the methods beside one another; ours comes first.
+
+    Returns
+    -------
+    rows, and the mean purity at each coverage of LEVELS by name of method and space
+    """
+    truth, targets = work.truth(work.held_out), work.truth(work.training)
+    groups = [image.group for image in work.held_out]
+    weights = group_weights(groups, np.random.default_rng(work.run.settings.seed), RESAMPLES)
+    samples = [np.repeat(np.arange(len(groups)), w) for w in weights]
+    single = np.flatnonzero(targets.sum(1) == 1)
+    names = [image.group for image in work.training]
+    measured: dict[tuple[str, str], list[Measured]] = {}
+    for made, (training, held_out) in zip(sets, matches, strict=True):
+        of = np.array([work.labels.index(p.label) for p in made.patches])
+        reached = purity_when_reached(held_out, of, truth)
+        model = fit_logistic(
+            training[single], targets[single].argmax(1), [names[i] for i in single], work.run.settings.seed
+        )
+        right = truth[np.arange(len(truth)), model.predict(held_out)]
+        chance = chance_area(held_out, of, truth, np.random.default_rng(made.seed), times=5)
+        measured.setdefault((made.method, made.space), []).append(
+            Measured(
+                area(reached), float(right.mean()), chance, purity_curve(held_out, of, truth),
+                len(of) / len(work.labels),
+                np.array([area(purity_when_reached(held_out[i], of, truth[i])) for i in samples]),
+                weights @ right / weights.sum(1),
+            )
+        )  # fmt: skip
+    order = sorted(measured, key=lambda key: (key[0] != OURS, list(measured).index(key)))
+    ours = measured[order[0]]
+    rows = [_row(key, measured[key], ours) for key in order]
+    return rows, {f"{m}, {s}": np.mean([x.curve for x in measured[m, s]], axis=0) for m, s in order}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measures of one set, and the same on bootstrap samples of the held-out groups (times,)."""
+
+    area: float
+    accuracy: float
+    chance: float
+    curve: np.ndarray
+    elements: float
+    areas: np.ndarray
+    accuracies: np.ndarray
+
+
+def _row(key: tuple[str, str], found: Sequence[Measured], ours: Sequence[Measured]) -> Row:
+    def between(name: str, many: str, against: Sequence[Measured] | None = None) -> tuple[float, float, float]:
+        values = np.array([getattr(m, name) for m in found])
+        resampled = np.stack([getattr(m, many) for m in found], axis=1)
+        if against is not None:
+            values = np.array([getattr(m, name) for m in against]) - values
+            resampled = np.stack([getattr(m, many) for m in against], axis=1) - resampled
+        mean, low, high = interval(values, resampled)
+        return round(mean, 4), round(low, 4), round(high, 4)
+
+    covered, accuracy = between("area", "areas"), between("accuracy", "accuracies")
+    return Row(
+        method=key[0],
+        space=key[1],
+        area=covered[0],
+        area_interval=covered[1:],
+        chance_area=round(float(np.mean([m.chance for m in found])), 4),
+        accuracy=accuracy[0],
+        accuracy_interval=accuracy[1:],
+        area_difference=between("area", "areas", ours),
+        accuracy_difference=between("accuracy", "accuracies", ours),
+        elements=round(float(np.mean([m.elements for m in found])), 2),
+    )
+
+
+def draw_curves(curves: dict[str, np.ndarray], path: Path) -> None:
+    """PNG of purity against coverage, a line a method and space."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from typicality.store import write_whole
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, curve in curves.items():
+        axes.plot(LEVELS, curve, label=name, linewidth=2.2 if name.startswith(OURS) else 1.2)
+    axes.set(xlabel="coverage of the label's held-out images", ylabel="purity", xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(frameon=False, fontsize=8)
+    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=120))

@@ -1,0 +1,439 @@
+"""Is typicality estimated well, and at which cost? Every way of drawing against a gold standard of many draws.
+
+On a sample of a run's images: the published protocol (independent draws, t uniform; Siglidis et al., ECCV 2024),
+stratified antithetic draws in equal number for every image, and adaptive scoring at each precision, which takes its
+decisions by the code of the pipeline (`mining.selection.select`). The gold standard draws independently of all of
+them, under the image's own labels. Cost is counted in UNet evaluations an image, null prompt included; other labels,
+which adaptive scoring also looks at for specificity, are not part of the comparison.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from typicality.dataset.split import unit_hash
+from typicality.errors import InputError, OutputError
+from typicality.mining.boxes import box_means
+from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches
+from typicality.mining.selection import moderated, select
+from typicality.pipeline import FIRST_PASS, FURTHER, REFINEMENT, by_fold, scorer
+from typicality.progress import SILENT, Progress
+from typicality.records import Patch, ScoreMap
+from typicality.run import Run, open_run, resolve_settings, run_record
+from typicality.scoring.adaptive import PRECISION, quantile
+from typicality.scoring.estimator import moments_of
+from typicality.scoring.noise import DrawPlan
+from typicality.scoring.pooling import pooled
+from typicality.scoring.scorer import Job
+from typicality.store import write_whole
+
+BLOCK = 50
+"""Draws of the gold standard that are in memory at once; its error comes from the spread between blocks."""
+UNIFORM = (4, 8, 16, 32)
+SHARE = 500 / 1135
+"""Patches that are compared, at least, for each image of a label: the top 500 of the embedded data's labels."""
+DEFAULT = "standard"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of drawing.
+
+    Attributes
+    ----------
+    name, draws : the way, and draws an image and label (their mean, where they differ)
+    evaluations : UNet evaluations an image
+    rank_correlation : Spearman, with the gold standard, of the scores of a fixed grid of boxes; mean over labels
+    overlap : share of the gold standard's best patches that are found (same image, IoU at least 0.5, one to one)
+    expected_overlap : what adaptive scoring believes it to be
+    coverage_90, coverage_90_selected : share of the 90% intervals that hold the gold value: of the grid's boxes, and
+        of the patches that the way selected, scored by fresh draws
+    """
+
+    name: str
+    draws: float
+    evaluations: float
+    rank_correlation: float
+    overlap: float
+    expected_overlap: float | None = None
+    coverage_90: float | None = None
+    coverage_90_selected: float | None = None
+
+
+@dataclass(frozen=True)
+class EstimatorQuality:
+    """The rows, and what they come to.
+
+    Attributes
+    ----------
+    evaluations_ratio : UNet evaluations of adaptive scoring (standard) over those of the published protocol at its
+        largest N
+    overlap, overlap_paper : of these two
+    coverage_90 : of the random boxes, with as many draws as winners get; coverage_90_selected : of the winners
+    sample, gold_draws, k : images; draws of the gold standard; best patches compared, label by label
+    """
+
+    evaluations_ratio: float
+    overlap: float
+    overlap_paper: float
+    coverage_90: float
+    coverage_90_selected: float
+    sample: int
+    gold_draws: int
+    k: dict[str, int]
+    seconds: float
+    rows: list[Row]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Drawn:
+    """Maps in memory, by image and label."""
+
+    maps: dict[tuple[str, str], ScoreMap] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[ScoreMap]:
+        return iter(self.maps.values())
+
+    def get(self, image_id: str, label: str) -> ScoreMap:
+        return self.maps[image_id, label]
+
+
+@dataclass
+class Gold:
+    """The gold standard: maps, and the standard error of every box's score, (H, W) by image and label."""
+
+    maps: Drawn
+    errors: dict[tuple[str, str], np.ndarray]
+    draws: int
+
+
+Draw = Callable[[str, DrawPlan, Sequence[Job], Sequence[int]], list[Drawn]]
+"""(purpose, plan, jobs, prefixes) -> for each prefix the maps of the first so many units."""
+
+
+def estimator(
+    folder: Path, images: int = 96, gold: int = 1000, paper: Sequence[int] = (4, 16, 100),
+    picture: Path | None = None, progress: Progress = SILENT,
+) -> EstimatorQuality:  # fmt: skip
+    """Compare the ways of drawing on a sample of a run's images; nothing is written into the run.
+
+    Parameters
+    ----------
+    folder : a run with a finished model and encoded images
+    images : of all labels together, the same number of each, chosen by a hash of their content
+    gold : draws of the gold standard
+    paper : numbers N of draws of the published protocol
+    picture : where a figure of overlap against evaluations goes (PNG, PDF, SVG by its suffix)
+
+    Raises
+    ------
+    OutputError : when `folder` is no run, or the run has no model.
+    InputError : for numbers that cannot be.
+    """
+    if run_record(str(folder)) is None:
+        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    if gold < 2 * BLOCK:
+        raise InputError(f"--gold needs at least {2 * BLOCK} draws, so that its own error is known, not {gold}")
+    if not paper or min(paper) < 2:
+        raise InputError("--paper needs numbers of at least 2 draws")
+    run = open_run(resolve_settings(str(folder)), folder, progress=progress)
+    stages = run.directory.record["stages"]
+    if run.settings.finetune.enabled and stages.get("finetune", {}).get("state") != "done":
+        raise OutputError(f"{folder} has no finished model yet; run `typicality finetune` first")
+    jobs = [job for job in sample(run.labels_of, images) if job.image_id in run.latents]
+    if not jobs:
+        raise OutputError(f"{folder} holds no encoded image; run `typicality mine` first")
+    score = run.settings.score
+    low, high = score.t_min, score.t_max
+    plans = (DrawPlan(1, low, high), DrawPlan(1, low, high, antithetic=False, stratified=False))
+    mine = run.settings.mine
+    totals = [run.dataset.number_of(label) for label in run.dataset.labels]
+    share = max(mine.per_label / max(1.0, float(np.mean(totals))), SHARE)
+    selection = PatchSelection(
+        side=patch_side(run.latents.size, mine.patch, run.base.factor), factor=run.base.factor,
+        per_image=mine.per_image, per_label=10**9, share=min(1.0, share / mine.per_image),
+    )  # fmt: skip
+    sizes = {image.image_id: (image.width, image.height) for image in run.dataset}
+    result = compare(
+        partial_draw(run, progress), jobs, selection, sizes.__getitem__, plans, gold, sorted(paper), progress
+    )
+    if picture is not None:
+        draw_figure(result, picture)
+    return result
+
+
+def sample(labels_of: Mapping[str, Sequence[str]], images: int) -> list[Job]:
+    """Choose images by a hash of their ids, as many of each label as of the next."""
+    of_label: defaultdict[str, list[str]] = defaultdict(list)
+    for image_id in sorted(labels_of, key=lambda i: unit_hash(i, "estimator")):
+        for label in labels_of[image_id]:
+            of_label[label].append(image_id)
+    chosen: set[str] = set()
+    for place in range(max((len(ids) for ids in of_label.values()), default=0)):
+        for label in sorted(of_label):
+            if len(chosen) < images and place < len(of_label[label]):
+                chosen.add(of_label[label][place])
+    return [Job(image_id, tuple(labels_of[image_id])) for image_id in sorted(chosen)]
+
+
+def partial_draw(run: Run, progress: Progress) -> Draw:
+    """The function that draws with a run's model: for each image that of its fold."""
+
+    def draw(purpose: str, plan: DrawPlan, jobs: Sequence[Job], prefixes: Sequence[int]) -> list[Drawn]:
+        found = [Drawn() for _ in prefixes]
+        progress.start(f"draw ({purpose})", len(jobs))
+        for fold, held_out in by_fold(run, jobs):
+            measure = replace(scorer(run, purpose, 2, fold), plan=plan)
+            alike: defaultdict[tuple[int, int, int], list[Job]] = defaultdict(list)
+            for job in held_out:
+                view = run.latents.view(job.image_id)
+                alike[view.height, view.width, len(job.labels)].append(job)
+            for (_, _, labels), same in sorted(alike.items()):
+                size = max(1, run.batch_size // (plan.draws * (1 + labels)))
+                for start in range(0, len(same), size):
+                    part = same[start : start + size]
+                    differences, shifts, losses = measure.unit_maps(part)
+                    for i, job in enumerate(part):
+                        for j, label in enumerate(job.labels):
+                            for drawn, n in zip(found, prefixes, strict=True):
+                                moments = moments_of(differences[i, j, :n], shifts[i, j, :n], losses[i, :n])
+                                drawn.maps[job.image_id, label] = ScoreMap(
+                                    job.image_id, label, run.latents.view(job.image_id), n,
+                                    moments.typicality.numpy(),
+                                    {side: square.numpy() for side, square in moments.squares.items()},
+                                    moments.shrinkage.numpy(), moments.null_loss.numpy(),
+                                )  # fmt: skip
+                    progress.advance(len(part))
+        progress.finish()
+        return found
+
+    return draw
+
+
+# ---------------------------------------------------------------------------------------------- comparison
+
+
+def compare(
+    draw: Draw, jobs: Sequence[Job], selection: PatchSelection, size_of: Callable[[str], tuple[int, int]],
+    plans: tuple[DrawPlan, DrawPlan], gold: int, paper: Sequence[int], progress: Progress = SILENT,
+) -> EstimatorQuality:  # fmt: skip
+    """Compare the ways of drawing, given a function that draws.
+
+    Parameters
+    ----------
+    draw : gives maps; other purposes draw independently
+    selection : its share decides how many patches of a label are compared
+    plans : one stratified antithetic unit, and one independent draw
+    """
+    started = time.monotonic()
+    ours, theirs = plans
+    per_draw = sum(1 + len(job.labels) for job in jobs) / len(jobs)  # evaluations an image
+    fixed = gold + max(paper) + sum(UNIFORM) + UNIFORM[0]
+    progress.say(
+        f"{len(jobs)} images: {fixed * per_draw * len(jobs):,.0f} UNet evaluations, and at most "
+        f"{sum(p.further + p.refine for p in PRECISION.values()) * per_draw * len(jobs):,.0f} for adaptive scoring"
+    )
+    first = draw(FIRST_PASS, replace(ours, units=UNIFORM[0] // 2), jobs, [UNIFORM[0] // 2])[0]
+    seconds = time.monotonic() - started
+    progress.say(f"about {seconds / UNIFORM[0] * fixed / 60:.0f} minutes")
+    standard = gold_standard(draw, theirs, jobs, gold, selection.side)
+    best = top_patches(standard.maps, selection, size_of)
+    grid = grid_patches(standard.maps, selection.side)
+    bench = _Bench(standard, best, grid, selection, size_of)
+
+    rows = []
+    for n, maps in zip(paper, draw("published", replace(theirs, units=max(paper)), jobs, list(paper)), strict=True):
+        rows.append(bench.row(f"published, N = {n}", maps, n, n * per_draw))
+    for n in UNIFORM:
+        maps = draw(f"uniform {n}", replace(ours, units=n // 2), jobs, [n // 2])[0]
+        rows.append(bench.row(f"uniform, {n} draws", maps, n, n * per_draw))
+    cache: dict[tuple[str, int], Drawn] = {}
+    for name in PRECISION:
+        rows.append(_adaptive(name, draw, ours, jobs, first, bench, cache, progress))
+
+    by_name = {row.name: row for row in rows}
+    adaptive, published = by_name[f"adaptive, {DEFAULT}"], by_name[f"published, N = {max(paper)}"]
+    return EstimatorQuality(
+        evaluations_ratio=round(adaptive.evaluations / published.evaluations, 4),
+        overlap=adaptive.overlap,
+        overlap_paper=published.overlap,
+        coverage_90=by_name[f"uniform, {PRECISION[DEFAULT].refine} draws"].coverage_90 or 0.0,
+        coverage_90_selected=adaptive.coverage_90_selected or 0.0,
+        sample=len(jobs),
+        gold_draws=standard.draws,
+        k={label: len(found) for label, found in best.items()},
+        seconds=round(time.monotonic() - started, 1),
+        rows=rows,
+    )
+
+
+def gold_standard(draw: Draw, plan: DrawPlan, jobs: Sequence[Job], draws: int, side: int) -> Gold:
+    """Draw independently, block by block; keep sums of maps, and of box scores and their squares."""
+    blocks = -(-draws // BLOCK)
+    totals: dict[tuple[str, str], np.ndarray] = {}
+    boxes: dict[tuple[str, str], np.ndarray] = {}
+    last = Drawn()
+    for block in range(blocks):
+        last = draw(f"gold {block}", replace(plan, units=BLOCK), jobs, [BLOCK])[0]
+        for key, one in last.maps.items():
+            means = box_means(one.typicality, side).astype(np.float64)
+            totals[key] = totals.get(key, 0.0) + one.typicality.astype(np.float64)
+            boxes[key] = boxes.get(key, 0.0) + np.stack([means, means * means])
+    maps, errors = Drawn(), {}
+    for key, one in last.maps.items():
+        mean, square = boxes[key] / blocks
+        errors[key] = np.sqrt(np.maximum(square - mean * mean, 0) / (blocks - 1))
+        maps.maps[key] = replace(one, typicality=(totals[key] / blocks).astype(np.float32), squares={})
+    return Gold(maps, errors, blocks * BLOCK)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every row is compared with."""
+
+    gold: Gold
+    best: dict[str, list[Patch]]
+    grid: dict[str, list[Patch]]
+    selection: PatchSelection
+    size_of: Callable[[str], tuple[int, int]]
+
+    def row(self, name: str, maps: Drawn, draws: float, evaluations: float) -> Row:
+        found = top_patches(maps, self.selection, self.size_of)
+        return Row(
+            name=name, draws=draws, evaluations=round(evaluations, 2),
+            rank_correlation=self.correlation(maps), overlap=overlap(self.best, found),
+            coverage_90=self.coverage(self.grid, maps),
+        )  # fmt: skip
+
+    def correlation(self, maps: Drawn) -> float:
+        """Mean over labels of Spearman's correlation over the grid's boxes."""
+        ours, truth = rescored(self.grid, maps), self.grid
+        found = []
+        for label, patches in truth.items():
+            at = {(p.image_id, p.row, p.column): p.typicality for p in ours[label]}
+            pairs = [(p.typicality, at[p.image_id, p.row, p.column]) for p in patches]
+            found.append(float(spearmanr(*zip(*pairs, strict=True)).statistic))
+        return round(float(np.mean(found)), 4)
+
+    def coverage(self, patches: dict[str, list[Patch]], maps: Drawn) -> float:
+        """Share of patches whose 90% interval, from these maps, holds the gold value; gold's own error is added."""
+        inside = []
+        for label, found in moderated(rescored(patches, maps), maps).items():
+            for patch in found:
+                key = patch.image_id, label
+                one = self.gold.maps.get(*key)
+                rows, columns = slice(patch.row, patch.row + patch.side), slice(patch.column, patch.column + patch.side)
+                truth = float(one.typicality[rows, columns].mean())
+                error = np.hypot(patch.standard_error, self.gold.errors[key][patch.row, patch.column])
+                inside.append(abs(patch.typicality - truth) <= quantile(patch.freedom, 0.95) * error)
+        return round(float(np.mean(inside)), 4)
+
+
+def _adaptive(
+    name: str, draw: Draw, plan: DrawPlan, jobs: Sequence[Job], first: Drawn, bench: _Bench,
+    cache: dict[tuple[str, int], Drawn], progress: Progress,
+) -> Row:  # fmt: skip
+    """Adaptive scoring at one precision, as the pipeline does it; draws that two precisions share are made once."""
+    labels_of = {job.image_id: job.labels for job in jobs}
+    held: defaultdict[tuple[str, str], list[ScoreMap]] = defaultdict(list)
+    for job in jobs:
+        for label in job.labels:
+            held[job.image_id, label].append(first.get(job.image_id, label))
+    spent = [float(UNIFORM[0] * sum(1 + len(job.labels) for job in jobs))]
+
+    def fetch(purpose: str, draws: int, wanted: Sequence[Job]) -> Drawn:
+        store = cache.setdefault((purpose, draws), Drawn())
+        missing = [j for j in wanted if any((j.image_id, label) not in store.maps for label in j.labels)]
+        if missing:
+            whole = [Job(j.image_id, labels_of[j.image_id]) for j in missing]
+            store.maps |= draw(purpose, replace(plan, units=draws // 2), whole, [draws // 2])[0].maps
+        spent[0] += draws * sum(1 + len(job.labels) for job in wanted)
+        return store
+
+    def ask(level: int, draws: int, wanted: Sequence[Job]) -> Drawn:
+        store = fetch(f"{FURTHER} {level}", draws, wanted)
+        for job in wanted:
+            for label in job.labels:
+                held[job.image_id, label].append(store.get(job.image_id, label))
+        return store
+
+    effort = PRECISION[name]
+    chosen = select(first, ask, bench.selection, effort, UNIFORM[0], bench.size_of, progress.say)
+    winners: defaultdict[str, set[str]] = defaultdict(set)
+    for label, patches in chosen.patches.items():
+        for patch in patches:
+            winners[patch.image_id].add(label)
+    fresh = fetch(REFINEMENT, effort.refine, [Job(i, tuple(sorted(own))) for i, own in sorted(winners.items())])
+    together = Drawn({key: pooled(maps) for key, maps in held.items()})
+    units = sum(m.n_pairs for maps in held.values() for m in maps)
+    return Row(
+        name=f"adaptive, {name}", draws=round(2 * units / len(held), 2), evaluations=round(spent[0] / len(jobs), 2),
+        rank_correlation=bench.correlation(together), overlap=overlap(bench.best, chosen.patches),
+        expected_overlap=round(chosen.rounds[-1].expected_overlap, 4),
+        coverage_90_selected=bench.coverage(chosen.patches, fresh),
+    )  # fmt: skip
+
+
+def grid_patches(maps: Drawn, side: int) -> dict[str, list[Patch]]:
+    """Patches side by side over every map, with the map's scores: places that no one has chosen."""
+    found: defaultdict[str, list[Patch]] = defaultdict(list)
+    for one in maps:
+        means = box_means(one.typicality, side)
+        for row in range(0, means.shape[0], side):
+            for column in range(0, means.shape[1], side):
+                place = (one.image_id, one.label, row, column, side, (0, 0, 1, 1))
+                found[one.label].append(Patch(*place, float(means[row, column]), 0.0))
+    return dict(found)
+
+
+def overlap(best: Mapping[str, Sequence[Patch]], found: Mapping[str, Sequence[Patch]]) -> float:
+    """Share of the best patches that were found: same image and label, IoU of at least 0.5, one to one, best first."""
+    hits = 0
+    for label, patches in best.items():
+        left: defaultdict[str, list[Patch]] = defaultdict(list)
+        for patch in found.get(label, ()):
+            left[patch.image_id].append(patch)
+        for patch in patches:
+            close = max(left[patch.image_id], key=lambda other: union_share(patch, other), default=None)
+            if close is not None and union_share(patch, close) >= 0.5:
+                left[patch.image_id].remove(close)
+                hits += 1
+    return round(hits / max(1, sum(len(patches) for patches in best.values())), 4)
+
+
+def union_share(a: Patch, b: Patch) -> float:
+    """Intersection over union of two patches of one side, in cells."""
+    shared = max(0, a.side - abs(a.row - b.row)) * max(0, a.side - abs(a.column - b.column))
+    return shared / (2 * a.side**2 - shared)
+
+
+def draw_figure(result: EstimatorQuality, path: Path) -> None:
+    """Overlap against UNet evaluations, a line a family."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    families = (("published", "o-", "#888888"), ("uniform", "s-", "#3b7dd8"), ("adaptive", "D-", "#d1495b"))
+    for family, style, colour in families:
+        rows = [row for row in result.rows if row.name.startswith(family)]
+        axes.plot([r.evaluations for r in rows], [r.overlap for r in rows], style, color=colour, label=family)
+        for row in rows:
+            text = row.name.partition(", ")[2]
+            axes.annotate(text, (row.evaluations, row.overlap), xytext=(4, -10), textcoords="offset points", size=7)
+    axes.set_xscale("log")
+    axes.set_xlabel("UNet evaluations an image")
+    axes.set_ylabel(f"overlap of the best patches with {result.gold_draws} draws")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    suffix = path.suffix.lstrip(".") or "png"
+    write_whole(path, lambda p: figure.savefig(p, format=suffix, dpi=150))

@@ -1,0 +1,66 @@
+"""What was measured of a run, as plots: label confusion and purity-coverage, each where it was evaluated.
+
+Reads every `evaluation/*.json` of the run directory, as `typicality evaluate ... --write` leaves them there: a
+document with `confusion` (true label -> predicted label -> images), or with `rows` that each hold a `purity` and a
+`coverage` list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from typicality.report.plots import PlotView, confusion_plot, purity_plot
+from typicality.report.sections.base import Section, Source, mappings, number
+from typicality.report.text import clean
+
+
+@dataclass(frozen=True)
+class Evaluation(Section):
+    """Plots of measured quality."""
+
+    plots: tuple[PlotView, ...]
+
+    slug: ClassVar[str] = "quality"
+    short: ClassVar[str] = "Quality"
+    heading: ClassVar[str] = "How good the model is, measured"
+    template: ClassVar[str] = "sections/evaluation.html"
+
+    @classmethod
+    def read(cls, source: Source) -> Evaluation | None:
+        plots: list[PlotView] = []
+        folder = source.folder / "evaluation"
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+            document = source.json("evaluation", path.name)
+            if not isinstance(document, Mapping):
+                continue
+            for plot in (_confusion(document), _purity(document)):
+                if plot is not None and plot.title not in {p.title for p in plots}:
+                    plots.append(plot)
+        return cls(tuple(plots)) if plots else None
+
+
+def _confusion(document: Mapping[str, Any]) -> PlotView | None:
+    table = document.get("confusion")
+    if not isinstance(table, Mapping) or not all(isinstance(row, Mapping) for row in table.values()):
+        return None
+    labels = [str(label) for label in table]
+    counts = [[number(table[a].get(b)) or 0.0 for b in labels] for a in labels]
+    if len(labels) < 2 or not any(map(any, counts)):
+        return None
+    return confusion_plot(labels, counts, number(document.get("accuracy")), number(document.get("chance")))
+
+
+def _purity(document: Mapping[str, Any]) -> PlotView | None:
+    curves = {}
+    for row in mappings(document.get("rows")):
+        name = row.get("method") or row.get("name")
+        coverage, purity = row.get("coverage"), row.get("purity")
+        if not name or not isinstance(coverage, list) or not isinstance(purity, list) or len(coverage) != len(purity):
+            continue
+        points = [(number(c), number(p)) for c, p in zip(coverage, purity, strict=True)]
+        whole = [(c, p) for c, p in points if c is not None and p is not None]
+        if len(whole) > 1:
+            curves[clean(name)] = whole
+    return purity_plot(curves) if curves else None
