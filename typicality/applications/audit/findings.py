@@ -78,7 +78,8 @@ SEVERITY: dict[str, tuple[float, float]] = {
     "borders": (0.5, 0.25),  # share of typicality in the border, above what uniform typicality would have there
     "outside_truth": (0.8, 0.5),  # how much of the given boxes' lift is missing: 1 - density inside / density at chance
     "other_column": (0.6, 0.3),  # share of the column's uncertainty that the label explains
-    "giveaway": (0.5, 0.2),  # balanced accuracy above chance, as a share of what is possible
+    "giveaway": (0.3, 0.1),  # balanced accuracy above chance, as a share of what is possible; 1 / (K - 1) where
+    # one label of K is given away entirely and the others not at all
     "near_duplicates": (0.2, 0.02),  # share of the images concerned
 }
 """Effect sizes from which a significant finding is of high and of medium severity."""
