@@ -73,7 +73,7 @@
   let visible = [];
 
   const filter = () => {
-    const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = [...$("search").value.toLowerCase().matchAll(/"([^"]+)"|\S+/g)].map((m) => m[1] ?? m[0]);
     const show = $("show").value, beside = show === "" ? "" : $("beside").value;
     const only = $("sound").checked;
     let clusters = 0;
