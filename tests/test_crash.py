@@ -85,7 +85,7 @@ def mine(folder: Path, model: Path, out: Path) -> None:
 
 
 def content(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {name: pq.read_table(run / name).to_pydict() for name in TABLES}
+    found: dict[str, Any] = {name: repr(pq.read_table(run / name).to_pydict()) for name in TABLES}  # NaN != NaN
     found["features"] = (run / "features.npy").read_bytes()
     return found
 

@@ -86,8 +86,9 @@ def finish(*started: subprocess.Popen[str]) -> list[tuple[str, str]]:
     return found
 
 
-def tables(run: Path) -> list[dict]:
-    return [pq.read_table(run / name).to_pydict() for name in TABLES]
+def tables(run: Path) -> list[str]:
+    """The tables as text: unknown values are NaN, and a NaN is not equal to itself."""
+    return [repr(pq.read_table(run / name).to_pydict()) for name in TABLES]
 
 
 BARRIER = """

@@ -24,6 +24,8 @@ from typicality.progress import Progress
 from typicality.run import Run, open_run
 from typicality.scoring.scorer import Job, Scorer
 
+pytestmark = pytest.mark.slow  # whole fine-tunings, several each
+
 OPTIONS = {
     "finetune": {"steps": 6, "batch_size": 8, "validate_every": 2, "folds": 2, "validation_images": 4},
     "score": {"draws": 2, "refine_draws": 2, "shard_images": 8},
