@@ -90,11 +90,9 @@ def report(
 
 def existing_run(run: Path) -> Path:
     """Return `run`, or say that it is no run directory."""
-    from typicality.errors import OutputError
-    from typicality.run import run_record
+    from typicality.run import existing_record
 
-    if run_record(str(run)) is None:
-        raise OutputError(f"{run} is no run directory: it has no run.json; run `typicality mine` first")
+    existing_record(run)
     return run
 
 

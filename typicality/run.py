@@ -219,6 +219,19 @@ def run_record(source: str) -> dict[str, Any] | None:
     return record
 
 
+def existing_record(folder: str | Path) -> dict[str, Any]:
+    """Return run.json of a run directory.
+
+    Raises
+    ------
+    OutputError : when `folder` is no run directory.
+    """
+    record = run_record(str(folder))
+    if record is None:
+        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    return record
+
+
 def resolve_settings(
     source: str | None = None, config: Path | None = None, overrides: Iterable[Mapping[str, Any]] = ()
 ) -> Settings:
@@ -302,8 +315,7 @@ def open_finished(folder: Path, stage: str, settings: Settings | None = None, pr
     ------
     OutputError : when `folder` is no run, or has not got so far.
     """
-    if run_record(str(folder)) is None:
-        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    existing_record(folder)
     before = RunDirectory(folder).record
     own: dict[str, Any] = {name: before[name] for name in ("settings", "seed", "dataset") if name in before}
     run = open_run(settings or resolve_settings(str(folder)), folder, progress=progress)

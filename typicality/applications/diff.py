@@ -31,7 +31,7 @@ from typicality.errors import InputError, OutputError
 from typicality.report.pictures import LEVELS, Crop, draw_crop
 from typicality.report.render import page_of
 from typicality.report.text import clean
-from typicality.run import run_record
+from typicality.run import existing_record, run_record
 from typicality.store import write_text
 
 OVERLAP = 0.5  # IoU from which two boxes of an image are the same element
@@ -201,9 +201,7 @@ def open_side(folder: Path) -> Side:
     ------
     OutputError : when it is no run directory, or has not been mined.
     """
-    record = run_record(str(folder))
-    if record is None:
-        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    record = existing_record(folder)
     missing = [n for n in ("elements", "clusters", "images") if not (folder / f"{n}.parquet").is_file()]
     if missing:
         raise OutputError(f"{folder} has no {missing[0]}.parquet: it has not been mined; run `typicality mine` first")

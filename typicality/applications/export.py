@@ -38,7 +38,7 @@ from typicality.errors import InputError, OutputError, nearest
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.report.text import slugs
-from typicality.run import run_record
+from typicality.run import existing_record
 from typicality.store import write_table, write_text, write_whole
 
 MARKER = "typicality-export.json"
@@ -125,9 +125,7 @@ def export(run: Path, to: str, out: Path | None = None, force: bool = False, pro
     """
     if to not in WRITERS:
         raise InputError(f"there is no export format {to!r}: {nearest(to, WRITERS)}")
-    record = run_record(str(run))
-    if record is None:
-        raise OutputError(f"{run} is no run directory: it has no run.json; run `typicality mine` first")
+    record = existing_record(run)
     if not (Path(run) / "elements.parquet").exists():
         raise OutputError(f"{run} has not been mined yet; run `typicality mine` first")
     name, write, is_folder = WRITERS[to]

@@ -15,7 +15,7 @@ from typing import Any
 from typicality.errors import InputError, OutputError
 from typicality.pipeline import scorer
 from typicality.progress import SILENT, Progress
-from typicality.run import Run, open_run, resolve_settings, run_record
+from typicality.run import Run, existing_record, open_run, resolve_settings
 from typicality.scoring.scorer import Job
 
 PURPOSE = "classify"
@@ -55,8 +55,7 @@ def classify(folder: Path, draws: int = 8, progress: Progress = SILENT) -> Class
     OutputError : when `folder` is no run, or the run has no model.
     InputError : when nothing was held out, or `draws` is not even.
     """
-    if run_record(str(folder)) is None:
-        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    existing_record(folder)
     if draws < 2 or draws % 2:
         raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {draws}")
     run = open_run(resolve_settings(str(folder)), folder, progress=progress)

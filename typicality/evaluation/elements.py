@@ -41,7 +41,7 @@ from typicality.evaluation.coverage import (
 from typicality.evaluation.detection import OURS, ElementSet, Workbench
 from typicality.evaluation.rivals.features import fit_logistic
 from typicality.progress import SILENT, Progress
-from typicality.run import open_run, resolve_settings, run_record
+from typicality.run import existing_record, open_run, resolve_settings
 
 RESAMPLES = 200
 
@@ -134,8 +134,7 @@ def elements(
     started = time.monotonic()
     if min(count, seeds, images, epochs) < 1:
         raise InputError("--elements, --seeds, --images and --epochs must be at least 1")
-    if run_record(str(folder)) is None:
-        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    existing_record(folder)
     run = open_run(resolve_settings(str(folder)), folder, progress=progress)
     if run.directory.record["stages"].get("mine", {}).get("state") != "done":
         raise OutputError(f"{folder} has not been mined yet; run `typicality mine` first")

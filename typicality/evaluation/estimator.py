@@ -28,7 +28,7 @@ from typicality.mining.selection import moderated, select
 from typicality.pipeline import FIRST_PASS, FURTHER, REFINEMENT, by_fold, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch, ScoreMap
-from typicality.run import Run, open_run, resolve_settings, run_record
+from typicality.run import Run, existing_record, open_run, resolve_settings
 from typicality.scoring.adaptive import PRECISION, quantile
 from typicality.scoring.estimator import moments_of
 from typicality.scoring.noise import DrawPlan
@@ -142,8 +142,7 @@ def estimator(
     OutputError : when `folder` is no run, or the run has no model.
     InputError : for numbers that cannot be.
     """
-    if run_record(str(folder)) is None:
-        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    existing_record(folder)
     if gold < 2 * BLOCK:
         raise InputError(f"--gold needs at least {2 * BLOCK} draws, so that its own error is known, not {gold}")
     if not paper or min(paper) < 2:

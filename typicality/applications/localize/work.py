@@ -24,11 +24,11 @@ from typicality.applications.localize.pictures import overlay, save
 from typicality.applications.localize.places import Place, places
 from typicality.applications.localize.truth import cell_shares, truth_of, unseen, validation_part
 from typicality.config import Settings
-from typicality.errors import InputError, InterruptedRun, OutputError, nearest
+from typicality.errors import InputError, InterruptedRun, nearest
 from typicality.pipeline import ensure_latents, ensure_model
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
-from typicality.run import Run, open_run, run_record
+from typicality.run import Run, existing_record, open_run
 from typicality.store import write_arrays, write_table, write_text
 
 SHARE = 0.3
@@ -93,8 +93,7 @@ DEFAULTS = Options()
 @contextmanager
 def opened(settings: Settings, folder: Path, progress: Progress) -> Iterator[Run]:
     """Open a run directory that exists, hold its lock, and see that it has latents and a model."""
-    if run_record(str(folder)) is None:
-        raise OutputError(f"{folder} is no run directory: it has no run.json; run `typicality mine` first")
+    existing_record(folder)
     run = open_run(settings, folder, progress=progress)
     with run.directory.lock():
         run.directory.save()
