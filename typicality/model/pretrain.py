@@ -493,8 +493,8 @@ def train_denoiser(
 def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None) -> dict:
     """Train a base model from a captioned corpus and write a diffusers folder.
 
-    Returns the training summary that `training.json` in `out` also holds. An autoencoder that is already in
-    `out` is kept, and a denoiser in `out` is trained further.
+    Returns the training summary that `training.json` in `out` also holds. An autoencoder or a
+    text encoder that is already in `out` is kept, and a denoiser in `out` is trained further.
     """
     settings = settings or PretrainSettings()
     torch.set_flush_denormal(True)  # subnormal gradients made late steps tens of times slower on a CPU
@@ -511,9 +511,13 @@ def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None) 
         vae.half().save_pretrained(out / "vae", safe_serialization=True)
         vae.float()
         record.write_text(json.dumps(summary, indent=2))
-    text_encoder, summary["text_encoder"] = train_text_encoder(
-        [*images.drawing_captions, *images.photograph_captions], settings
-    )
+    if "text_encoder" in summary:
+        text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", torch_dtype=torch.float32)
+        text_encoder.eval().requires_grad_(False)
+    else:
+        text_encoder, summary["text_encoder"] = train_text_encoder(
+            [*images.drawing_captions, *images.photograph_captions], settings
+        )
     summary["denoiser"] = train_denoiser(vae, text_encoder, images, settings, out)
     if PartialState(cpu=True).is_main_process:
         record.write_text(json.dumps(summary, indent=2))
