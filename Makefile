@@ -80,7 +80,7 @@ bench: venv ## Measure speed, and held-out accuracy after 30 minutes of fine-tun
 	$(BIN)/typicality doctor --json > reports/benchmarks/doctor.json
 	$(BIN)/typicality finetune emoji --label year --minutes $(MINUTES) --out reports/bench-emoji-year
 	$(BIN)/typicality evaluate classify reports/bench-emoji-year --draws 8 \
-		--write reports/benchmarks/classify-emoji-year.json
+		--write reports/benchmarks/classify-emoji-year-$(MINUTES)min.json
 
 .PHONY: wheel
 wheel: venv ## Build the wheel and the source archive into dist

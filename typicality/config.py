@@ -72,6 +72,9 @@ class FinetuneSettings(Section):
     batch_size: int = Field(64, ge=1, description="images an optimizer step")
     micro_batch: int | None = Field(None, ge=1, description="images in memory at once (gradient accumulation)")
     rate: float | None = Field(None, gt=0, description="peak learning rate; 1.6e-3 for the base, 1e-4 for others")
+    cross_attention_rate: float | None = Field(
+        None, gt=0, description="rate of the weights that see the label, as a multiple; 4 for the base, 1 for others"
+    )
     weight_decay: float = Field(1e-2, ge=0)
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises")
     schedule: Literal["auto", "cosine", "constant"] = Field("auto", description="auto: cosine for the base")

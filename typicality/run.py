@@ -53,15 +53,25 @@ class Run:
         return choose_dtype(self.settings.model.dtype, self.device)
 
     @cached_property
-    def base(self) -> Checkpoint:
-        """The model before fine-tuning, in float32."""
+    def _loaded(self) -> tuple[Checkpoint, str]:
+        """The model before fine-tuning and its hash, taken before training or a cast can change the weights."""
         checkpoint = load_checkpoint(self.settings.model)
         self.progress.say(f"model: {checkpoint.name} ({checkpoint.reason})")
-        return checkpoint
+        return checkpoint, checkpoint.weights_hash()
 
-    @cached_property
+    @property
+    def base(self) -> Checkpoint:
+        """The model before fine-tuning, in float32 until a denoiser casts it."""
+        return self._loaded[0]
+
+    @property
     def base_hash(self) -> str:
-        return self.base.weights_hash()
+        return self._loaded[1]
+
+    def take_model(self, other: Run) -> None:
+        """Use the model that another run has loaded, instead of loading it again."""
+        self.__dict__["_loaded"] = other._loaded
+        self._denoisers = other._denoisers
 
     @cached_property
     def latents(self) -> LatentStore:

@@ -43,6 +43,12 @@ def test_half_precision_on_disk_leaves_the_live_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(half.unet.conv_in.weight, weight.half().float(), rtol=0, atol=0)
 
 
+def test_a_saved_model_does_not_tell_where_it_came_from(tiny_model: Path, tmp_path: Path) -> None:
+    save_checkpoint(load(tiny_model), tmp_path)
+    for config in tmp_path.glob("*/*.json"):
+        assert str(tiny_model) not in config.read_text(), config
+
+
 def test_auto_on_a_machine_without_cuda_is_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     name, reason = choose(ModelSettings())

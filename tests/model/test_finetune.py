@@ -164,6 +164,25 @@ def test_lora_trains_little_and_merges_exactly(
     assert (plain - expected).abs().max() > 1e-4
 
 
+def test_what_sees_the_label_moves_further(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    """Adam's first step moves every weight by its rate: cross-attention by four times as much, or as asked for."""
+
+    def moved(folder: str, **changes: object) -> dict[bool, float]:
+        tuner = trainer(data, tmp_path / folder, warmup=0, weight_decay=0, **changes)
+        names = [name for name, _ in tuner.checkpoint.unet.named_parameters()]
+        before = [p.detach().clone() for p in tuner.parameters]
+        tuner.train_step(0.0)
+        change = [(p - b).abs().max().item() for p, b in zip(tuner.parameters, before, strict=True)]
+        return {
+            cross: max(c for n, c in zip(names, change, strict=True) if (".attn2." in n) == cross)
+            for cross in (True, False)
+        }
+
+    usual, even = moved("usual"), moved("even", cross_attention_rate=1)
+    assert usual[True] == pytest.approx(4 * usual[False], rel=0.02)
+    assert even[True] == pytest.approx(even[False], rel=0.02)
+
+
 def test_default_steps_follow_the_data() -> None:
     assert default_steps(20, 64) == 150
     assert default_steps(3600, 64) == 337

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,12 @@ def test_pretraining_writes_a_loadable_model(corpus: Path, tmp_path: Path) -> No
     loaded = load_checkpoint(ModelSettings(name=str(tmp_path)))
     assert (loaded.size, loaded.factor) == (32, 4)
     assert not (tmp_path / "latents.safetensors").exists()
+    again = pretrain(corpus, tmp_path, replace(TOY, seed=1))
+    further = load_checkpoint(ModelSettings(name=str(tmp_path)))
+    assert again["text_encoder"] == summary["text_encoder"]
+    for part, kept in (("vae", True), ("text_encoder", True), ("unet", False)):
+        before, after = (getattr(model, part).state_dict() for model in (loaded, further))
+        assert all(torch.equal(before[name], after[name]) for name in before) == kept, part
 
 
 def test_standardised_latents_have_unit_spread_and_decode_the_same(corpus: Path) -> None:

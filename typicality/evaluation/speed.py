@@ -133,9 +133,7 @@ class _Bench:
 
         The model, once loaded, is taken over from `like`: loading is no part of scoring.
         """
-        run.__dict__["base"] = like.base if like is not None else run.base
-        if like is not None:
-            run._denoisers = like._denoisers
+        run.take_model(like if like is not None else run)
         scorer(run, FIRST_PASS, DRAWS)
 
         def work() -> float:

@@ -197,6 +197,13 @@ def _add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
     checkpoint.name = f"{checkpoint.name} + {folder}"
 
 
+def _forget_origin(config: Path) -> None:
+    """Remove the path that the weights were loaded from, which a model that is handed on should not tell."""
+    found = json.loads(config.read_text())
+    found.pop("_name_or_path", None)
+    config.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+
+
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a plain diffusers folder that `StableDiffusionPipeline.from_pretrained` also loads.
 
@@ -206,6 +213,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | N
         module: Any = getattr(checkpoint, name)
         stored = module if dtype is None else torch.nn.Module.to(copy.deepcopy(module), dtype)
         stored.save_pretrained(folder / name, safe_serialization=True)
+        _forget_origin(folder / name / "config.json")
     checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
     checkpoint.scheduler.save_pretrained(folder / "scheduler")
     index = {

@@ -41,6 +41,7 @@ from typicality.store import write_arrays, write_text
 
 logger = logging.getLogger(__name__)
 
+CROSS_ATTENTION_RATE = 4.0  # of the base; measured in reports/benchmarks/README.md
 FOCUS = 0.85  # share of the training draws whose timestep lies in the range that scoring uses
 VALIDATION_PAIRS = 4
 MEMORISED = 3.0  # warn when typicality on training images exceeds the held-out one so many times
@@ -143,7 +144,7 @@ class Finetuner:
         self.parameters = [p for p in [*unet.parameters(), *text.parameters()] if p.requires_grad]
         self.rate = settings.rate or (1.6e-3 if checkpoint.is_small else 1e-4)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True
+            self._rate_groups(), lr=self.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True
         )
         self.average = Average(self.parameters, settings.ema)
         self.steps = settings.steps or default_steps(len(data.training), settings.batch_size)
@@ -162,6 +163,20 @@ class Finetuner:
             view = latents.view(image_id)
             by_shape.setdefault((view.height, view.width), []).append(image_id)
         self.buckets = [sorted(ids) for _, ids in sorted(by_shape.items())]
+
+    def _rate_groups(self) -> list[dict[str, Any]]:
+        """The parameters in two groups with their multiples of the rate: cross-attention, and all others.
+
+        Only cross-attention sees the label. A base that already denoises well moves slowly where the label comes in.
+        """
+        multiple = self.settings.cross_attention_rate
+        if multiple is None:
+            multiple = CROSS_ATTENTION_RATE if self.checkpoint.is_small and not self.lora else 1.0
+        crosses = {id(p) for name, p in self.checkpoint.unet.named_parameters() if ".attn2." in name}
+        return [
+            {"params": [p for p in self.parameters if id(p) in crosses], "multiple": multiple},
+            {"params": [p for p in self.parameters if id(p) not in crosses], "multiple": 1.0},
+        ]
 
     # ------------------------------------------------------------------------------------------ steps
 
@@ -232,7 +247,7 @@ class Finetuner:
         ids, rng = self.batch(self.step)
         micro = self.settings.micro_batch or len(ids)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(progress)
+            group["lr"] = self._learning_rate(progress) * group["multiple"]
         self.optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for start in range(0, len(ids), micro):

@@ -245,7 +245,7 @@ def build_view(data: ReportInput) -> ReportView:
         numbers=(
             KeyNumber(count(sum(data.n_images.get(name, 0) for name in data.labels)), "images"),
             KeyNumber(count(len(data.labels)), "labels"),
-            KeyNumber(count(data.clusters.num_rows), "visual elements"),
+            _number_of_clusters(len(shown), data.clusters.num_rows),
             KeyNumber(f"{sum(not c.doubts for c in shown)} of {len(shown)}", "hold up")
             if shown
             else KeyNumber(count(data.elements.num_rows), "places found"),
@@ -437,6 +437,12 @@ def _strip(clusters: tuple[ClusterView, ...]) -> tuple[ElementView, ...]:
                 chosen.append(element)
                 used[element.image_id] += 1
     return tuple(chosen)
+
+
+def _number_of_clusters(shown: int, formed: int) -> KeyNumber:
+    if shown in (0, formed):
+        return KeyNumber(count(formed), "visual elements")
+    return KeyNumber(f"{count(shown)} of {count(formed)}", "visual elements shown")
 
 
 def _certainty(clusters: list[ClusterView], adjusted: bool) -> str:
