@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import typicality
@@ -19,6 +21,7 @@ from typicality.evaluation.estimator import (
     estimator,
     overlap,
     sample,
+    spread_by_timestep,
     union_share,
 )
 from typicality.mining.patches import PatchSelection
@@ -89,6 +92,22 @@ def test_the_result_is_json_and_a_picture(measured: EstimatorQuality, tmp_path: 
     assert {"evaluations_ratio", "overlap", "overlap_paper", "coverage_90", "coverage_90_selected"} <= set(document)
     draw_figure(measured, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_spread_of_a_bin_of_timesteps_is_found() -> None:
+    """Every image has its own level, which is no spread; the deviation of a unit is 1 to 8 over the eight bins."""
+    world, rng = World(images=30, seed=3), np.random.default_rng(0)
+    level = {job.image_id: 100 * rng.standard_normal() for job in world.jobs()}
+
+    def draw(purpose: str, plan: DrawPlan, jobs: Sequence[Job], prefixes: Sequence[int]) -> list[Drawn]:
+        one = world.maps(jobs, purpose, 1, True).rows
+        units = {key: level[key[0]] + rng.standard_normal((8, 16, 16)) * np.arange(1, 9)[:, None, None] for key in one}
+        return [
+            Drawn({key: replace(one[key], typicality=units[key][:n].mean(0)) for key in one}) for n in prefixes
+        ]  # fmt: skip
+
+    found = spread_by_timestep(draw, DrawPlan(1, 0.1, 0.7), world.jobs(), side=1)
+    np.testing.assert_allclose(found, np.arange(1, 9), rtol=0.05)
 
 
 def test_a_tiny_run(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:

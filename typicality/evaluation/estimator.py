@@ -39,6 +39,8 @@ from typicality.store import write_whole
 BLOCK = 50
 """Draws of the gold standard that are in memory at once; its error comes from the spread between blocks."""
 UNIFORM = (4, 8, 16, 32)
+STRATA = 8
+"""Bins of timesteps whose spread is compared."""
 SHARE = 500 / 1135
 """Patches that are compared, at least, for each image of a label: the top 500 of the embedded data's labels."""
 DEFAULT = "standard"
@@ -80,6 +82,9 @@ class EstimatorQuality:
     overlap, overlap_paper : of these two
     coverage_90 : of the random boxes, with as many draws as winners get; coverage_90_selected : of the winners
     sample, gold_draws, k : images; draws of the gold standard; best patches compared, label by label
+    spread : standard deviation of a box's score in one antithetic pair, in equal bins of timesteps from low to high
+    neyman_saving : share of the variance that draws allocated to the bins in proportion to their spread would save
+        (Neyman 1934); drawing does not do it, since it is small
     """
 
     evaluations_ratio: float
@@ -90,6 +95,8 @@ class EstimatorQuality:
     sample: int
     gold_draws: int
     k: dict[str, int]
+    spread: list[float]
+    neyman_saving: float
     seconds: float
     rows: list[Row]
 
@@ -239,7 +246,7 @@ def compare(
     started = time.monotonic()
     ours, theirs = plans
     per_draw = sum(1 + len(job.labels) for job in jobs) / len(jobs)  # evaluations an image
-    fixed = gold + max(paper) + sum(UNIFORM) + UNIFORM[0]
+    fixed = gold + max(paper) + sum(UNIFORM) + UNIFORM[0] + 2 * 2 * STRATA
     progress.say(
         f"{len(jobs)} images: {fixed * per_draw * len(jobs):,.0f} UNet evaluations, and at most "
         f"{sum(p.further + p.refine for p in PRECISION.values()) * per_draw * len(jobs):,.0f} for adaptive scoring"
@@ -262,6 +269,8 @@ def compare(
     for name in PRECISION:
         rows.append(_adaptive(name, draw, ours, jobs, first, bench, cache, progress))
 
+    spread = spread_by_timestep(draw, ours, jobs, selection.side)
+
     by_name = {row.name: row for row in rows}
     adaptive, published = by_name[f"adaptive, {DEFAULT}"], by_name[f"published, N = {max(paper)}"]
     return EstimatorQuality(
@@ -273,6 +282,8 @@ def compare(
         sample=len(jobs),
         gold_draws=standard.draws,
         k={label: len(found) for label, found in best.items()},
+        spread=[float(f"{s:.4g}") for s in spread],
+        neyman_saving=round(float(1 - spread.mean() ** 2 / np.square(spread).mean()), 4),
         seconds=round(time.monotonic() - started, 1),
         rows=rows,
     )
@@ -296,6 +307,28 @@ def gold_standard(draw: Draw, plan: DrawPlan, jobs: Sequence[Job], draws: int, s
         errors[key] = np.sqrt(np.maximum(square - mean * mean, 0) / (blocks - 1))
         maps.maps[key] = replace(one, typicality=(totals[key] / blocks).astype(np.float32), squares={})
     return Gold(maps, errors, blocks * BLOCK)
+
+
+def spread_by_timestep(draw: Draw, plan: DrawPlan, jobs: Sequence[Job], side: int) -> np.ndarray:
+    """Return for each of `STRATA` bins of timesteps the standard deviation of a box's score in one unit.
+
+    It is taken from two independent drawings of the same images, so that it holds nothing of how images and places
+    differ. The maps of units follow from those of the first so many, since a plan's timesteps ascend.
+    """
+    units = list(range(1, STRATA + 1))
+    first, second = (draw(f"spread {k}", replace(plan, units=STRATA), jobs, units) for k in range(2))
+
+    def unit(drawn: Sequence[Drawn], u: int, key: tuple[str, str]) -> np.ndarray:
+        total = (u + 1) * drawn[u].maps[key].typicality.astype(np.float64)
+        return total - u * drawn[u - 1].maps[key].typicality if u else total
+
+    variances = [
+        np.mean(
+            [np.square(box_means(unit(first, u, key) - unit(second, u, key), side)).mean() / 2 for key in first[0].maps]
+        )
+        for u in range(STRATA)
+    ]
+    return np.sqrt(variances)
 
 
 @dataclass(frozen=True)
