@@ -41,6 +41,10 @@ class BarProgress(Progress):
         self.bars.start()
         self.task = self.bars.add_task(stage, total=total, note="")
 
+    def expect(self, total: int) -> None:
+        if self.bars is not None:
+            self.bars.update(self.task, total=total)
+
     def advance(self, steps: int = 1, note: str = "") -> None:
         if self.bars is not None:
             self.bars.update(self.task, advance=steps, note=note)
@@ -60,6 +64,9 @@ class LineProgress(Progress):
     def start(self, stage: str, total: int) -> None:
         self.stage, self.total, self.done, self.note = stage, total, 0, ""
         self.began = self.last = time.monotonic()
+
+    def expect(self, total: int) -> None:
+        self.total = total
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self.done += steps

@@ -9,6 +9,9 @@ class Progress:
     def start(self, stage: str, total: int) -> None:
         """A stage begins, with `total` steps of work."""
 
+    def expect(self, total: int) -> None:
+        """The stage will take so many steps, other than was thought when it began."""
+
     def advance(self, steps: int = 1, note: str = "") -> None:
         """`steps` more are done; `note` is a short state such as the current loss."""
 

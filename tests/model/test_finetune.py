@@ -164,6 +164,26 @@ def test_lora_trains_little_and_merges_exactly(
     assert (plain - expected).abs().max() > 1e-4
 
 
+class Counts(Progress):
+    """Remembers what a bar would show."""
+
+    def start(self, stage: str, total: int) -> None:
+        self.total, self.done = total, 0
+
+    def expect(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done += steps
+
+
+def test_training_by_the_clock_shows_the_steps_it_takes(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    shown = Counts()
+    result = trainer(data, tmp_path / "state", steps=None, minutes=0.02).run(shown)
+    assert result.steps > 1
+    assert (shown.done, shown.total) == (result.steps, result.steps)
+
+
 def test_what_sees_the_label_moves_further(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     """Adam's first step moves every weight by its rate: cross-attention by four times as much, or as asked for."""
 

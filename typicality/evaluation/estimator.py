@@ -24,7 +24,7 @@ from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, OutputError
 from typicality.mining.boxes import box_means
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches
-from typicality.mining.selection import moderated, select
+from typicality.mining.selection import Prior, moderated, select
 from typicality.pipeline import FIRST_PASS, FURTHER, REFINEMENT, by_fold, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch, ScoreMap
@@ -34,6 +34,7 @@ from typicality.scoring.estimator import moments_of
 from typicality.scoring.noise import DrawPlan
 from typicality.scoring.pooling import pooled
 from typicality.scoring.scorer import Job
+from typicality.scoring.shards import ScoreReader
 from typicality.store import write_whole
 
 BLOCK = 50
@@ -173,11 +174,23 @@ def estimator(
     )  # fmt: skip
     sizes = {image.image_id: (image.width, image.height) for image in run.dataset}
     result = compare(
-        partial_draw(run, progress), jobs, selection, sizes.__getitem__, plans, gold, sorted(paper), progress
-    )
+        partial_draw(run, progress), jobs, selection, sizes.__getitem__, plans, gold, sorted(paper), progress,
+        prior_of(run, selection.side),
+    )  # fmt: skip
     if picture is not None:
         draw_figure(result, picture)
     return result
+
+
+def prior_of(run: Run, side: int) -> Prior | None:
+    """Return what adaptive scoring of the whole run knew of boxes in general, or None where it cannot be told.
+
+    A run of thousands of images learns it from all of them, and the sample is too small to learn it from.
+    """
+    if run.settings.score.protocol != "adaptive" or run.first_draws != UNIFORM[0]:
+        return None
+    folder = run.score_folder(FIRST_PASS, run.first_draws)
+    return Prior.fit(ScoreReader(folder), side) if folder.is_dir() else None
 
 
 def sample(labels_of: Mapping[str, Sequence[str]], images: int) -> list[Job]:
@@ -234,6 +247,7 @@ def partial_draw(run: Run, progress: Progress) -> Draw:
 def compare(
     draw: Draw, jobs: Sequence[Job], selection: PatchSelection, size_of: Callable[[str], tuple[int, int]],
     plans: tuple[DrawPlan, DrawPlan], gold: int, paper: Sequence[int], progress: Progress = SILENT,
+    prior: Prior | None = None,
 ) -> EstimatorQuality:  # fmt: skip
     """Compare the ways of drawing, given a function that draws.
 
@@ -242,6 +256,7 @@ def compare(
     draw : gives maps; other purposes draw independently
     selection : its share decides how many patches of a label are compared
     plans : one stratified antithetic unit, and one independent draw
+    prior : of adaptive scoring, where more images are known than the sample
     """
     started = time.monotonic()
     ours, theirs = plans
@@ -267,7 +282,7 @@ def compare(
         rows.append(bench.row(f"uniform, {n} draws", maps, n, n * per_draw))
     cache: dict[tuple[str, int], Drawn] = {}
     for name in PRECISION:
-        rows.append(_adaptive(name, draw, ours, jobs, first, bench, cache, progress))
+        rows.append(_adaptive(name, draw, ours, jobs, first, bench, cache, progress, prior))
 
     spread = spread_by_timestep(draw, ours, jobs, selection.side)
 
@@ -375,7 +390,7 @@ class _Bench:
 
 def _adaptive(
     name: str, draw: Draw, plan: DrawPlan, jobs: Sequence[Job], first: Drawn, bench: _Bench,
-    cache: dict[tuple[str, int], Drawn], progress: Progress,
+    cache: dict[tuple[str, int], Drawn], progress: Progress, prior: Prior | None,
 ) -> Row:  # fmt: skip
     """Adaptive scoring at one precision, as the pipeline does it; draws that two precisions share are made once."""
     labels_of = {job.image_id: job.labels for job in jobs}
@@ -402,7 +417,7 @@ def _adaptive(
         return store
 
     effort = PRECISION[name]
-    chosen = select(first, ask, bench.selection, effort, UNIFORM[0], bench.size_of, progress.say)
+    chosen = select(first, ask, bench.selection, effort, UNIFORM[0], bench.size_of, progress.say, prior)
     winners: defaultdict[str, set[str]] = defaultdict(set)
     for label, patches in chosen.patches.items():
         for patch in patches:

@@ -308,6 +308,7 @@ def standing(candidates: Candidates, kept: int) -> Standing:
 def select(
     first: Maps, ask: Ask, selection: PatchSelection, effort: Effort, draws: int,
     size_of: Callable[[str], tuple[int, int]], say: Callable[[str], None] = lambda _: None,
+    prior: Prior | None = None,
 ) -> Selected:  # fmt: skip
     """Choose the patches of every label.
 
@@ -319,8 +320,9 @@ def select(
     effort : how much work may be done
     draws : of the first pass, an image and label
     size_of : image_id -> width and height of the original in pixels
+    prior : fitted to more images than are chosen from; by default to the maps of the first pass
     """
-    prior = Prior.fit(first, selection.side)
+    prior = prior or Prior.fit(first, selection.side)
     labels: defaultdict[str, Candidates] = defaultdict(lambda: Candidates(selection.per_label))
     total = 0
     for batch in batches(first):

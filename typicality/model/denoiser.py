@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from typicality.errors import SettingsError
 from typicality.model.checkpoint import Checkpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FEW_CELLS = 1024  # below this many latent cells, plain attention beats the fused kernel on a CPU
+FEW_CELLS = 1024  # below this many latent cells, plain attention trains faster than the fused kernel on a CPU
 
 
 def choose_device(device: Device) -> torch.device:
@@ -49,10 +49,10 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 
 def use_small_attention(unet: UNet2DConditionModel, device: torch.device) -> None:
-    """On a CPU and for small latents, replace the fused attention kernel by plain products.
+    """For training on a CPU and small latents, replace the fused attention kernel by plain products.
 
     The backward pass of the fused kernel took 46% of a training step of the bundled base on a CPU; plain
-    products made the whole step twice as fast (reports/benchmarks/README.md).
+    products made the whole step twice as fast (reports/benchmarks/README.md). Forward, the fused kernel is faster.
     """
     sample = unet.config.sample_size
     cells = sample**2 if isinstance(sample, int) else sample[0] * sample[1]
@@ -77,7 +77,7 @@ class Denoiser:
         torch.nn.Module.to(self.unet, device=device, dtype=dtype)
         if device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
-        use_small_attention(self.unet, device)
+        self.unet.set_attn_processor(AttnProcessor2_0())
         self.unet.eval()
         scheduler = checkpoint.scheduler
         self.alphas_cumprod: Float[Tensor, " t"] = scheduler.alphas_cumprod.float()

@@ -340,6 +340,7 @@ class Finetuner:
             self.seconds = time.monotonic() - began
             if limit:  # the number of steps follows from the time one takes
                 self.steps = max(self.step, round(self.step * limit / self.seconds))
+                progress.expect(round(self.part.until * self.steps))
             progress.advance(1, f"loss {np.mean(self.losses):.4f}")
             finished = self._is_finished(limit)
             if finished or self.step % self.settings.validate_every == 0:
