@@ -325,6 +325,11 @@ class _Current:
         return self.reader.get(image_id, label)
 
 
+def first_pass(run: Run) -> _Current:
+    """The maps of the first pass: every image under its own labels."""
+    return _Current(run, _first_reader(run))
+
+
 def _selected(run: Run) -> Selected:
     """Choose the patches of every label, scoring further what is undecided: nothing new the second time.
 
@@ -338,7 +343,7 @@ def _selected(run: Run) -> Selected:
         return score_pass(run, f"select {level}.{asked[level]}", f"{FURTHER} {level}", draws, jobs)
 
     return select(
-        _Current(run, _first_reader(run)), ask, _selection(run), effort_of(run.settings.score), run.first_draws,
+        first_pass(run), ask, _selection(run), effort_of(run.settings.score), run.first_draws,
         _sizes(run).__getitem__, run.progress.say,
     )  # fmt: skip
 
@@ -381,7 +386,7 @@ def ensure_elements(run: Run) -> None:
             patches = moderated(rescored(_selected(run).patches, reader), reader)
             patches = with_specificity(patches, reader, run.labels_of.__getitem__)
         else:
-            patches = top_patches(_Current(run, _first_reader(run)), _selection(run), sizes.__getitem__)
+            patches = top_patches(first_pass(run), _selection(run), sizes.__getitem__)
         ordered = in_table_order(patches)
         features = _features(run, ordered)
         groups = {image.image_id: image.group for image in run.dataset}

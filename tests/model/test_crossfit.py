@@ -26,7 +26,7 @@ from typicality.scoring.scorer import Job, Scorer
 
 pytestmark = pytest.mark.slow  # whole fine-tunings, several each
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "finetune": {"steps": 6, "batch_size": 8, "validate_every": 2, "folds": 2, "validation_images": 4},
     "score": {"draws": 2, "refine_draws": 2, "shard_images": 8},
     "mine": {"noises": 1, "share": 1.0, "per_label": 20},
@@ -35,8 +35,8 @@ OPTIONS = {
 
 
 def settings_for(source: Path, model: Path, **finetune: Any) -> Settings:
-    options = {**OPTIONS, "finetune": {**OPTIONS["finetune"], **finetune}}  # type: ignore[dict-item]
-    return settings_for_api(source, "folder", model=str(model), **options)  # type: ignore[arg-type]
+    options = {**OPTIONS, "finetune": {**OPTIONS["finetune"], **finetune}}
+    return settings_for_api(source, "folder", model=str(model), **options)
 
 
 class KilledError(BaseException):
@@ -222,12 +222,12 @@ def test_maps_of_mixed_folds_come_from_each_ones_model(fitted: Run) -> None:
 
 def test_a_whole_run_with_folds(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Every image is held out, is classified, and changing the number of folds scores again."""
-    result = typicality.mine(tiny_folder, "folder", model=str(tiny_model), out=tmp_path / "run", **OPTIONS)  # type: ignore[arg-type]
+    result = typicality.mine(tiny_folder, "folder", model=str(tiny_model), out=tmp_path / "run", **OPTIONS)
     assert all(result.images["held_out"].to_pylist())
     assert typicality.classify(result.folder, draws=2).n == 32
     keys = {name: entry["key"] for name, entry in result.record["stages"].items()}
-    three = {**OPTIONS, "finetune": {**OPTIONS["finetune"], "folds": 3}}  # type: ignore[dict-item]
-    again = typicality.mine(result.folder, "folder", model=str(tiny_model), **three)  # type: ignore[arg-type]
+    three = {**OPTIONS, "finetune": {**OPTIONS["finetune"], "folds": 3}}
+    again = typicality.mine(result.folder, "folder", model=str(tiny_model), **three)
     for stage in ("finetune", "score", "refine", "mine"):
         assert again.record["stages"][stage]["key"] != keys[stage]
     assert set(result.clusters["p_value_method"].to_pylist()) == {"controls"}

@@ -98,7 +98,9 @@ def test_training_raises_held_out_typicality(data: tuple[TrainingSet, LatentStor
     assert tuner.best in {e["held_out_typicality"] for e in tuner.history}
 
 
-def test_training_stops_when_patience_runs_out(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+def test_training_stops_when_patience_runs_out(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tuner = trainer(data, tmp_path, steps=50, validate_every=1, patience=2)
     scores = iter([3.0, 1.0, 2.0, 9.0])
 
@@ -107,7 +109,7 @@ def test_training_stops_when_patience_runs_out(data: tuple[TrainingSet, LatentSt
         tuner.held_out_values = [score - 0.1 * tuner.step, score + 0.1]
         return {"step": tuner.step, "held_out_typicality": score, "train_typicality": 1.0}
 
-    tuner.validate = validate  # type: ignore[method-assign]
+    monkeypatch.setattr(tuner, "validate", validate)
     result = tuner.run()
     assert (result.steps, result.best_step) == (3, 1)
 

@@ -25,7 +25,7 @@ from typicality.errors import InputError, OutputError
 from typicality.mining.boxes import box_means
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches
 from typicality.mining.selection import Prior, moderated, select
-from typicality.pipeline import FIRST_PASS, FURTHER, REFINEMENT, by_fold, scorer
+from typicality.pipeline import FIRST_PASS, FURTHER, REFINEMENT, by_fold, first_pass, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch, ScoreMap
 from typicality.run import Run, existing_record, open_run, resolve_settings
@@ -34,7 +34,6 @@ from typicality.scoring.estimator import moments_of
 from typicality.scoring.noise import DrawPlan
 from typicality.scoring.pooling import pooled
 from typicality.scoring.scorer import Job
-from typicality.scoring.shards import ScoreReader
 from typicality.store import write_whole
 
 BLOCK = 50
@@ -189,8 +188,9 @@ def prior_of(run: Run, side: int) -> Prior | None:
     """
     if run.settings.score.protocol != "adaptive" or run.first_draws != UNIFORM[0]:
         return None
-    folder = run.score_folder(FIRST_PASS, run.first_draws)
-    return Prior.fit(ScoreReader(folder), side) if folder.is_dir() else None
+    if run.directory.record["stages"].get("score", {}).get("state") != "done":
+        return None
+    return Prior.fit(first_pass(run), side)
 
 
 def sample(labels_of: Mapping[str, Sequence[str]], images: int) -> list[Job]:

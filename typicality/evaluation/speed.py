@@ -133,7 +133,8 @@ class _Bench:
 
         The model, once loaded, is taken over from `like`: loading is no part of scoring.
         """
-        run.take_model(like if like is not None else run)
+        if like is not None:
+            run.take_model(like)
         scorer(run, FIRST_PASS, DRAWS)
 
         def work() -> float:

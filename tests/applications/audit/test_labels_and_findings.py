@@ -11,6 +11,7 @@ from typicality.applications.audit.auditing import label_findings, label_matrix
 from typicality.applications.audit.findings import (
     Evidence,
     Finding,
+    Severity,
     against_baseline,
     in_order,
     read_baseline,
@@ -173,9 +174,9 @@ def image_of(image_id: str) -> LabelledImage:
     return LabelledImage(image_id, f"{image_id}.png", ("a",), image_id, 10, 10, None)
 
 
-def finding(kind: str = "same_place", severity: str = "high", score: float = 1.0, identity: str = "x") -> Finding:
+def finding(kind: str = "same_place", severity: Severity = "high", score: float = 1.0, identity: str = "x") -> Finding:
     shown = (Evidence("i", "i.png", "a", (0, 0, 4, 4)),)
-    return Finding(kind, severity, f"{kind} {identity}", "…", ("a",), score, None, 0.001, shown, {}, identity)  # type: ignore[arg-type]
+    return Finding(kind, severity, f"{kind} {identity}", "…", ("a",), score, None, 0.001, shown, {}, identity)
 
 
 def test_findings_are_sorted_by_severity_then_score():

@@ -9,7 +9,13 @@ from tests.conftest import tiny_checkpoint
 from typicality.applications.translate.delta import delta
 from typicality.applications.translate.edit_friendly import edit_friendly
 from typicality.applications.translate.inversion import Injection, ddim_invert, injection_layers, plug_and_play
-from typicality.applications.translate.methods import METHODS, TranslateOptions, evaluations_of, translate_latents
+from typicality.applications.translate.methods import (
+    METHODS,
+    Method,
+    TranslateOptions,
+    evaluations_of,
+    translate_latents,
+)
 from typicality.applications.translate.sdedit import sdedit
 from typicality.applications.translate.steps import SOURCE, TARGET, ddim_step, grid_of, guided
 from typicality.errors import SettingsError
@@ -184,9 +190,9 @@ def test_injection_depth_matters(denoiser: Denoiser, states: torch.Tensor):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_neither_batch_nor_order_changes_a_result(method: str, denoiser: Denoiser, states: torch.Tensor):
+def test_neither_batch_nor_order_changes_a_result(method: Method, denoiser: Denoiser, states: torch.Tensor):
     """The noise of an image is its own: alone and in a batch it becomes the same."""
-    options = TranslateOptions(method, steps=3)  # type: ignore[arg-type]
+    options = TranslateOptions(method, steps=3)
     z = latents()
     both = translate_latents(denoiser, z, ["a", "b"], states, options, seed=5)
     turned = translate_latents(denoiser, z.flip(0), ["b", "a"], states, options, seed=5)
@@ -196,8 +202,8 @@ def test_neither_batch_nor_order_changes_a_result(method: str, denoiser: Denoise
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_cost_is_known_beforehand(method: str, denoiser: Denoiser, states: torch.Tensor):
-    options = TranslateOptions(method, steps=5, inject=0.8)  # type: ignore[arg-type]
+def test_the_cost_is_known_beforehand(method: Method, denoiser: Denoiser, states: torch.Tensor):
+    options = TranslateOptions(method, steps=5, inject=0.8)
     before = denoiser.evaluations
     translate_latents(denoiser, latents(1), ["a"], states, options)
     assert denoiser.evaluations - before == evaluations_of(options)
