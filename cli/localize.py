@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,43 +12,54 @@ from .console import print_json, print_text
 from .evaluation import AtLeast, Write, finish, parse_limits
 from .options import WORK, Common, RunArgument, given, with_options
 
-Against = Annotated[
-    str | None, typer.Option("--against", metavar="LABEL", help="Contrast with this label too, e.g. the healthy one.")
-]
-Masks = Annotated[
-    str | None, typer.Option("--masks", metavar="COLUMN", help="Ground truth: column with paths of masks.")
-]
-Boxes = Annotated[
-    str | None, typer.Option("--boxes", metavar="FILE", help="Ground truth: COCO file, or column(s) with boxes.")
-]
-Draws = Annotated[
-    int, typer.Option("--draws", help="UNet draws an image, label and range; even.", rich_help_panel=WORK)
-]
-Ranges = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--range", metavar="LOW:HIGH", rich_help_panel=WORK,
-        help="Timesteps as shares of the training steps; several are drawn apart, and the best is chosen.",
-    ),
-]  # fmt: skip
+
+@dataclass(frozen=True)
+class Where:
+    """Options of both commands: what to contrast with, the ground truth, and how to draw."""
+
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="LABEL", help="Contrast with this label too, e.g. the healthy one."),
+    ] = None
+    masks: Annotated[
+        str | None, typer.Option("--masks", metavar="COLUMN", help="Ground truth: column with paths of masks.")
+    ] = None
+    boxes: Annotated[
+        str | None, typer.Option("--boxes", metavar="FILE", help="Ground truth: COCO file, or column(s) with boxes.")
+    ] = None
+    draws: Annotated[
+        int, typer.Option("--draws", help="UNet draws an image, label and range; even.", rich_help_panel=WORK)
+    ] = 16
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range", metavar="LOW:HIGH", rich_help_panel=WORK,
+            help="Timesteps as shares of the training steps; several are drawn apart, and the best is chosen.",
+        ),
+    ] = None  # fmt: skip
+
+    def resolved(self, common: Common, run: Path) -> tuple[Any, Any]:
+        """Return the run's settings with the ground truth that was named, and the options of maps."""
+        from typicality.applications.localize.work import Options
+
+        from .mining import existing_run
+
+        settings = common.settings(str(existing_run(run)), {"dataset": given(masks=self.masks, boxes=self.boxes)})
+        return settings, Options(self.against, self.draws, tuple(parse_range(text) for text in self.ranges or ()))
 
 
 @with_options
 def localize(
     common: Common,
     run: RunArgument,
-    against: Against = None,
-    masks: Masks = None,
-    boxes: Boxes = None,
-    draws: Draws = 16,
-    ranges: Ranges = None,
+    where: Where,
     overlays: Annotated[int, typer.Option("--overlays", min=0, help="Pictures a label.")] = 8,
     write_masks: Annotated[bool, typer.Option("--write-masks", help="A PNG mask an image and label.")] = False,
 ) -> None:
     """Where in the images each label shows: maps, boxes and masks; measured where there is ground truth."""
     from typicality.applications.localize import localize as work
 
-    settings, options = resolved(common, run, against, masks, boxes, draws, ranges)
+    settings, options = where.resolved(common, run)
     if common.dry_run:
         from .mining import dry_run
 
@@ -73,11 +85,7 @@ def localize(
 def evaluate_localize(
     common: Common,
     run: RunArgument,
-    against: Against = None,
-    masks: Masks = None,
-    boxes: Boxes = None,
-    draws: Draws = 16,
-    ranges: Ranges = None,
+    where: Where,
     before: Annotated[
         bool, typer.Option("--before/--no-before", help="Measure the model before fine-tuning as well.")
     ] = True,
@@ -90,24 +98,11 @@ def evaluate_localize(
     from typicality.evaluation.localize import localize as evaluate
 
     limits = parse_limits(at_least)
-    settings, options = resolved(common, run, against, masks, boxes, draws, ranges)
+    settings, options = where.resolved(common, run)
     result = evaluate(
         settings, run, options, before=before, epochs=epochs, picture=picture, progress=common.progress
     )  # fmt: skip
     finish("localize", result, limits, common, write)
-
-
-def resolved(
-    common: Common, run: Path, against: str | None, masks: str | None, boxes: str | None, draws: int,
-    ranges: list[str] | None,
-) -> tuple[Any, Any]:  # fmt: skip
-    """Return the run's settings with the ground truth that was named, and the options of maps."""
-    from typicality.applications.localize.work import Options
-
-    from .mining import existing_run
-
-    settings = common.settings(str(existing_run(run)), {"dataset": given(masks=masks, boxes=boxes)})
-    return settings, Options(against, draws, tuple(parse_range(text) for text in ranges or ()))
 
 
 def parse_range(text: str) -> tuple[float, float]:

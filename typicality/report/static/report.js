@@ -62,13 +62,12 @@
       sound: !cluster.classList.contains("doubtful"),
       sure: Number(!cluster.classList.contains("doubtful")), rank: Number(cluster.dataset.rank), size: Number(cluster.dataset.size), images: Number(cluster.dataset.images),
       tiles: all(".tile", cluster).map((tile) => ({
-        node: tile, number: Number(tile.dataset.n), hidden: false, name: "",
+        node: tile, number: Number(tile.dataset.n), hidden: false,
       })),
       hidden: false,
     })),
   }));
   const lower = state.images.map((image) => [image[0], image[3], ...image[5].map((pair) => pair.join(":"))].join(" ").toLowerCase());
-  for (const section of sections) for (const cluster of section.clusters) for (const tile of cluster.tiles) tile.name = lower[state.items[tile.number][IMAGE]];
   const put = (thing, hidden) => { if (thing.hidden !== hidden) { thing.hidden = hidden; thing.node.hidden = hidden; } };
   let visible = [];
 
@@ -76,6 +75,7 @@
     const words = [...$("search").value.toLowerCase().matchAll(/"([^"]+)"|\S+/g)].map((m) => m[1] ?? m[0]);
     const show = $("show").value, beside = show === "" ? "" : $("beside").value;
     const only = $("sound").checked;
+    const found = lower.map((text) => words.every((word) => text.includes(word)));
     let clusters = 0;
     visible = [];
     for (const section of sections) {
@@ -84,7 +84,7 @@
       if (!off) for (const cluster of section.clusters) {
         let matches = 0;
         if (!only || cluster.sound) for (const tile of cluster.tiles) {
-          const match = words.every((word) => tile.name.includes(word));
+          const match = found[state.items[tile.number][IMAGE]];
           put(tile, !match);
           if (match) { matches += 1; visible.push(tile.number); }
         }
@@ -107,8 +107,8 @@
     }
     filter();
   };
-  let waiting = 0;
-  $("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(filter, 60); });
+  let waiting = 0; // once a frame: keys that come faster than the page can show are taken together
+  $("search").addEventListener("input", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(filter); });
   $("sound").addEventListener("change", filter);
   $("sort").addEventListener("change", sort);
   for (const name of ["show", "beside"]) $(name).addEventListener("change", () => {
