@@ -88,7 +88,7 @@ class FinetuneSettings(Section):
     patience: int = Field(5, ge=1, description="validations without gain before training stops")
     folds: int = Field(1, ge=1, description="score each image with a model that has not seen it, one model a fold")
     shared: float = Field(
-        0.5, ge=0, lt=1, description="with folds: share of the steps taken once for all of them, without any label"
+        0.25, ge=0, lt=1, description="with folds: share of the steps taken once for all of them, without any label"
     )
 
 

@@ -6,9 +6,9 @@ nothing that could tell it a label: neither in training nor in the choice of the
 
 What folds share. The first `finetune.shared` of the steps is taken once, on all images and under the null prompt
 alone: the model learns what these images look like before it learns any label, and since no label is shown, nothing
-about labels can be memorised. Each fold then goes on from there (weights, their average, optimizer, step and learning
-rate) with the labels of its training images. K folds cost shared + K (1 - shared) fine-tunings instead of K: one and a
-half for K = 2 and shared = 0.5. With `finetune.minutes` the whole takes that long, however many folds there are.
+about labels can be memorised. Each fold then goes on from there (weights, their average, optimizer and step; the learning
+rate rises anew) with the labels of its training images. K folds cost shared + K (1 - shared) fine-tunings instead of K:
+1.75 for K = 2 and shared = 0.25. With `finetune.minutes` the whole takes that long, however many folds there are.
 
 Every part has a training state of its own, so that a run killed at any moment continues exactly.
 """
@@ -160,7 +160,8 @@ class CrossFit:
                 f"no image is left to fine-tune the model of fold {fold} on: use fewer --folds, or smaller groups"
             )
         start, shared_steps = self._shared(progress)
-        tuner = self._tuner(Part(f"fold {fold}", start=start), training, validation)
+        begun = self.settings.finetune.shared if start is not None else 0.0
+        tuner = self._tuner(Part(f"fold {fold}", begun, start=start), training, validation)
         result = tuner.run(progress)
         entry = self._entry(tuner, result, self._unseen(training)) | {"shared_steps": shared_steps}
         card = model_card(self.dataset, tuner.checkpoint.name, self.settings, entry)

@@ -78,12 +78,15 @@ class Part:
     Attributes
     ----------
     name : of its state and in the progress
-    until : share of the steps, or of the minutes, at which it ends
+    begun, until : shares of the steps, or of the minutes, at which it begins and ends; its learning rate rises and
+        falls between them (Loshchilov & Hutter 2017, warm restarts): a part that began where the rate of another had
+        fallen learned labels at a fifth of the rate
     labelled : without labels every draw sees the null prompt, nothing is validated and the last weights are kept
     start : folder of the training state to go on from, of a part that is finished
     """
 
     name: str = ""
+    begun: float = 0.0
     until: float = 1.0
     labelled: bool = True
     start: Path | None = None
@@ -211,6 +214,8 @@ class Finetuner:
         schedule = self.settings.schedule
         if schedule == "auto":
             schedule = "cosine" if self.checkpoint.is_small else "constant"
+        begun, until = self.part.begun, self.part.until
+        progress = max(0.0, progress - begun) / (until - begun)
         warm = min(1.0, progress / self.settings.warmup) if self.settings.warmup > 0 else 1.0
         if schedule == "constant":
             return self.rate * warm
