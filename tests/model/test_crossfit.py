@@ -27,7 +27,7 @@ from typicality.scoring.scorer import Job, Scorer
 pytestmark = pytest.mark.slow  # whole fine-tunings, several each
 
 OPTIONS: dict[str, Any] = {
-    "finetune": {"steps": 6, "batch_size": 8, "validate_every": 2, "folds": 2, "validation_images": 4},
+    "finetune": {"steps": 6, "batch_size": 8, "validate_every": 2, "folds": 2, "shared": 0.5, "validation_images": 4},
     "score": {"draws": 2, "refine_draws": 2, "shard_images": 8},
     "mine": {"noises": 1, "share": 1.0, "per_label": 20},
     "dtype": "fp32",
@@ -156,6 +156,22 @@ def test_all_images_count_as_held_out(fitted: Run) -> None:
     assert [fold["shared_steps"] for fold in entry["folds"]] == [3, 3]
     assert (fitted.model_folder(1) / "README.md").exists()
     assert not fitted.directory.path("training", fitted.finetune_key).exists()
+
+
+def test_every_part_has_a_whole_schedule(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folds learn labels at the full rate, not at what a schedule over all steps would have left of it."""
+    rates: dict[str, list[float]] = {}
+    rate = Finetuner._learning_rate
+
+    def spy(self: Finetuner, progress: float) -> float:
+        rates.setdefault(self.part.name, []).append(rate(self, progress))
+        return rates[self.part.name][-1]
+
+    monkeypatch.setattr(Finetuner, "_learning_rate", spy)
+    pipeline.ensure_model(fitted)
+    for part in ("fold 0", "fold 1"):
+        assert rates[part] == pytest.approx(rates["shared"])
+    assert max(rates["fold 0"]) > 2 * min(rates["fold 0"])
 
 
 @pytest.mark.parametrize("kills", [(2,), (5, 1), (8,)])

@@ -6,9 +6,10 @@ nothing that could tell it a label: neither in training nor in the choice of the
 
 What folds share. The first `finetune.shared` of the steps is taken once, on all images and under the null prompt
 alone: the model learns what these images look like before it learns any label, and since no label is shown, nothing
-about labels can be memorised. Each fold then goes on from there (weights, their average, optimizer and step; the learning
-rate rises anew) with the labels of its training images. K folds cost shared + K (1 - shared) fine-tunings instead of K:
-1.75 for K = 2 and shared = 0.25. With `finetune.minutes` the whole takes that long, however many folds there are.
+about labels can be memorised. Each fold then goes on from there (weights, their average, optimizer and step; the
+learning rate rises anew) with the labels of its training images. K folds cost shared + K (1 - shared) fine-tunings
+instead of K: 1.75 for K = 2 and shared = 0.25. With `finetune.minutes` the whole takes that long, however many folds
+there are.
 
 Every part has a training state of its own, so that a run killed at any moment continues exactly.
 """
