@@ -105,13 +105,17 @@ def once(run: Run, stage: Callable[[Run], Any]) -> None:
 
 
 def ensure_latents(run: Run) -> None:
-    """Encode every image that has no latent yet."""
+    """Encode every image that has no latent yet, and its mirror image where fine-tuning takes it."""
+    tuning = run.settings.finetune
+    stores = [run.latents, run.latents.mirrored] if tuning.enabled and tuning.flip else [run.latents]
     key = key_of([run.latents.folder.name, run.dataset.fingerprint])
-    if run.directory.is_done("latents", key) and all(i.image_id in run.latents for i in run.dataset):
+    if run.directory.is_done("latents", key) and all(i.image_id in store for store in stores for i in run.dataset):
         return
     with run.directory.stage("latents", key) as entry:
         encoder = Denoiser(run.base, run.device, run.dtype)
-        entry["encoded"] = run.latents.encode(run.dataset, encoder, run.progress, processes=run.directory.processes)
+        entry["encoded"] = sum(
+            store.encode(run.dataset, encoder, run.progress, processes=run.directory.processes) for store in stores
+        )
         entry["images"] = len(run.dataset)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import tiny_checkpoint
 from typicality.config import DatasetSettings, FinetuneSettings, ModelSettings, ScoreSettings
-from typicality.dataset import load_dataset
+from typicality.dataset import load_dataset, prepare
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import Finetuner, TrainingSet, default_steps
@@ -209,3 +209,25 @@ def test_default_steps_follow_the_data() -> None:
     assert default_steps(20, 64) == 150
     assert default_steps(3600, 64) == 337
     assert default_steps(10**6, 64) == 400
+
+
+def test_mirrored_images_are_encoded_and_not_their_latents_turned(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """About half of the draws take the latent of the mirror image, which is not the mirror image of the latent."""
+    _, store = data
+    dataset = load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
+    denoiser = Denoiser(tiny_checkpoint(), CPU, torch.float32)
+    store.mirrored.encode(dataset, denoiser)
+    first = dataset.images[0]
+    pixels, _ = prepare(dataset.open(first), store.size, store.step, store.max_aspect)
+    turned = denoiser.encode_images(torch.from_numpy(pixels[None, :, :, ::-1].copy()))[0]
+    torch.testing.assert_close(store.mirrored.get(first.image_id), turned, rtol=2e-3, atol=2e-3)
+    assert (turned - store.get(first.image_id).flip(-1)).abs().max() > 0.01
+    taken: list[str] = []
+    get = LatentStore.get
+    monkeypatch.setattr(LatentStore, "get", lambda self, i: (taken.append(i) if self.mirror else None, get(self, i))[1])
+    trainer(data, tmp_path, flip=True, steps=8).run()
+    assert 8 <= len(taken) <= 24
+    trainer(data, tmp_path / "plain", steps=2).run()
+    assert len(taken) <= 24

@@ -110,7 +110,8 @@ class _Probe:
         settings, dataset = self.settings, self.dataset
         images, n = dataset, len(dataset)
         seconds_image = self._latents()
-        stages = {"latents": StageCost(0, seconds_image * n)}
+        sides = 2 if self.settings.finetune.flip and self.settings.finetune.enabled else 1
+        stages = {"latents": StageCost(0, seconds_image * n * sides)}
         labels_an_image = sum(len(i.labels) for i in images) / n
         per_evaluation, shard_bytes = self._scoring(1, self.run.first_draws)
         if settings.finetune.enabled:
@@ -185,7 +186,8 @@ class _Probe:
         ids = [image.image_id for image in run.dataset]
         data = TrainingSet(ids, [], run.labels_of, run.dataset.labels, run.prompts)
         trainer = Finetuner(
-            load_checkpoint(self.settings.model), data, run.latents, tuning, self.settings.score,
+            load_checkpoint(self.settings.model), data, run.latents, tuning.model_copy(update={"flip": False}),
+            self.settings.score,
             self.folder / "training", run.device, run.dtype, self.settings.seed,
         )  # fmt: skip
         trainer.checkpoint.unet.train()

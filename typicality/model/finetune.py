@@ -226,8 +226,8 @@ class Finetuner:
         n = len(ids)
         z = self.latents.stack(ids)
         if self.settings.flip:
-            mirrored = torch.from_numpy(rng.random(n) < 0.5)
-            z[mirrored] = z[mirrored].flip(-1)
+            for i in np.flatnonzero(rng.random(n) < 0.5).tolist():
+                z[i] = self.latents.mirrored.get(ids[i])
         z = z.to(self.device)
         position = {label: i + 1 for i, label in enumerate(self.data.labels)}
         own = [self.data.labels_of[i] for i in ids]

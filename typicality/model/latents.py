@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,22 @@ class LatentStore:
     ----------
     folder : named by a key over autoencoder, size and cropping, so that its content never goes stale
     size, step, max_aspect : as `typicality.dataset.prepare` takes them, in pixels
+    mirror : hold the latents of the images' mirror images; `mirrored` is the store that does
     """
 
-    def __init__(self, folder: Path, size: int, step: int, max_aspect: float) -> None:
+    def __init__(self, folder: Path, size: int, step: int, max_aspect: float, mirror: bool = False) -> None:
         self.folder, self.size, self.step, self.max_aspect = folder, size, step, max_aspect
+        self.mirror = mirror
         self._where: dict[str, tuple[str, int, ModelView]] = {}
         self._views: dict[ModelView, ModelView] = {}  # images of one shape share one record
         self._read: set[str] = set()
         self._open: OrderedDict[str, Any] = OrderedDict()
         self.reload()
+
+    @cached_property
+    def mirrored(self) -> LatentStore:
+        """Latents of the mirror images. They are encoded apart: the mirror image of a latent is no image's latent."""
+        return LatentStore(self.folder / "mirrored", self.size, self.step, self.max_aspect, mirror=True)
 
     def reload(self) -> None:
         """Read the indexes of shards that have been written since, by this process or by others."""
@@ -110,11 +118,13 @@ class LatentStore:
         missing = [left for shard in shards if (left := [image for image in shard if image.image_id not in self])]
         processes.wait()  # now all have seen the same state, and may write
         own = processes.share(missing)
-        progress.start("encode images", sum(map(len, own)))
+        progress.start("encode mirror images" if self.mirror else "encode images", sum(map(len, own)))
         for images in own:
             views, latents = [], []
             for part in self._prepared(dataset, images, batch):
                 pixels = torch.from_numpy(np.stack([p for p, _ in part]))
+                if self.mirror:
+                    pixels = pixels.flip(-1)
                 latents.append(denoiser.encode_images(pixels).half())
                 views += [view for _, view in part]
                 progress.advance(len(part))
