@@ -11,6 +11,7 @@ from typicality.scoring.estimator import (
     box_mean,
     denoising_loss,
     dyadic_sides,
+    label_evidence,
     loss_difference,
     moments_of,
     noised,
@@ -146,3 +147,24 @@ def test_antithetic_units_have_less_variance_for_a_nearly_linear_denoiser() -> N
     assert single.std() > 0.05
     assert pair.std() < 1e-6
     assert pair.mean().item() == pytest.approx(0.1 * (-math.sqrt(0.5) * 0.3 - 0.1), abs=1e-6)
+
+
+def test_label_evidence_is_the_mean_where_all_cells_are_alike() -> None:
+    differences = torch.randn(3, 2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    evidence = label_evidence(differences, torch.full((3, 4, 6, 5), 0.25))
+    torch.testing.assert_close(evidence, differences.mean((2, 3, 4)) / 0.5)
+    assert label_evidence(differences, torch.zeros(3, 4, 6, 5)).isfinite().all()
+
+
+def test_label_evidence_tells_labels_apart_where_a_few_cells_are_noisy() -> None:
+    """A fifth of the cells has 25 times the loss, and noise in proportion to its root; all have the same signal."""
+    generator = torch.Generator().manual_seed(1)
+    n, units, side = 400, 4, 10
+    losses = torch.full((n, units, side, side), 0.04)
+    losses[..., :2] = 1.0
+    noise = torch.randn((n, 2, units, side, side), generator=generator) * losses[:, None].sqrt()
+    own = torch.arange(n) % 2
+    differences = noise + 0.01 * torch.nn.functional.one_hot(own)[:, :, None, None, None]
+    right = (label_evidence(differences, losses).argmax(1) == own).float().mean()
+    plain = (differences.mean((2, 3, 4)).argmax(1) == own).float().mean()
+    assert right > plain + 0.04

@@ -1,8 +1,9 @@
 """The model of a run as a diffusion classifier, on images of groups that it has not seen.
 
 The predicted label is the one under which the denoiser does best with shared noise (Li et al. 2023, "Your
-Diffusion Model is Secretly a Zero-Shot Classifier"; Clark & Jaini 2023): argmax over labels of the mean typicality,
-which is argmin of the loss because L(null) is the same for all labels.
+Diffusion Model is Secretly a Zero-Shot Classifier"; Clark & Jaini 2023): argmax over labels of the mean of L(null) -
+L(label), which is argmin of the loss because L(null) is the same for all labels. Cells where every label does badly say
+little, and are weighed accordingly (`label_evidence`); `accuracy_unweighted` is of the plain mean.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typicality.errors import InputError, OutputError
 from typicality.pipeline import scorer
 from typicality.progress import SILENT, Progress
 from typicality.run import Run, existing_record, open_run, resolve_settings
+from typicality.scoring.estimator import label_evidence
 from typicality.scoring.scorer import Job
 
 PURPOSE = "classify"
@@ -28,6 +30,7 @@ class Classification:
     Attributes
     ----------
     accuracy, standard_error : share of images whose predicted label is among their own; binomial error over images
+    accuracy_unweighted : of the plain mean of losses, as published
     n : images, all of groups that the model which classifies them never saw: the held-out ones, or with folds all
     draws : UNet draws an image and label (an antithetic pair counts as two)
     chance : share of the most frequent label among these images
@@ -36,6 +39,7 @@ class Classification:
 
     accuracy: float
     standard_error: float
+    accuracy_unweighted: float
     n: int
     draws: int
     chance: float
@@ -79,16 +83,18 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
         by_shape.setdefault(alike, []).append(Job(image.image_id, labels))
     size = max(1, run.batch_size // (draws * (1 + len(labels))))
     confusion = {true: dict.fromkeys(labels, 0) for true in labels}
-    correct = 0
+    correct = unweighted = 0
     progress.start("classify", len(images))
     for _, jobs in sorted(by_shape.items()):
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
-            differences, _, _ = measure.unit_maps(part)
-            predicted = differences.mean((2, 3, 4)).argmax(1)
-            for job, best in zip(part, predicted.tolist(), strict=True):
+            differences, _, null_losses = measure.unit_maps(part)
+            predicted = label_evidence(differences, null_losses).argmax(1)
+            plain = differences.mean((2, 3, 4)).argmax(1)
+            for job, best, other in zip(part, predicted.tolist(), plain.tolist(), strict=True):
                 own = run.labels_of[job.image_id]
                 correct += labels[best] in own
+                unweighted += labels[other] in own
                 confusion[labels[best] if labels[best] in own else own[0]][labels[best]] += 1
             progress.advance(len(part))
     progress.finish()
@@ -100,6 +106,7 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
         for true, row in confusion.items()
     }
     return Classification(
-        accuracy=round(accuracy, 4), standard_error=round(math.sqrt(accuracy * (1 - accuracy) / n), 4), n=n,
-        draws=draws, chance=round(max(counts.values()) / n, 4), labels=labels, recall=recall, confusion=confusion,
+        accuracy=round(accuracy, 4), standard_error=round(math.sqrt(accuracy * (1 - accuracy) / n), 4),
+        accuracy_unweighted=round(unweighted / n, 4), n=n, draws=draws, chance=round(max(counts.values()) / n, 4),
+        labels=labels, recall=recall, confusion=confusion,
     )  # fmt: skip
