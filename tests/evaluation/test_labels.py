@@ -202,7 +202,7 @@ def test_the_whole_benchmark(tiny_folder: Path, tiny_model: Path, tmp_path: Path
     for name in ("auroc", "average_precision", "precision_at_flips"):
         assert 0 <= getattr(found, name) <= 1
         assert 0 <= found.confident_learning[name] <= 1
-    assert set(found.variants) == {"margin", "calibrated", "combined"}
+    assert set(found.variants) == {"losses", "margin", "calibrated", "combined"}
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["n"] == 32
     assert (tmp_path / "roc.png").stat().st_size > 1000
     assert found.unet_evaluations > 0

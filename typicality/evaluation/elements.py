@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from typicality.applications.audit.probe import fit_logistic
 from typicality.errors import InputError, OutputError
 from typicality.evaluation.coverage import (
     LEVELS,
@@ -39,7 +40,6 @@ from typicality.evaluation.coverage import (
     purity_when_reached,
 )
 from typicality.evaluation.detection import OURS, ElementSet, Workbench
-from typicality.evaluation.rivals.features import fit_logistic
 from typicality.progress import SILENT, Progress
 from typicality.run import existing_record, open_run, resolve_settings
 

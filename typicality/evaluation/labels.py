@@ -1,9 +1,10 @@
 """Label errors that were put in on purpose: how well they are found, beside confident learning on the same folds.
 
 A share of the images gets another label. A model is fine-tuned on these labels, fold by fold, every image is scored
-under all labels by the model that has not seen it, and the images are ranked by the label-error score of `audit`.
-The rival is confident learning (Northcutt et al., JAIR 2021; the package cleanlab) on logistic regression over frozen
-features of the base, with the same labels and the same folds. Which images were flipped is known to neither.
+under all labels by the model that has not seen it, and the images are ranked by the label-error score of `audit`, which
+joins these losses with a classifier on the base's frozen features. The rival is confident learning (Northcutt et al.,
+JAIR 2021; the package cleanlab) on that classifier alone, with the same labels and the same folds. Which images were
+flipped is known to neither.
 
 Images whose label nothing can show are left out beforehand: those with several labels, and those that look (nearly)
 the same as an image of another label in their own group, such as an object whose design did not change.
@@ -24,14 +25,13 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from typicality.applications.audit.labels import label_error_score, label_scores
+from typicality.applications.audit.probe import LEAST, out_of_fold, probe_folds, run_features
 from typicality.config import Settings, key_of
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, InterruptedRun
 from typicality.evaluation.coverage import NORMAL_90, group_weights
-from typicality.evaluation.rivals.features import frozen_features, out_of_fold
 from typicality.metrics import average_precision
-from typicality.model.denoiser import Denoiser
 from typicality.pipeline import ensure_latents, ensure_model
 from typicality.progress import SILENT, Progress
 from typicality.run import Run, default_folder, open_run
@@ -60,13 +60,14 @@ class LabelBenchmark:
     auroc_interval : 90%, by a bootstrap over groups
     confident_learning : the same measures of cleanlab's default score, and of its other scores
     difference : our AUROC minus confident learning's, with its 90% interval over the same bootstrap samples
-    variants : other scores from the same losses; `margin`: best other label minus the given one; `calibrated`:
+    variants : other scores; `losses`: ours without the classifier on frozen features; `margin`: best other label minus
+        the given one; `calibrated`:
         logistic regression on the losses under all labels, out of fold; `combined`: mean of the log odds of
         `calibrated` and of the rival's classifier
     new_groups : the same measures, where there are flips, on the groups that the one fixed split holds out: the bundled
         base was pretrained on the images of the others (never on years or continents), which could favour ours
     accuracy : share of images with an unflipped label whose best label is the given one
-    temperature, noise_rate : fitted from the scores alone, see `audit`
+    temperature, noise_rate, probe_weight : fitted from the scores and the given labels alone, see `audit`
     n, flips, excluded : images, flipped ones, and how many were left out and why
     """
 
@@ -83,6 +84,7 @@ class LabelBenchmark:
     accuracy: float
     temperature: float
     noise_rate: float
+    probe_weight: float
     n: int
     flips: int
     excluded: dict[str, int]
@@ -142,10 +144,8 @@ def labels(
     try:
         with run.directory.lock():
             ensure_latents(run)
-            features = _features(run)
-            folds = np.array([run.fold_of(image.image_id) for image in clean])
-            if run.folds == 1:  # the rival stays out of fold all the same
-                folds = np.array([int(unit_hash(group, "rival") * 2) for group in groups])
+            features = run_features(run)
+            folds = probe_folds(run)
             partners = None
             if how == "confusable":
                 partners = confused_with(out_of_fold(features, truth, folds, groups, count, settings.seed), truth)
@@ -159,10 +159,13 @@ def labels(
         raise InterruptedRun(f"stopped; what is finished stays in {folder}, and the same command continues") from stop
     rows = {image_id: i for i, image_id in enumerate(scores.image_ids)}
     order = np.array([rows[image.image_id] for image in clean])
-    errors = label_error_score(scores)
     means = scores.mean[order]
     probabilities = out_of_fold(features, given, folds, groups, count, settings.seed)
-    found = {"ours": errors.score[order]} | variants(means, given, groups, probabilities, settings.seed)
+    probe = np.empty_like(probabilities)
+    probe[order] = np.log(np.maximum(probabilities, LEAST))
+    errors = label_error_score(scores, probe)
+    alone = {"losses": label_error_score(scores).score[order]}
+    found = {"ours": errors.score[order]} | alone | variants(means, given, groups, probabilities, settings.seed)
     rival = confident_learning(given, probabilities)
     flipped = given != truth
     new = np.isin([i.image_id for i in clean], [i.image_id for i in clean.held_out()[1]])
@@ -202,6 +205,7 @@ def labels(
         accuracy=round(float((means.argmax(1) == given)[~flipped].mean()), 4),
         temperature=errors.temperature,
         noise_rate=round(errors.noise_rate, 4),
+        probe_weight=round(errors.probe_weight, 3),
         n=len(clean), flips=int(flipped.sum()), excluded=excluded, folds=run.folds, flip=flip, how=how, draws=draws,
         steps=stage.get("finetune", {}).get("steps"), seed=settings.seed,
         unet_evaluations=stage.get("audit labels", {}).get("unet_evaluations", 0),
@@ -312,16 +316,6 @@ def relabelled(dataset: LabelledImages, given: np.ndarray) -> LabelledImages:
 
 def _with_fingerprint(dataset: LabelledImages) -> LabelledImages:
     return replace(dataset, fingerprint=key_of([[image.image_id, *image.labels] for image in dataset]))
-
-
-def _features(run: Run) -> np.ndarray:
-    """Frozen features of all images in the data set's order, from the base before any fine-tuning."""
-    denoiser = Denoiser(run.base, run.device, run.dtype)
-    mine = run.settings.mine
-    return frozen_features(
-        denoiser, denoiser.encode_prompts([run.prompts.null])[0], [i.image_id for i in run.dataset], run.latents.get,
-        mine.timestep, mine.up_block, mine.noises, run.settings.seed, progress=run.progress,
-    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- scores and measures

@@ -68,6 +68,22 @@ def test_flipped_labels_are_found_and_little_else():
     assert np.isfinite(errors.standard_error).all()
 
 
+def test_a_probe_helps_as_far_as_it_knows_something():
+    """Log probabilities that know the truth in part raise the score; noise of the same size gets no weight."""
+    scores, wrong = simulated(effect=0.25, flips=0.1)
+    truth_unknown = np.random.default_rng(1).normal(0, 1, (N, 4))
+    right = scores.given.copy()
+    right[wrong] = False
+    alone = label_error_score(scores)
+    useful = label_error_score(scores, np.log(np.full((N, 4), 0.25)) + 2.0 * right + 0.5 * truth_unknown)
+    useless = label_error_score(scores, truth_unknown)
+    assert auroc(useful.score, wrong) > auroc(alone.score, wrong) + 0.05
+    assert useful.probe_weight > 0.5
+    assert abs(auroc(useless.score, wrong) - auroc(alone.score, wrong)) < 0.05
+    assert useless.probe_weight < 0.25
+    assert alone.probe_weight == 0
+
+
 def test_random_labels_give_no_label_errors():
     """With no effect nothing tells the labels: no image is reported and every label is at chance."""
     for seed in range(5):
@@ -95,7 +111,8 @@ def test_temperature_recovers_what_made_the_labels():
     p /= p.sum(1, keepdims=True)
     label = (p.cumsum(1) > rng.random((20_000, 1))).argmax(1)
     label = np.where(rng.random(20_000) < 0.1, rng.integers(0, 4, 20_000), label)
-    temperature, noise = fit_temperature(scores, np.eye(4, dtype=bool)[label])
+    found = fit_temperature(scores, np.eye(4, dtype=bool)[label])
+    temperature, noise = found.temperature, found.noise_rate
     assert temperature == pytest.approx(2, rel=0.1)
     assert noise == pytest.approx(0.1, abs=0.02)
 

@@ -46,6 +46,7 @@ from typicality.applications.audit.labels import (
 )
 from typicality.applications.audit.maps import map_findings, shares_of
 from typicality.applications.audit.places import mark_findings, text_findings
+from typicality.applications.audit.probe import label_probe
 from typicality.config import Settings, key_of
 from typicality.dataset import load_dataset
 from typicality.errors import OutputError
@@ -174,7 +175,8 @@ def _examine(
         notes.append("There is one label only, so labels could not be compared.")
         return findings, measures, None, notes
     scores = label_scores(run, draws, progress=progress)
-    errors = label_error_score(scores)
+    probe = label_probe(run, scores.image_ids)
+    errors = label_error_score(scores, probe)
     names = {image.image_id: image.file_name for image in dataset}
     write_label_scores(run.directory.path("labels.parquet"), scores, errors, [names[i] for i in scores.image_ids])
     if not scores.held_out.all():
@@ -185,8 +187,9 @@ def _examine(
         )
     by_label, more = label_findings(scores, errors, {image.image_id: image for image in dataset})
     notes.append(
-        f"Label errors rest on a temperature of {errors.temperature:.3g} and a share of random labels of "
-        f"{errors.noise_rate:.1%}, fitted to the given labels."
+        f"Label errors rest on losses at a temperature of {errors.temperature:.3g}, on a classifier on frozen features "
+        f"with a weight of {errors.probe_weight:.2g}, and on a share of random labels of {errors.noise_rate:.1%}, all "
+        "fitted to the given labels."
     )
     return findings + by_label, measures | more, label_matrix(scores), notes
 

@@ -9,6 +9,10 @@ A score becomes a probability by one temperature for the whole data set, p_ic = 
 label is taken to be a random one in a share `noise_rate` of the images. Both are fitted by maximum likelihood of the
 given labels, so with a model that has not seen the images (`finetune.folds` above 1) they are calibrated by held-out
 likelihood. Without the noise rate a few wrong labels would flatten all probabilities, the right ones' too.
+
+Losses and features of one model know different things about labels. `label_error_score` therefore takes the
+probabilities q_ic of a classifier on frozen features beside the losses (probe.py, out of fold),
+p_ic = softmax(T_ic / temperature + weight log q_ic), with a weight fitted like the temperature.
 """
 
 from __future__ import annotations
@@ -125,7 +129,7 @@ class LabelErrors:
     p : (n, K) probabilities of the labels before the given one is taken into account
     likeliest : (n,) index of the most probable label
     reported : (n,) bool: probability at least 0.9, and above a half at the score's lower 95% bound
-    temperature, noise_rate : what was fitted; temperature in units of T
+    temperature, noise_rate, probe_weight : what was fitted; temperature in units of T; 0 without a probe
     """
 
     score: np.ndarray
@@ -136,6 +140,7 @@ class LabelErrors:
     reported: np.ndarray
     temperature: float
     noise_rate: float
+    probe_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -331,42 +336,59 @@ def _variance(differences: np.ndarray, rounds: Sequence[int]) -> tuple[np.ndarra
     return np.where(own > 0, moderated, 0) / np.maximum(count, 1), PRIOR_UNITS + freedom
 
 
-def fit_temperature(scores: np.ndarray, given: np.ndarray) -> tuple[float, float]:
-    """Fit temperature and noise rate by maximum likelihood of the given labels.
+@dataclass(frozen=True)
+class Calibration:
+    """temperature in the scores' unit, noise rate in [0, 0.5], weight of the probe in [0, 4]."""
 
-        p(given) = (1 - noise) * sum over the given of softmax(scores / temperature) + noise * share of the given
+    temperature: float
+    noise_rate: float
+    probe_weight: float
+
+
+def fit_temperature(scores: np.ndarray, given: np.ndarray, probe: np.ndarray | None = None) -> Calibration:
+    """Fit temperature, noise rate and the probe's weight by maximum likelihood of the given labels.
+
+        p(given) = (1 - noise) * sum over the given of softmax(scores / temperature + weight * probe)
+                   + noise * share of the given
 
     Parameters
     ----------
     scores : (n, K)
     given : (n, K) bool
+    probe : (n, K) log probabilities of a classifier that has not seen the image; None: losses alone
 
-    Returns
-    -------
-    temperature in the scores' unit, noise rate in [0, 0.5]; a temperature far above the scores' spread means that they
-    say nothing about the labels
+    A temperature far above the scores' spread means that the losses say nothing about the labels.
     """
     centred = scores - scores.mean(1, keepdims=True)
     scale = float(np.sqrt(np.mean(centred**2))) or 1.0
     share = given.mean(1)
+    beside = np.zeros_like(centred) if probe is None else probe
 
     def loss(x: np.ndarray) -> float:
         noise = 0.5 * expit(x[1])
-        p = np.where(given, softmax(centred / scale * np.exp(-x[0]), axis=1), 0).sum(1)
+        p = np.where(given, softmax(centred / scale * np.exp(-x[0]) + x[2] * beside, axis=1), 0).sum(1)
         return float(-np.log((1 - noise) * p + noise * share).mean()) + 1e-6 * float(np.sum(x**2))
 
-    bounds = [(-6.0, 6.0), (-8.0, 8.0)]
-    starts = [np.array([a, b]) for a in (-2.0, 0.0, 3.0) for b in (-4.0, 0.0)]
+    bounds = [(-6.0, 6.0), (-8.0, 8.0), (0.0, 0.0 if probe is None else 4.0)]
+    weights = (0.0,) if probe is None else (0.2, 1.0)
+    starts = [np.array([a, b, c]) for a in (-2.0, 0.0, 3.0) for b in (-4.0, 0.0) for c in weights]
     best = min((minimize(loss, x, method="L-BFGS-B", bounds=bounds) for x in starts), key=lambda found: found.fun)
-    return float(scale * np.exp(best.x[0])), float(0.5 * expit(best.x[1]))
+    return Calibration(float(scale * np.exp(best.x[0])), float(0.5 * expit(best.x[1])), float(best.x[2]))
 
 
-def label_error_score(scores: LabelScores) -> LabelErrors:
-    """How likely the given label of each image is wrong; the temperature is fitted on the images held out, if any."""
+def label_error_score(scores: LabelScores, probe: np.ndarray | None = None) -> LabelErrors:
+    """How likely the given label of each image is wrong; calibrated on the images held out, if any.
+
+    Parameters
+    ----------
+    probe : (n, K) log probabilities from `probe.label_probe`, in the order of `scores`; None: losses alone
+    """
     mean = scores.mean
-    calibration = scores.held_out if scores.held_out.any() else np.ones(len(mean), dtype=bool)
-    temperature, noise = fit_temperature(mean[calibration], scores.given[calibration])
-    logits = log_softmax(mean / temperature, axis=1)
+    rows = scores.held_out if scores.held_out.any() else np.ones(len(mean), dtype=bool)
+    fitted = fit_temperature(mean[rows], scores.given[rows], None if probe is None else probe[rows])
+    temperature, noise = fitted.temperature, fitted.noise_rate
+    beside = 0.0 if probe is None else fitted.probe_weight * probe
+    logits = log_softmax(mean / temperature + beside, axis=1)
     with np.errstate(divide="ignore"):
         others = logsumexp(np.where(scores.given, -np.inf, logits), axis=1)
         own = logsumexp(np.where(scores.given, logits, -np.inf), axis=1)
@@ -378,7 +400,7 @@ def label_error_score(scores: LabelScores) -> LabelErrors:
     likeliest = p.argmax(1)
     contradicts = ~scores.given[np.arange(len(p)), likeliest]
     reported = contradicts & (probability >= LIKELY_WRONG) & (lower > 0.5)
-    return LabelErrors(score, error, probability, p, likeliest, reported, temperature, noise)
+    return LabelErrors(score, error, probability, p, likeliest, reported, temperature, noise, fitted.probe_weight)
 
 
 def wrong_probability(score: np.ndarray, given: np.ndarray, noise: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 Features are the base's own DIFT features (Tang et al. 2023) under the null prompt, their mean and spread over the
 image, beside the mean and spread of its latent. Labels come from logistic regression, out of fold.
+`label_probe` does both for a run; the rivals of `evaluate` use the parts.
 """
 
 from __future__ import annotations
@@ -10,20 +11,76 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from typicality.config import key_of
+from typicality.dataset.split import unit_hash
 from typicality.errors import InputError
 from typicality.mining.features import PURPOSE
 from typicality.model.denoiser import Denoiser
 from typicality.progress import SILENT, Progress
+from typicality.run import Run
 from typicality.scoring.noise import image_generator
+from typicality.store import write_arrays
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse strengths of the penalty (sklearn's C); one is chosen inside each training fold."""
+
+
+LEAST = 1e-6
+"""Probability below which a label is not let fall."""
+
+
+def run_features(run: Run) -> np.ndarray:
+    """(n, d) frozen features of all images in the data set's order, from the base before any fine-tuning; kept on disk.
+
+    The latents must be there (`pipeline.ensure_latents`).
+    """
+    mine = run.settings.mine
+    ids = [image.image_id for image in run.dataset]
+    made_with = [mine.timestep, mine.up_block, mine.noises, run.settings.seed, run.prompts.null, run.base_hash]
+    key = key_of([run.latents.folder.name, run.dataset.fingerprint, *made_with, str(run.dtype)])
+    path = run.directory.path("scores", f"frozen-{key}.safetensors")
+    if not path.exists():
+        denoiser = Denoiser(run.base, run.device, run.dtype)
+        null = denoiser.encode_prompts([run.prompts.null])[0]
+        features = frozen_features(
+            denoiser, null, ids, run.latents.get, mine.timestep, mine.up_block, mine.noises, run.settings.seed,
+            progress=run.progress,
+        )  # fmt: skip
+        write_arrays(path, {"features": features})
+    return load_file(path)["features"]
+
+
+def label_probe(run: Run, image_ids: Sequence[str]) -> np.ndarray | None:
+    """(n, K) log probabilities of every label for these images, by a classifier that has not seen their groups.
+
+    It learns from images with one label. With folds they are those of the run; without, two by a hash of the group.
+    None where the other folds of some images hold fewer than two labels.
+    """
+    images = list(run.dataset)
+    names = run.dataset.labels
+    groups = [image.group for image in images]
+    given = np.array([names.index(image.labels[0]) for image in images])
+    alone = np.array([len(image.labels) == 1 for image in images])
+    folds = probe_folds(run)
+    if any(len(set(given[alone & (folds != fold)].tolist())) < 2 for fold in set(folds.tolist())):
+        return None
+    found = out_of_fold(run_features(run), given, folds, groups, len(names), run.settings.seed, alone)
+    row = {image.image_id: i for i, image in enumerate(images)}
+    return np.log(np.maximum(found[[row[i] for i in image_ids]], LEAST))
+
+
+def probe_folds(run: Run) -> np.ndarray:
+    """(n,) the fold of each image: the run's, or one of two by a hash of its group where the run has no folds."""
+    if run.folds > 1:
+        return np.array([run.fold_of(image.image_id) for image in run.dataset])
+    return np.array([int(unit_hash(image.group, "rival") * 2) for image in run.dataset])
 
 
 def frozen_features(
@@ -104,7 +161,13 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, groups: Sequence[str]
 
 
 def out_of_fold(
-    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, groups: Sequence[str], n_labels: int, seed: int = 0
+    features: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    groups: Sequence[str],
+    n_labels: int,
+    seed: int = 0,
+    usable: np.ndarray | None = None,
 ) -> np.ndarray:
     """Probabilities (n, n_labels) of each image from a classifier that has seen no image of its fold.
 
@@ -112,6 +175,7 @@ def out_of_fold(
     ----------
     labels : (n,) integers below n_labels
     folds : (n,) the fold of each image; relatives share one
+    usable : (n,) bool, the images that it may learn from; all by default
     """
     result = np.zeros((len(labels), n_labels))
     names = np.asarray(groups)
@@ -119,6 +183,7 @@ def out_of_fold(
         test = folds == fold
         if test.all():
             raise InputError("all images are in one fold, so that none is left to train on: use finer groups")
-        model = fit_logistic(features[~test], labels[~test], names[~test].tolist(), seed)
+        rest = ~test if usable is None else ~test & usable
+        model = fit_logistic(features[rest], labels[rest], names[rest].tolist(), seed)
         result[np.ix_(test, model.classes_)] = model.predict_proba(features[test])
     return result

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.conftest import tiny_checkpoint
+from typicality.applications.audit.probe import fit_logistic, frozen_features, out_of_fold
 from typicality.errors import InputError
-from typicality.evaluation.rivals.features import fit_logistic, frozen_features, out_of_fold
 from typicality.model.denoiser import Denoiser
 
 
