@@ -44,7 +44,7 @@ def run_features(run: Run) -> np.ndarray:
     mine = run.settings.mine
     ids = [image.image_id for image in run.dataset]
     made_with = [mine.timestep, mine.up_block, mine.noises, run.settings.seed, run.prompts.null, run.base_hash]
-    key = key_of([run.latents.folder.name, run.dataset.fingerprint, *made_with, str(run.dtype)])
+    key = key_of([run.latents.folder.name, ids, *made_with, str(run.dtype)])  # labels play no part
     path = run.directory.path("scores", f"frozen-{key}.safetensors")
     if not path.exists():
         denoiser = Denoiser(run.base, run.device, run.dtype)
