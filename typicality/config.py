@@ -69,11 +69,17 @@ class FinetuneSettings(Section):
     train_text_encoder: bool = Field(False, description="false: frozen, as published")
     steps: int | None = Field(None, ge=1, description="optimizer steps; by default from the size of the data")
     minutes: float | None = Field(None, gt=0, description="stop after so many minutes of training instead")
-    batch_size: int = Field(64, ge=1, description="images an optimizer step")
+    batch_size: int = Field(16, ge=1, description="images an optimizer step")
     micro_batch: int | None = Field(None, ge=1, description="images in memory at once (gradient accumulation)")
-    rate: float | None = Field(None, gt=0, description="peak learning rate; 1.6e-3 for the base, 1e-4 for others")
+    rate: float | None = Field(None, gt=0, description="peak learning rate; 6e-4 for the base, 1e-4 for others")
     cross_attention_rate: float | None = Field(
-        None, gt=0, description="rate of the weights that see the label, as a multiple; 4 for the base, 1 for others"
+        None, gt=0, description="rate of the weights that see the label, as a multiple; 12 for the base, 1 for others"
+    )
+    contrast: float | None = Field(
+        None,
+        ge=0,
+        description="weight of the margin by which an image's own label should beat another; 0: as published; "
+        "8 for the base, 0 for others",
     )
     weight_decay: float = Field(1e-2, ge=0)
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises")

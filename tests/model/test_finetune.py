@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -187,7 +188,7 @@ def test_training_by_the_clock_shows_the_steps_it_takes(data: tuple[TrainingSet,
 
 
 def test_what_sees_the_label_moves_further(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
-    """Adam's first step moves every weight by its rate: cross-attention by four times as much, or as asked for."""
+    """Adam's first step moves every weight by its rate: cross-attention by twelve times as much, or as asked for."""
 
     def moved(folder: str, **changes: object) -> dict[bool, float]:
         tuner = trainer(data, tmp_path / folder, warmup=0, weight_decay=0, **changes)
@@ -201,14 +202,74 @@ def test_what_sees_the_label_moves_further(data: tuple[TrainingSet, LatentStore]
         }
 
     usual, even = moved("usual"), moved("even", cross_attention_rate=1)
-    assert usual[True] == pytest.approx(4 * usual[False], rel=0.02)
+    assert usual[True] == pytest.approx(12 * usual[False], rel=0.02)
     assert even[True] == pytest.approx(even[False], rel=0.02)
 
 
+def test_an_image_is_contrasted_with_a_label_that_it_lacks(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path
+) -> None:
+    """Both losses are of the same noise and timestep; what is minimised is the formula of the docstring."""
+    tuner = trainer(data, tmp_path, contrast=4, dropout=0)
+    ids = tuner.batch(0)[0]
+    seen: dict[str, torch.Tensor] = {}
+
+    def record(module: torch.nn.Module, arguments: object, options: dict[str, torch.Tensor]) -> None:
+        seen["hidden"] = options["encoder_hidden_states"]
+
+    def output(module: torch.nn.Module, arguments: object, result: torch.Tensor) -> None:
+        seen["prediction"] = result
+
+    unet = tuner.checkpoint.unet
+    unet.mid_block.register_forward_pre_hook(record, with_kwargs=True)
+    unet.conv_out.register_forward_hook(output)
+    minimised, error = tuner._loss(ids, np.random.default_rng(3))
+    states = tuner._states()
+    asked = [int((states - h).abs().sum((1, 2)).argmin()) for h in seen["hidden"]]
+    position = {label: i + 1 for i, label in enumerate(data[0].labels)}
+    own = [position[data[0].labels_of[i][0]] for i in ids]
+    assert asked[: len(ids)] == own
+    assert all(other not in (0, mine) for other, mine in zip(asked[len(ids) :], own, strict=True))
+    assert error < minimised
+    without = trainer(data, tmp_path / "without", contrast=0, dropout=0)._loss(ids, np.random.default_rng(3))
+    torch.testing.assert_close(without[0], error)  # the same images, noise and timesteps
+    torch.testing.assert_close(*without)
+
+
+def test_the_null_prompt_and_images_of_all_labels_are_not_contrasted(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path
+) -> None:
+    tuner = trainer(data, tmp_path, contrast=4, dropout=0.999)
+    ids = tuner.batch(0)[0]
+    minimised, error = tuner._loss(ids, np.random.default_rng(3))
+    assert minimised is error
+    rng, labels = np.random.default_rng(0), data[0].labels
+    assert tuner._others([labels, labels], [1, 2], rng) == []
+    assert tuner._others([labels, labels[:1]], [1, 1], rng) == [0, 2]
+    assert tuner._others([labels[:1]], [0], rng) == []
+
+
+def test_contrast_sets_labels_apart_sooner(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    """After the same few steps the right label is less behind the wrong one on held-out images."""
+
+    def behind(contrast: float) -> float:
+        options = {"contrast": contrast, "steps": 30, "batch_size": 16, "rate": 3e-3, "dropout": 0}
+        tuner = trainer(data, tmp_path / str(contrast), **options)
+        for step in range(30):
+            tuner.train_step(step / 30)
+        tuner.contrast = 1.0
+        with torch.no_grad():
+            pairs = [tuner._loss([i], np.random.default_rng([9, n])) for n, i in enumerate(data[0].held_out)]
+        return sum(float((minimised - error) / error) for minimised, error in pairs)
+
+    assert behind(8.0) < behind(0.0)
+
+
 def test_default_steps_follow_the_data() -> None:
-    assert default_steps(20, 64) == 150
+    assert default_steps(20, 16) == 300
+    assert default_steps(3600, 16) == 1350
     assert default_steps(3600, 64) == 337
-    assert default_steps(10**6, 64) == 400
+    assert default_steps(10**6, 16) == 1600
 
 
 def test_mirrored_images_are_encoded_and_not_their_latents_turned(

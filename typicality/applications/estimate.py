@@ -192,6 +192,7 @@ class _Probe:
         )  # fmt: skip
         trainer.checkpoint.unet.train()
         per_step = timed(lambda: trainer.train_step(0.5), run.device, PROBE_SECONDS)
+        prompts = 2 if trainer.contrast else 1
         validations = max(1, math.ceil(steps / tuning.validate_every))
         checked = min(len(held_out), tuning.validation_images) + tuning.validation_images
         evaluations = validations * checked * VALIDATION_PAIRS * 4  # both signs, null prompt and label
@@ -200,7 +201,7 @@ class _Probe:
         if tuning.minutes:
             steps = max(1, round(steps * tuning.minutes * 60 / seconds))
             seconds = tuning.minutes * 60
-        return StageCost(round(models * (3 * steps * batch + evaluations)), seconds)
+        return StageCost(round(models * (3 * steps * batch * prompts + evaluations)), seconds)
 
     def _selection(self) -> PatchSelection:
         mine, run = self.settings.mine, self.run

@@ -137,50 +137,13 @@ class Denoiser:
         table = rows if rows is not None else [[i] * n for i in range(len(states))]
         index = torch.tensor(table, device=self.device)
         hidden = states.to(self.dtype)[index.flatten()]
-        prediction = self._forward(z.to(self.dtype), t, hidden, len(table)).float()
+        prediction = predict(self.unet, z.to(self.dtype), t, hidden, len(table)).float()
         self.evaluations += index.numel()
         prediction = prediction.unflatten(0, (len(table), n))
         if self.predicts_velocity:
             a = self.alphas_cumprod.to(self.device)[t][:, None, None, None]
             prediction = a.sqrt() * prediction + (1 - a).sqrt() * z
         return prediction
-
-    def _forward(self, z: Tensor, t: Tensor, hidden: Tensor, repeats: int) -> Tensor:
-        unet = self.unet
-        sample, embedding, skips = self._encode(z, t, hidden, repeats)
-        sample = self._decode(sample, embedding, hidden, skips, len(unet.up_blocks))
-        return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
-
-    def _encode(self, z: Tensor, t: Tensor, hidden: Tensor, repeats: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """The UNet down to its middle, with the leading prompt-free blocks shared by all prompts."""
-        unet = self.unet
-        embedding = unet.time_embedding(unet.time_proj(t).to(z.dtype))
-        sample = unet.conv_in(z)
-        skips: tuple[Tensor, ...] = (sample,)
-        shared = True
-        for block in unet.down_blocks:
-            crosses = getattr(block, "has_cross_attention", False)
-            if shared and crosses:
-                shared = False
-                sample, embedding = repeat(sample, repeats), repeat(embedding, repeats)
-                skips = tuple(repeat(s, repeats) for s in skips)
-            arguments = {"encoder_hidden_states": hidden} if crosses else {}
-            sample, outputs = block(hidden_states=sample, temb=embedding, **arguments)
-            skips += outputs
-        if shared:
-            sample, embedding = repeat(sample, repeats), repeat(embedding, repeats)
-            skips = tuple(repeat(s, repeats) for s in skips)
-        return unet.mid_block(sample, embedding, encoder_hidden_states=hidden), embedding, skips
-
-    def _decode(
-        self, sample: Tensor, embedding: Tensor, hidden: Tensor, skips: tuple[Tensor, ...], blocks: int
-    ) -> Tensor:
-        """Run the first `blocks` decoder blocks."""
-        for block in self.unet.up_blocks[:blocks]:
-            taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
-            arguments = {"encoder_hidden_states": hidden} if getattr(block, "has_cross_attention", False) else {}
-            sample = block(hidden_states=sample, temb=embedding, res_hidden_states_tuple=taken, **arguments)
-        return sample
 
     @torch.inference_mode()
     def features(
@@ -204,9 +167,69 @@ class Denoiser:
         noised = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(self.device, self.dtype)
         t = torch.full((len(latents),), timestep, device=self.device)
         hidden = prompt_states.to(self.device, self.dtype)
-        sample, embedding, skips = self._encode(noised, t, hidden, 1)
+        sample, embedding, skips = _encode(self.unet, noised, t, hidden, 1)
         self.evaluations += len(latents)
-        return self._decode(sample, embedding, hidden, skips, up_block + 1).float().cpu()
+        return _decode(self.unet, sample, embedding, hidden, skips, up_block + 1).float().cpu()
+
+
+def predict(unet: UNet2DConditionModel, z: Tensor, t: Tensor, hidden: Tensor, repeats: int) -> Tensor:
+    """Call the UNet on every input under several prompts, computing once an input what no prompt can change.
+
+    Scoring and fine-tuning both use it; gradients flow.
+
+    Parameters
+    ----------
+    z : (n, c, h, w) noised latents
+    t : (n,) timesteps
+    hidden : (repeats * n, tokens, width) states of the prompts, all inputs under the first prompt, then the second, ...
+    repeats : prompts an input
+
+    Returns
+    -------
+    (repeats * n, c, h, w) in the order of `hidden`.
+    """
+    sample, embedding, skips = _encode(unet, z, t, hidden, repeats)
+    sample = _decode(unet, sample, embedding, hidden, skips, len(unet.up_blocks))
+    return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+
+
+def _encode(
+    unet: UNet2DConditionModel, z: Tensor, t: Tensor, hidden: Tensor, repeats: int
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """The UNet down to its middle, with the leading prompt-free blocks shared by all prompts."""
+    embedding = unet.time_embedding(unet.time_proj(t).to(z.dtype))
+    sample = unet.conv_in(z)
+    skips: tuple[Tensor, ...] = (sample,)
+    shared = True
+    for block in unet.down_blocks:
+        crosses = getattr(block, "has_cross_attention", False)
+        if shared and crosses:
+            shared = False
+            sample, embedding = repeat(sample, repeats), repeat(embedding, repeats)
+            skips = tuple(repeat(s, repeats) for s in skips)
+        arguments = {"encoder_hidden_states": hidden} if crosses else {}
+        sample, outputs = block(hidden_states=sample, temb=embedding, **arguments)
+        skips += outputs
+    if shared:
+        sample, embedding = repeat(sample, repeats), repeat(embedding, repeats)
+        skips = tuple(repeat(s, repeats) for s in skips)
+    return unet.mid_block(sample, embedding, encoder_hidden_states=hidden), embedding, skips
+
+
+def _decode(
+    unet: UNet2DConditionModel,
+    sample: Tensor,
+    embedding: Tensor,
+    hidden: Tensor,
+    skips: tuple[Tensor, ...],
+    blocks: int,
+) -> Tensor:
+    """Run the first `blocks` decoder blocks."""
+    for block in unet.up_blocks[:blocks]:
+        taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+        arguments = {"encoder_hidden_states": hidden} if getattr(block, "has_cross_attention", False) else {}
+        sample = block(hidden_states=sample, temb=embedding, res_hidden_states_tuple=taken, **arguments)
+    return sample
 
 
 def repeat(x: Tensor, times: int) -> Tensor:
