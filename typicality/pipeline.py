@@ -154,7 +154,8 @@ def ensure_model(run: Run) -> None:
         entry |= {
             "steps": result.steps, "best_step": result.best_step, "images": result.images,
             "held_out": len(held_out), "method": "lora" if trainer.lora else "full",
-            "text_encoder": trainer.train_text, "history": result.history, "warnings": list(result.warnings),
+            "text_encoder": trainer.train_text, "contrast": trainer.contrast, "history": result.history,
+            "warnings": list(result.warnings),
         }  # fmt: skip
         card = model_card(run.dataset, run.base.name, run.settings, entry)
         trainer.save(run.directory.path("model"), card)

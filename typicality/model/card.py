@@ -22,6 +22,7 @@ It is a measuring instrument for this data set, not a generator of pictures to p
 
 - base: {base}
 - method: {entry["method"]}, text encoder {"trained" if entry["text_encoder"] else "frozen"}
+- loss: {_loss(entry["contrast"])}
 - images: {entry["images"]} for training, {entry["held_out"]} held out (whole groups)
 - labels: {labels}
 - prompt: `{settings.prompt.template}`; without label: `{settings.prompt.null}`
@@ -40,3 +41,8 @@ It is a measuring instrument for this data set, not a generator of pictures to p
 
 Weights derive from the base model and from the images they were trained on; the terms of both apply.
 """
+
+
+def _loss(contrast: float) -> str:
+    error = "squared error of the noise"
+    return error if contrast == 0 else f"{error}, and by how much the own label beats another (weight {contrast:g})"

@@ -99,6 +99,7 @@ class CrossFit:
             "best_step": max(e["best_step"] for e in entries),
             "images": len(self.dataset), "held_out": len(self.dataset),
             "method": entries[0]["method"], "text_encoder": entries[0]["text_encoder"],
+            "contrast": entries[0]["contrast"],
             "history": mean_history([e["history"] for e in entries]),
             "warnings": [f"Fold {i}: {w}" for i, e in enumerate(entries) for w in e["warnings"]],
         }  # fmt: skip
@@ -173,7 +174,8 @@ class CrossFit:
         return {
             "steps": result.steps, "best_step": result.best_step, "images": result.images,
             "held_out": len(self.dataset) - result.images, "method": "lora" if tuner.lora else "full",
-            "text_encoder": tuner.train_text, "history": result.history, "warnings": [*result.warnings, *warnings],
+            "text_encoder": tuner.train_text, "contrast": tuner.contrast, "history": result.history,
+            "warnings": [*result.warnings, *warnings],
         }  # fmt: skip
 
     def _unseen(self, training: Sequence[LabelledImage]) -> list[str]:
