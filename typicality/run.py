@@ -16,7 +16,7 @@ import torch
 
 from typicality.config import ModelSettings, Settings, config_of, key_of, merge, read_config, resolve
 from typicality.dataset import LabelledImages, load_dataset
-from typicality.errors import OutputError
+from typicality.errors import OutputError, SettingsError
 from typicality.model.checkpoint import Checkpoint, load_checkpoint
 from typicality.model.crossfit import SHARED, folds_of
 from typicality.model.denoiser import Denoiser, choose_device, choose_dtype
@@ -32,12 +32,19 @@ NO_FOLD = -1
 
 @dataclass
 class Run:
-    """A run that is being worked on: settings, data set and run directory, and what follows from them."""
+    """A run that is being worked on: settings, data set and run directory, and what follows from them.
+
+    Attributes
+    ----------
+    model_seed : seed under which the models that lie in the directory were fine-tuned, and images divided into folds;
+        that of the settings by default
+    """
 
     settings: Settings
     dataset: LabelledImages
     directory: RunDirectory
     progress: Progress = SILENT
+    model_seed: int | None = None
     _denoisers: dict[int, Denoiser] = field(default_factory=dict)
 
     @cached_property
@@ -93,10 +100,14 @@ class Run:
                 settings.prompt.model_dump(),
                 settings.finetune.model_dump(exclude=set() if self.folds > 1 else {"folds", "shared"}),
                 [settings.score.t_min, settings.score.t_max],
-                settings.seed,
+                self._model_seed,
                 str(self.dtype),
             ]
         )
+
+    @property
+    def _model_seed(self) -> int:
+        return self.settings.seed if self.model_seed is None else self.model_seed
 
     @property
     def folds(self) -> int:
@@ -105,7 +116,7 @@ class Run:
 
     @cached_property
     def _folds_of(self) -> dict[str, int]:
-        return folds_of(self.dataset, self.folds, self.settings.seed)
+        return folds_of(self.dataset, self.folds, self._model_seed)
 
     def fold_of(self, image_id: str) -> int:
         """Return the fold that holds an image out: its model scores the image and has not seen its group.
@@ -309,6 +320,18 @@ def open_run(
     return run
 
 
+def _same_split(folder: Path, recorded: Settings, wanted: Settings) -> None:
+    """Refuse settings under which it would be misstated which images the models of a finished run have seen."""
+    pairs = [("dataset.group", recorded.dataset.group, wanted.dataset.group)]
+    pairs += [(f"finetune.{n}", v, getattr(wanted.finetune, n)) for n, v in recorded.finetune]
+    for name, was, now in pairs:
+        if was != now:
+            raise SettingsError(
+                f"{folder} was made with {name}={was}, which cannot be {now} afterwards: it decides which images its "
+                "models have seen; leave the setting out, or run `typicality mine` with it and another --out"
+            )
+
+
 DONE = {"finetune": "fine-tuned", "score": "scored", "mine": "mined"}
 
 
@@ -318,17 +341,21 @@ def open_finished(folder: Path, stage: str, settings: Settings | None = None, pr
     Parameters
     ----------
     stage : that must be done: finetune (with latents), score or mine
-    settings : with what is to differ in this session, as another device; the run's own by default. What run.json
-        says of the run does not change.
+    settings : with what is to differ in this session, as another device; the run's own by default. Another seed is
+        that of noise alone: folds stay as they were fine-tuned. What run.json says of the run does not change.
 
     Raises
     ------
     OutputError : when `folder` is no run, or has not got so far.
+    SettingsError : when `settings` differ in what decides which model has seen which image.
     """
     existing_record(folder)
     before = RunDirectory(folder).record
     own: dict[str, Any] = {name: before[name] for name in ("settings", "seed", "dataset") if name in before}
-    run = open_run(settings or resolve_settings(str(folder)), folder, progress=progress)
+    recorded = resolve_settings(str(folder))
+    _same_split(folder, recorded, settings or recorded)
+    run = open_run(settings or recorded, folder, progress=progress)
+    run.model_seed = recorded.seed
     run.directory.record |= own
     stages = run.directory.record["stages"]
     needed = [stage] if stage != "finetune" or run.settings.finetune.enabled else []

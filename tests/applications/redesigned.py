@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,12 +31,12 @@ def draw_subjects(folder: Path) -> Path:
     return folder
 
 
-def mine(folder: Path, model: Path) -> Path:
-    """Mine the subjects by year with hardly any work; return the run directory."""
+def mine(folder: Path, model: Path, **finetune: Any) -> Path:
+    """Mine the subjects by year with hardly any work, under settings of fine-tuning; return the run directory."""
     source = draw_subjects(folder / "subjects")
     result = typicality.mine(
         source, "year", model=str(model), out=folder / "run", dtype="fp32",
-        dataset={"group": "subject"}, finetune={"steps": 2, "batch_size": 4, "validate_every": 2},
+        dataset={"group": "subject"}, finetune={"steps": 2, "batch_size": 4, "validate_every": 2, **finetune},
         score={"draws": 2, "refine_draws": 4}, mine={"noises": 1, "share": 1.0, "per_label": 24, "clusters": 3},
     )  # fmt: skip
     return result.folder

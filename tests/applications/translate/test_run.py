@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.applications.redesigned import SUBJECTS, mine
+from typicality.api import settings_for
 from typicality.applications.translate.methods import TranslateOptions
 from typicality.applications.translate.pictures import change_picture, sheet, strip, translated_pixels
 from typicality.applications.translate.run import (
@@ -25,6 +26,7 @@ from typicality.applications.translate.run import (
 from typicality.applications.translate.scoring import rival_labels, score_latents
 from typicality.cli.app import run as command
 from typicality.errors import DatasetError, InterruptedRun, OutputError
+from typicality.model.crossfit import folds_of
 from typicality.run import open_finished
 
 OPTIONS = TranslateOptions("delta", guidance=5.0, steps=3, draws=4)
@@ -131,6 +133,30 @@ def test_the_record_of_the_run_keeps_its_settings(run: Path):
     assert command(["translate", str(run), "--from", "2016", "--to", "2024", "--images", "1", "--seed", "7",
                     "--sampler-steps", "2", "--draws", "4", "-q"]) == 0  # fmt: skip
     assert json.loads((run / "run.json").read_text())["settings"] == before
+
+
+@pytest.fixture(scope="module")
+def folded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mine(tmp_path_factory.mktemp("folded"), tiny_model, folds=2, shared=0.5)
+
+
+def test_another_seed_does_not_move_images_to_models_that_have_seen_them(folded: Path):
+    """Folds are a hash with the seed of fine-tuning. Another seed draws other noise; who has seen whom is as before."""
+    own = open_finished(folded, "finetune")
+    other = open_finished(folded, "finetune", settings_for(folded, seed=7))
+    folds = folds_of(own.dataset, 2, own.settings.seed)
+    assert folds != folds_of(own.dataset, 2, 7)
+    for run in (own, other):
+        assert {i.image_id: run.fold_of(i.image_id) for i in run.dataset} == folds
+    assert other.finetune_key == own.finetune_key == own.directory.record["stages"]["finetune"]["key"]
+    assert other.score_folder("p", 4) != own.score_folder("p", 4)
+
+
+def test_settings_that_would_misstate_what_was_held_out_are_refused(run: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["translate", str(run), "--from", "2016", "--to", "2024", "--images", "1", "-q"]
+    for setting in ("finetune.held_out=0.5", "finetune.folds=2", "dataset.group=year"):
+        assert command([*words, "--set", setting]) == 2
+        assert setting.partition("=")[0] in capsys.readouterr().err
 
 
 def test_the_command_prints_one_document(run: Path, capsys: pytest.CaptureFixture[str]):
