@@ -14,7 +14,8 @@ from typicality.applications.translate.run import translate
 from typicality.applications.trends.run import SCHEMA, Trends, sample_of, trends
 from typicality.cli.app import run as command
 from typicality.errors import OutputError
-from typicality.run import open_finished
+from typicality.model.denoiser import Denoiser
+from typicality.run import Run, open_finished
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,20 @@ def test_rates_leave_out_the_groups_of_the_members(run: Path, found: Trends):
         assert [at["n_images"] for at in line["at"]] == [len(left)] * 2  # every subject has an image of both years
         for places in line["found"].values():
             assert all(group_of[p["image_id"]] in left for p in places)
+
+
+def test_features_come_from_the_model_that_was_shown_no_label(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """With folds, that of fold 0 has seen the labels of most images: the search would find what it memorised of them.
+
+    The stand-in has a counter of its own, so a feature that was read with another model would be missing from it.
+    """
+    own = open_finished(run, "mine")
+    stand_in = Denoiser(own.base, own.device, own.dtype)
+    monkeypatch.setattr(Run, "feature_denoiser", property(lambda _: stand_in))
+    monkeypatch.setattr("typicality.applications.trends.run.open_finished", lambda *_: own)
+    monkeypatch.setattr(own.denoiser, "features", None)  # nothing may call it
+    found = trends(run, images=4, members=3, draws=2, permutations=9)
+    assert found.document["unet_evaluations"] == stand_in.evaluations > 0
 
 
 def test_the_sample_has_the_same_groups_in_every_label(run: Path):

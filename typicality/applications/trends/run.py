@@ -114,11 +114,11 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
     chosen = [e for e in elements if e["rank_in_cluster"] < members]
     key = key_of([directory.record["stages"]["mine"]["key"], images, members, draws, permutations])
     with directory.stage("trends", key) as entry:
-        run.denoiser.evaluations = 0
-        null = run.denoiser.encode_prompts([run.prompts.null])[0]
-        mine = run.settings.mine
+        denoiser, mine = run.feature_denoiser, run.settings.mine
+        denoiser.evaluations = 0
+        null = denoiser.encode_prompts([run.prompts.null])[0]
         extractor = FeatureExtractor(
-            run.denoiser, lambda _: null, mine.noises, mine.timestep, mine.up_block, run.settings.seed
+            denoiser, lambda _: null, mine.noises, mine.timestep, mine.up_block, run.settings.seed
         )
         sample = sample_of(run, images)
         side = int(chosen[0]["side"])
@@ -137,9 +137,9 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
                 seen.astype(np.float64), known, sample.label, sample.group, permutations, run.settings.seed
             )
         adjusted = adjusted_p_values(p_value)
-        spent = run.denoiser.evaluations  # the pass over the members counts its own
+        spent = denoiser.evaluations  # the pass over the members counts its own
         scores = _member_scores(run, chosen, member_of, len(clusters), draws)
-        run.denoiser.evaluations = spent
+        denoiser.evaluations = spent
         n_images = np.array([known[sample.label == at].sum(0) for at in range(len(labels))])
         timelines = []
         for c, cluster in enumerate(clusters):
@@ -163,7 +163,7 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
             rows, records = consistent_changes(place, extractor, centre, groups, run.settings.seed)
             change_rows += rows
             changes += records
-        entry["unet_evaluations"] = run.denoiser.evaluations
+        entry["unet_evaluations"] = denoiser.evaluations
         document = {
             "schema": 1, "label_name": run.dataset.label, "labels": list(labels), "ordered": run.dataset.ordered,
             "images_a_label": images, "level": 0.9, "significant_at": SIGNIFICANT,
