@@ -19,7 +19,7 @@ from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import OutputError, SettingsError
 from typicality.model.checkpoint import Checkpoint, load_checkpoint
 from typicality.model.crossfit import SHARED, folds_of
-from typicality.model.denoiser import Denoiser, choose_device, choose_dtype
+from typicality.model.denoiser import Denoiser, choose_device, choose_dtype, has_bfloat16
 from typicality.model.latents import LatentStore
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
@@ -57,7 +57,12 @@ class Run:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        return choose_dtype(self.settings.model.dtype, self.device)
+        chosen = choose_dtype(self.settings.model.dtype, self.device)
+        if chosen == torch.bfloat16 and self.device.type == "cpu" and not has_bfloat16():
+            self.progress.say(
+                "warning: this processor has no bfloat16 arithmetic; --dtype bf16 is many times slower here than fp32"
+            )
+        return chosen
 
     @cached_property
     def _loaded(self) -> tuple[Checkpoint, str]:

@@ -167,6 +167,7 @@ class Finetuner:
         contrast = settings.contrast
         if contrast is None:
             contrast = CONTRAST if checkpoint.is_small and not self.lora else 0.0
+        self.shift = settings.shift or 0
         self.contrast = contrast if part.labelled and len(data.labels) > 1 else 0.0
         self.tokens = prompt_tokens(checkpoint.tokenizer, data.prompts.of_all(data.labels)).to(device)
         self.abar = checkpoint.scheduler.alphas_cumprod.float().to(device)
@@ -248,6 +249,8 @@ class Finetuner:
         if self.settings.flip:
             for i in np.flatnonzero(rng.random(n) < 0.5).tolist():
                 z[i] = self.latents.mirrored.get(ids[i])
+        if self.shift:
+            z = shifted(z, rng.integers(-self.shift, self.shift + 1, (n, 2)))
         z = z.to(self.device)
         position = {label: i + 1 for i, label in enumerate(self.data.labels)}
         own = [self.data.labels_of[i] for i in ids]
@@ -526,6 +529,14 @@ class Finetuner:
         temporary.rename(folder)
         if not keep_state:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def shifted(z: Tensor, offsets: np.ndarray) -> Tensor:
+    """Move every latent by whole cells, (n, 2) rows and columns; what leaves is lost, edges are repeated."""
+    n, _, height, width = z.shape
+    rows = np.clip(np.arange(height) - offsets[:, :1], 0, height - 1)
+    columns = np.clip(np.arange(width) - offsets[:, 1:], 0, width - 1)
+    return z[np.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def _read_arrays(path: Path) -> list[Tensor]:
