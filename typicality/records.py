@@ -30,6 +30,8 @@ class LabelledImage:
     source : where the bytes are, meaningful to the reader that made it
     metadata : the other columns of the row
     boxes, mask : ground truth for evaluation, never used in training
+    box_labels : of each box the name that its source gives it, '' where it gives none; () when no box has a name.
+        A box with two names is there twice.
     """
 
     image_id: str
@@ -42,6 +44,7 @@ class LabelledImage:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
     mask: Any = None
+    box_labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

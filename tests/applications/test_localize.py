@@ -28,9 +28,10 @@ from typicality.applications.localize.maps import (
 )
 from typicality.applications.localize.passes import Evidence, Pass, collect
 from typicality.applications.localize.places import places
-from typicality.applications.localize.truth import cell_shares, truth_of, validation_part
-from typicality.applications.localize.work import Options
+from typicality.applications.localize.truth import boxes_tell_labels, cell_shares, truths_of, validation_part
+from typicality.applications.localize.work import Options, parts_of, requests_of
 from typicality.cli.app import run as command
+from typicality.config import Settings
 from typicality.dataset.view import view_of
 from typicality.errors import InputError, OutputError
 from typicality.evaluation.localize import localize as evaluate
@@ -310,13 +311,71 @@ def test_masks_and_boxes_are_both_truth(marked_folder: Path, tiny_model: Path):
 
     data = load_dataset(settings_for(marked_folder, tiny_model).dataset)
     first = next(i for i in data if i.labels == ("dot",))
-    truth = truth_of(data, first)
-    assert truth is not None
+    [truth] = (truths_of(data, first, ("dot",), named=False) or {}).values()
     assert truth.sum() == 144
-    boxed = truth_of(data, replace(first, mask=None, boxes=((1, 2, 4, 4),)))
-    assert boxed is not None
+    [boxed] = (truths_of(data, replace(first, mask=None, boxes=((1, 2, 4, 4),)), ("dot",), named=False) or {}).values()
     assert np.argwhere(boxed).tolist() == [[2, 1], [2, 2], [2, 3], [3, 1], [3, 2], [3, 3]]
-    assert truth_of(data, replace(first, mask=None)) is None
+    assert truths_of(data, replace(first, mask=None), ("dot",), named=False) == {}
+
+
+def test_each_label_is_measured_against_its_own_boxes(marked_folder: Path, tiny_model: Path):
+    """An image with a dot at x 1 to 3 and a bar at x 7 to 9. Named boxes belong to one label each; a name that is no
+    label belongs to none of them. Without names nobody knows which is which, unless nothing is marked at all."""
+    from typicality.dataset import load_dataset
+
+    data = load_dataset(settings_for(marked_folder, tiny_model).dataset)
+    first = next(i for i in data if i.labels == ("dot",))
+    boxes = ((1, 0, 3, 1), (5, 0, 6, 1), (7, 0, 9, 1))
+    several = replace(first, labels=LABELS, mask=None, boxes=boxes, box_labels=("dot", "pacemaker", "bar"))
+    found = truths_of(data, several, LABELS, named=True)
+    assert found is not None
+    marked = {label: np.flatnonzero(truth[0]).tolist() for label, truth in found.items()}
+    assert marked == {"dot": [1, 2], "bar": [7, 8]}
+    one = replace(several, boxes=boxes[:1], box_labels=("dot",))
+    assert set(truths_of(data, one, LABELS, named=True) or {}) == {"dot"}
+    unnamed = replace(several, box_labels=())
+    assert truths_of(data, unnamed, LABELS, named=False) is None
+    assert truths_of(data, replace(several, box_labels=("defect",) * 3), LABELS, named=False) is None
+    [together] = (truths_of(data, unnamed, ("dot",), named=False) or {}).values()
+    assert np.flatnonzero(together[0]).tolist() == [1, 2, 5, 7, 8]
+    assert truths_of(data, replace(first, boxes=()), LABELS, named=False) is None
+    clean = replace(next(i for i in data if i.labels == ("clean",)), labels=LABELS)
+    assert [truth.any() for truth in (truths_of(data, clean, LABELS, named=False) or {}).values()] == [False, False]
+
+
+def several_labels(root: Path, model: Path, categories: tuple[str, str]) -> Settings:
+    """Settings of images that all have two labels, with boxes of two categories in a COCO file."""
+    (root / "images").mkdir()
+    rng = np.random.default_rng(1)
+    images, annotations, rows = [], [], ["file_name,label"]
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (40, 40), dtype=np.uint8)).save(root / "images" / f"{i}.png")
+        rows.append(f"images/{i}.png,dot|bar")
+        images.append({"id": i, "file_name": f"images/{i}.png"})
+        annotations += [
+            {"image_id": i, "category_id": 0, "bbox": [0, 0, 12, 12]},
+            {"image_id": i, "category_id": 1, "bbox": [20, 30, 20, 6]},
+        ]
+    names = [{"id": k, "name": name} for k, name in enumerate(categories)]
+    document = {"images": images, "annotations": annotations, "categories": names}
+    (root / "metadata.csv").write_text("\n".join(rows))
+    (root / "truth.json").write_text(json.dumps(document))
+    dataset = {"label_separator": "|", "masks": None, "group": None, "boxes": str(root / "truth.json")}
+    return settings_for(root, model, dataset={"label": "label", **dataset}, finetune={"enabled": False})
+
+
+def test_categories_of_coco_are_labels_and_others_tell_none(tiny_model: Path, tmp_path: Path):
+    """12 x 12 of 1600 pixels are a dot, 20 x 6 a bar. Where both boxes are a "defect", neither can be measured."""
+    settings = several_labels(tmp_path, tiny_model, LABELS)
+    run = open_run(settings, tmp_path / "run")
+    assert boxes_tell_labels(run.dataset)
+    parts = parts_of(run, requests_of(list(run.dataset), None))
+    assert parts.untold == 0
+    assert {label: truth.sum() for (_, label), truth in parts.truths.items()} == {"dot": 144, "bar": 120}
+    (tmp_path / "other").mkdir()
+    blind = open_run(several_labels(tmp_path / "other", tiny_model, ("defect", "scratch")), tmp_path / "other-run")
+    parts = parts_of(blind, requests_of(list(blind.dataset), None))
+    assert (parts.truths, parts.untold) == ({}, 12)
 
 
 # ------------------------------------------------------------------------------------------------ end to end

@@ -86,6 +86,26 @@ def test_boxes_from_four_columns_and_from_coco(tmp_path: Path, load: Load) -> No
     assert sorted(i.boxes for i in by_coco) == [(), ((1, 2, 5, 6),)]
 
 
+def test_boxes_of_coco_have_the_names_of_their_categories(tmp_path: Path, load: Load) -> None:
+    """Two boxes in one place, of two categories, are two; a box without a category has no name."""
+    source = table(tmp_path, "c", "a", "b")
+    coco = {
+        "images": [{"id": 1, "file_name": "0.png"}, {"id": 2, "file_name": "1.png"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 5, "bbox": [1, 2, 4, 4]},
+            {"image_id": 1, "category_id": 3, "bbox": [1, 2, 4, 4]},
+            {"image_id": 1, "bbox": [0, 0, 2, 2]},
+            {"image_id": 2, "bbox": [0, 0, 2, 2]},
+        ],
+        "categories": [{"id": 3, "name": "a"}, {"id": 5, "name": "b"}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(coco))
+    first, second = sorted(load(source, label="c", boxes="truth.json"), key=lambda i: i.file_name)
+    assert first.boxes == ((0, 0, 2, 2), (1, 2, 5, 6), (1, 2, 5, 6))
+    assert first.box_labels == ("", "a", "b")
+    assert (second.boxes, second.box_labels) == (((0, 0, 2, 2),), ())
+
+
 def test_boxes_of_width_and_height_are_refused(tmp_path: Path, load: Load) -> None:
     with pytest.raises(DatasetError, match="not width and height"):
         load(table(tmp_path, "c,b", 'a,"[[5, 5, 3, 3]]"', "b,"), label="c", boxes="b")

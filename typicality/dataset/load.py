@@ -20,10 +20,10 @@ from typicality.dataset.places import NoPlace, Place
 from typicality.dataset.rows import FOLDER, Row, Source
 from typicality.dataset.sources import open_source
 from typicality.dataset.split import unit_hash
-from typicality.dataset.truth import boxes_reader, clip, mask_place
+from typicality.dataset.truth import NamedBox, boxes_reader, clip, mask_place
 from typicality.dataset.where import compile_where
 from typicality.errors import DatasetError, nearest
-from typicality.records import Box, Duplicate, LabelledImage, UnreadableImage
+from typicality.records import Duplicate, LabelledImage, UnreadableImage
 
 IMBALANCE = 50  # the most frequent label has so many times the images of the rarest: worth a warning
 SHOWN = 8  # names in a warning
@@ -36,7 +36,7 @@ class _Labelled:
     row: Row
     labels: tuple[str, ...]
     group: str
-    boxes: tuple[Box, ...]
+    boxes: tuple[NamedBox, ...]
     mask: Place | None
 
 
@@ -48,7 +48,7 @@ class _Image:
     width: int
     height: int
     labels: set[str] = field(default_factory=set)
-    boxes: set[Box] = field(default_factory=set)
+    boxes: set[NamedBox] = field(default_factory=set)
     files: dict[Place, str] = field(default_factory=dict)
     conflict: bool = False
 
@@ -234,6 +234,7 @@ def _read(row: Row) -> tuple[str, int, int] | UnreadableImage:
 
 def _record(image_id: str, image: _Image) -> LabelledImage:
     first = image.first
+    boxes = clip(image.boxes, image.width, image.height)
     return LabelledImage(
         image_id=image_id,
         file_name=first.row.file_name,
@@ -243,8 +244,9 @@ def _record(image_id: str, image: _Image) -> LabelledImage:
         height=image.height,
         source=first.row.place,
         metadata=first.row.values,
-        boxes=clip(image.boxes, image.width, image.height),
+        boxes=tuple(box for box, _ in boxes),
         mask=first.mask,
+        box_labels=tuple(name for _, name in boxes) if any(name for _, name in boxes) else (),
     )
 
 

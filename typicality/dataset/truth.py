@@ -14,11 +14,13 @@ from typicality.dataset.rows import Row, Source, file_place
 from typicality.errors import DatasetError, nearest
 from typicality.records import Box
 
-BoxesOf = Callable[[Row], tuple[Box, ...]]
+NamedBox = tuple[Box, str]
+"""A box and what its source says it shows, such as a COCO category; '' where it says nothing."""
+BoxesOf = Callable[[Row], tuple[NamedBox, ...]]
 CORNERS = "[[x0, y0, x1, y1], ...] in pixels of the original image, x1 and y1 exclusive"
 
 
-def no_boxes(row: Row) -> tuple[Box, ...]:
+def no_boxes(row: Row) -> tuple[NamedBox, ...]:
     """Return () for every row: there is no ground truth."""
     return ()
 
@@ -26,15 +28,16 @@ def no_boxes(row: Row) -> tuple[Box, ...]:
 def boxes_reader(setting: str | None, source: Source) -> BoxesOf:
     """Return the function that finds a row's boxes.
 
-    `setting` names a column of JSON lists (or of lists), four columns 'x0,y0,x1,y1', or a COCO file.
+    `setting` names a column of JSON lists (or of lists), four columns 'x0,y0,x1,y1', or a COCO file. Only the last
+    names its boxes: by category.
     """
     if setting is None:
         return no_boxes
     if setting in source.columns:
-        return lambda row: _parse(row.values.get(setting), row.file_name)
+        return lambda row: _unnamed(_parse(row.values.get(setting), row.file_name))
     four = [name.strip() for name in setting.split(",")]
     if len(four) == 4 and all(name in source.columns for name in four):
-        return lambda row: _of_corners([row.values.get(name) for name in four], row.file_name)
+        return lambda row: _unnamed(_of_corners([row.values.get(name) for name in four], row.file_name))
     for path in (Path(setting).expanduser(), source.base / setting):
         if path.is_file():
             return _coco(path)
@@ -49,6 +52,10 @@ def mask_place(setting: str | None, row: Row, source: Source) -> Place | None:
     if setting is None or not (name := text_of(row.values.get(setting))):
         return None
     return file_place(name, (source.base, source.base / "masks"))
+
+
+def _unnamed(boxes: Iterable[Box]) -> tuple[NamedBox, ...]:
+    return tuple((box, "") for box in boxes)
 
 
 def _parse(value: Any, file_name: str) -> tuple[Box, ...]:
@@ -81,23 +88,28 @@ def _of_corners(corners: Iterable[Any], file_name: str) -> tuple[Box, ...]:
     return ((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)),)
 
 
-def clip(boxes: Iterable[Box], width: int, height: int) -> tuple[Box, ...]:
-    """Cut boxes at the borders of the image; what lies outside goes. Sorted, without repeats."""
-    cut = {(max(0, x0), max(0, y0), min(width, x1), min(height, y1)) for x0, y0, x1, y1 in boxes}
-    return tuple(sorted(box for box in cut if box[0] < box[2] and box[1] < box[3]))
+def clip(boxes: Iterable[NamedBox], width: int, height: int) -> tuple[NamedBox, ...]:
+    """Cut boxes at the borders of the image; what lies outside goes. Sorted, without repeats of box and name."""
+    cut = {((max(0, x0), max(0, y0), min(width, x1), min(height, y1)), name) for (x0, y0, x1, y1), name in boxes}
+    return tuple(sorted((box, name) for box, name in cut if box[0] < box[2] and box[1] < box[3]))
 
 
 def _coco(path: Path) -> BoxesOf:
-    """Boxes of a COCO file, found by file name; by the name without its folders where that is unique."""
+    """Boxes of a COCO file, found by file name; by the name without its folders where that is unique.
+
+    The name of a box is that of its category.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        by_name: dict[str, list[Box]] = {name: [] for name in names.values()}
+        categories = {c["id"]: text_of(c.get("name")) for c in content.get("categories") or ()}
+        by_name: dict[str, list[NamedBox]] = {name: [] for name in names.values()}
         for annotation in content["annotations"]:
             if annotation.get("bbox"):
                 x, y, width, height = annotation["bbox"]
                 name = names[annotation["image_id"]]
-                by_name[name].extend(_of_corners([x, y, x + width, y + height], name))
+                what = categories.get(annotation.get("category_id"), "")
+                by_name[name] += [(box, what) for box in _of_corners([x, y, x + width, y + height], name)]
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -109,7 +121,7 @@ def _coco(path: Path) -> BoxesOf:
     return lambda row: tuple(_found(row.file_name, by_name, short))
 
 
-def _found(file_name: str, by_name: Mapping[str, list[Box]], short: Mapping[str, str | None]) -> list[Box]:
+def _found(file_name: str, by_name: Mapping[str, list[NamedBox]], short: Mapping[str, str | None]) -> list[NamedBox]:
     if file_name in by_name:
         return by_name[file_name]
     unique = short.get(PurePosixPath(file_name).name)

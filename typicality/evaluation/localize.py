@@ -85,7 +85,8 @@ def localize(
         options = replace(options, ranges=options.ranges or ((settings.score.t_min, settings.score.t_max),))
         asked = requests_of(list(run.dataset), options.against)
         parts = parts_of(run, asked)
-        requests = [(i, labels) for i, labels in asked if i in parts.truths]
+        known = [(i, tuple(label for label in labels if (i, label) in parts.truths)) for i, labels in asked]
+        requests = [(i, labels) for i, labels in known if labels]
         _check(parts, requests)
         evidence = collect(run, requests, options.against, options.ranges, options.draws)
         labels = [label for label in run.dataset.labels if label in {e.label for e in evidence}]
@@ -104,7 +105,13 @@ def localize(
 
 
 def _check(parts: Parts, requests: Sequence[Request]) -> None:
-    marked = {parts.of(i) for i, _ in requests if parts.truths[i].any()}
+    pairs = [(i, label) for i, labels in requests for label in labels]
+    marked = {parts.of(i, label) for i, label in pairs if parts.truths[i, label].any()}
+    if not marked and parts.untold:
+        raise InputError(
+            f"{parts.untold} images have several labels, and the ground truth does not say of which it is: give "
+            "--boxes a COCO file whose categories are the labels"
+        )
     if not marked:
         raise InputError(
             "there is no ground truth for images that the model has not seen: give --masks COLUMN or --boxes FILE, "
@@ -218,12 +225,12 @@ def _maps(run: Run, method: Method, label: str, ids: Sequence[str]) -> list[np.n
 
 
 def _test_ids(parts: Parts, method: Method, label: str) -> list[str]:
-    return sorted(i for i, name in method.evidence if name == label and parts.of(i) == "test")
+    return sorted(i for i, name in method.evidence if name == label and parts.of(i, label) == "test")
 
 
 def _rows(run: Run, parts: Parts, methods: Sequence[Method], label: str, options: Options) -> list[dict[str, Any]]:
     ids = _test_ids(parts, methods[0], label)
-    truths = [parts.truths[i] for i in ids]
+    truths = [parts.truths[i, label] for i in ids]
     if not any(t.any() for t in truths):
         return []
     rows = []
@@ -260,8 +267,9 @@ def _summary(rows: Sequence[Mapping[str, Any]], parts: Parts, options: Options) 
         "geometric_mean_lift": round(metrics.geometric_mean(r["lift"] for r in ours.values()), 3),
         "geometric_mean_lift_best_rival": round(metrics.geometric_mean(r["lift"] for r in by_method[best].values()), 3),
         "pointing": round(float(np.mean([r["pointing"] for r in ours.values()])), 4),
-        "test_images": sum(parts.of(i) == "test" for i in parts.truths),
+        "test_images": len({i for i, label in parts.truths if parts.of(i, label) == "test"}),
         "validation_images": len(parts.validation),
+        "images_with_untold_truth": parts.untold,
         "against": options.against,
         "draws": options.draws,
         "ranges": [list(r) for r in options.ranges],
@@ -292,7 +300,7 @@ def _draw(run: Run, parts: Parts, methods: Sequence[Method], labels: Sequence[st
     axes = figure.subplots(len(cases), 1 + len(shown), squeeze=False)
     for row, (label, case, image_id, precision) in zip(axes, cases, strict=True):
         picture = run.dataset.open(images[image_id])
-        truth = parts.truths[image_id]
+        truth = parts.truths[image_id, label]
         row[0].imshow(outlined(picture, truth))
         row[0].set_ylabel(f"{label}, {case}\nAP {precision:.2f}", fontsize=9)
         for axis, method in zip(row[1:], shown, strict=True):
@@ -306,9 +314,9 @@ def _draw(run: Run, parts: Parts, methods: Sequence[Method], labels: Sequence[st
 
 def _cases(run: Run, parts: Parts, ours: Method, label: str) -> list[tuple[str, str, str, float]]:
     """Return (label, case, image_id, average precision) of up to three test images."""
-    ids = [i for i in _test_ids(parts, ours, label) if parts.truths[i].any()]
+    ids = [i for i in _test_ids(parts, ours, label) if parts.truths[i, label].any()]
     scored = [
-        (metrics.average_precision(m, parts.truths[i]), i)
+        (metrics.average_precision(m, parts.truths[i, label]), i)
         for m, i in zip(_maps(run, ours, label, ids), ids, strict=True)
     ]
     ranked = sorted(scored, reverse=True)

@@ -16,18 +16,45 @@ from typicality.run import Run
 SALT = "localize validation"
 
 
-def truth_of(dataset: LabelledImages, image: LabelledImage) -> np.ndarray | None:
-    """Return what is marked in an image, bool (height, width): its mask and its boxes; None where it has neither.
+def boxes_tell_labels(dataset: LabelledImages) -> bool:
+    """Return whether boxes have names that are labels, as COCO categories may be.
 
-    A data set says what is marked, not of which label: with several labels an image, all share it.
+    Where none has, names say what is marked in other words ("defect"), and tell no label.
+    """
+    return any(name in dataset.labels for image in dataset for name in image.box_labels)
+
+
+def truths_of(
+    dataset: LabelledImages, image: LabelledImage, labels: Sequence[str], named: bool
+) -> dict[str, np.ndarray] | None:
+    """Return what is marked in an image of each label, bool (height, width); no entry where nothing is known of it.
+
+    Parameters
+    ----------
+    labels : those of the image that are asked for
+    named : see `boxes_tell_labels`. Boxes with the name of a label are of that label, and boxes with another name of
+        none that is asked for. Masks, and boxes without a name, do not say of which label they are.
+
+    Returns
+    -------
+    None where several labels are asked for and what is marked does not say of which it is.
     """
     mask = dataset.mask(image)
-    if mask is None and not image.boxes:
+    names = image.box_labels if named else ()
+    boxes = list(zip(image.boxes, names or ("",) * len(image.boxes), strict=True))
+    anyone = [box for box, name in boxes if not name]
+    if len(labels) > 1 and (anyone or (mask is not None and mask.any())):
         return None
-    marked = np.zeros((image.height, image.width), bool) if mask is None else mask.copy()
-    for x0, y0, x1, y1 in image.boxes:
-        marked[y0:y1, x0:x1] = True
-    return marked
+    found = {}
+    for label in labels:
+        own = anyone + [box for box, name in boxes if name == label]
+        if mask is None and not own:
+            continue
+        marked = np.zeros((image.height, image.width), bool) if mask is None else mask.copy()
+        for x0, y0, x1, y1 in own:
+            marked[y0:y1, x0:x1] = True
+        found[label] = marked
+    return found
 
 
 def cell_shares(truth: np.ndarray, view: ModelView, cells: tuple[int, int]) -> np.ndarray:

@@ -22,7 +22,7 @@ from typicality.applications.localize.measure import measure, rounded
 from typicality.applications.localize.passes import Evidence, Range, Request, collect
 from typicality.applications.localize.pictures import overlay, save
 from typicality.applications.localize.places import Place, places
-from typicality.applications.localize.truth import cell_shares, truth_of, unseen, validation_part
+from typicality.applications.localize.truth import boxes_tell_labels, cell_shares, truths_of, unseen, validation_part
 from typicality.config import Settings
 from typicality.errors import InputError, InterruptedRun, nearest
 from typicality.pipeline import ensure_latents, ensure_model
@@ -113,24 +113,46 @@ def requests_of(images: Sequence[LabelledImage], against: str | None) -> list[Re
 
 @dataclass(frozen=True)
 class Parts:
-    """Images with ground truth that no model has seen, in two parts that share no group."""
+    """Images with ground truth that no model has seen, in two parts that share no group.
 
-    truths: Mapping[str, np.ndarray]
+    Attributes
+    ----------
+    truths : what is marked, bool (height, width), by image_id and label
+    validation : ids of the images that choose
+    untold : images with several labels that are left out, since what is marked does not say of which it is
+    """
+
+    truths: Mapping[tuple[str, str], np.ndarray]
     validation: frozenset[str]
+    untold: int = 0
 
-    def of(self, image_id: str) -> str:
-        if image_id not in self.truths:
+    def of(self, image_id: str, label: str) -> str:
+        if (image_id, label) not in self.truths:
             return "training"
         return "validation" if image_id in self.validation else "test"
 
 
 def parts_of(run: Run, requests: Sequence[Request]) -> Parts:
     """Read the ground truth of images that no model has seen and say which of them choose."""
-    asked, eligible = {image_id for image_id, _ in requests}, unseen(run)
-    images = [i for i in run.dataset if i.image_id in asked and i.image_id in eligible]
-    found = {i.image_id: t for i in images if (t := truth_of(run.dataset, i)) is not None}
-    known = [i for i in images if i.image_id in found]
-    return Parts(found, validation_part(known, SHARE) if any(t.any() for t in found.values()) else frozenset())
+    asked, eligible, named = dict(requests), unseen(run), boxes_tell_labels(run.dataset)
+    truths: dict[tuple[str, str], np.ndarray] = {}
+    known, untold = [], 0
+    for image in run.dataset:
+        if image.image_id not in asked or image.image_id not in eligible:
+            continue
+        found = truths_of(run.dataset, image, asked[image.image_id], named)
+        if found is None:
+            untold += 1
+        elif found:
+            known.append(replace(image, labels=tuple(found)))
+            truths |= {(image.image_id, label): truth for label, truth in found.items()}
+    if untold:
+        run.progress.say(
+            f"warning: {untold} images have several labels, and their ground truth does not say of which it is; they "
+            "are not measured: a COCO file whose categories are the labels would say it"
+        )
+    chosen = validation_part(known, SHARE) if any(t.any() for t in truths.values()) else frozenset()
+    return Parts(truths, chosen, untold)
 
 
 def by_label(evidence: Sequence[Evidence]) -> dict[str, list[Evidence]]:
@@ -146,12 +168,14 @@ class Judge:
     def __init__(self, run: Run, parts: Parts, evidence: Sequence[Evidence], labels: Sequence[str]) -> None:
         self.run = run
         self.groups = {i.image_id: i.group for i in run.dataset}
-        self.validation = [e for e in evidence if parts.of(e.image_id) == "validation"]
+        self.validation = [e for e in evidence if parts.of(e.image_id, e.label) == "validation"]
         found = by_label(self.validation)
         self.by_label = {label: found.get(label, []) for label in labels}
         self.kitchen = Kitchen(self.validation)
         self.shares = {
-            e.image_id: cell_shares(parts.truths[e.image_id], e.view, next(iter(e.maps.values())).shape[1:])
+            (e.image_id, e.label): cell_shares(
+                parts.truths[e.image_id, e.label], e.view, next(iter(e.maps.values())).shape[1:]
+            )
             for e in self.validation
         }
 
@@ -160,7 +184,7 @@ class Judge:
         single = variants([names for names in family if len(names) == 1], ranges)
         pairs = variants([names for names in family if len(names) == 2], ranges, PAIR_SMOOTHINGS)
         return choose(
-            self.kitchen, self.by_label, lambda e: self.shares[e.image_id], lambda e: self.groups[e.image_id],
+            self.kitchen, self.by_label, lambda e: self.shares[e.image_id, e.label], lambda e: self.groups[e.image_id],
             [*single, *pairs], self.run.progress,
         )  # fmt: skip
 
@@ -169,7 +193,7 @@ class Judge:
         found = {}
         for label, recipe in recipes.items():
             evidence = self.by_label[label]
-            shares = [self.shares[e.image_id] for e in evidence]
+            shares = [self.shares[e.image_id, e.label] for e in evidence]
             threshold = best_threshold([self.kitchen(e, recipe) for e in evidence], shares)
             if threshold is not None:
                 found[label] = threshold
@@ -227,6 +251,8 @@ def localize(
                 for label in labels
             },
         }  # fmt: skip
+        if parts.untold:
+            summary["images_with_untold_truth"] = parts.untold
         if output.measures:
             summary |= _means(output.measures)
         elif parts.truths:
@@ -289,16 +315,16 @@ class _Output:
                 smallest = 0.5 * e.view.scale_x * e.view.scale_y * (e.view.width / cells.shape[1]) ** 2
                 found_places = places(scores, threshold, smallest)
                 rows += [_row(image, label, place, threshold) for place in found_places]
-                if self.parts.of(e.image_id) == "test":
+                if self.parts.of(e.image_id, label) == "test":
                     maps.append(scores)
-                    truths.append(self.parts.truths[e.image_id])
+                    truths.append(self.parts.truths[e.image_id, label])
                 if self.write_masks:
                     mask = Image.fromarray(((scores >= threshold) * 255).astype(np.uint8))
                     save(mask, self.folder / "masks" / _name(image, label))
                 if e.image_id in shown:
                     picture = overlay(
                         self.run.dataset.open(image), scores, [p.box for p in found_places],
-                        self.parts.truths.get(e.image_id),
+                        self.parts.truths.get((e.image_id, label)),
                     )  # fmt: skip
                     save(picture, self.folder / "overlays" / _name(image, label))
                 self.run.progress.advance()
@@ -322,7 +348,7 @@ class _Output:
     def _entry(self, e: Evidence, image: LabelledImage, shard: str, row: int) -> dict[str, Any]:
         return {
             "image_id": e.image_id, "file_name": image.file_name, "label": e.label, "shard": shard, "row": row,
-            "threshold": self.thresholds[e.label], "part": self.parts.of(e.image_id), **asdict(e.view),
+            "threshold": self.thresholds[e.label], "part": self.parts.of(e.image_id, e.label), **asdict(e.view),
         }  # fmt: skip
 
 
