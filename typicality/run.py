@@ -184,9 +184,10 @@ class Run:
     def held_out(self) -> frozenset[str]:
         """Ids of the images that are scored by a model which has not seen their group.
 
-        With folds these are all images; without, those that fine-tuning keeps apart by `finetune.held_out`.
+        With folds, and without fine-tuning, these are all images; else those that fine-tuning keeps apart by
+        `finetune.held_out`.
         """
-        if self.folds > 1:
+        if self.cross_fitted:
             return frozenset(image.image_id for image in self.dataset)
         return frozenset(i.image_id for i in self.dataset.held_out(self.settings.finetune.held_out)[1])
 

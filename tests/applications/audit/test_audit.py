@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import typicality
+from typicality.api import settings_for
 from typicality.applications.audit.labels import label_scores
 from typicality.cli.app import run as command
 from typicality.run import open_run, resolve_settings
@@ -39,6 +40,14 @@ def test_an_audit_leaves_its_documents(result):
     assert set(shown["id"].to_pylist()) == {f.id for f in result.findings}
     settings = json.loads((result.folder / "run.json").read_text())["settings"]
     assert settings["finetune"]["folds"] == 2
+
+
+def test_a_model_that_was_not_fine_tuned_has_seen_no_image(tiny_folder: Path, tiny_model: Path, tmp_path: Path):
+    """Without fine-tuning all 32 images are held out; with one model those of `finetune.held_out`."""
+    options = {"model": str(tiny_model)}
+    for enabled, number in ((False, {32}), (True, set(range(1, 32)))):
+        settings = settings_for(tiny_folder, "folder", **options, finetune={"enabled": enabled})
+        assert len(open_run(settings, tmp_path / f"run-{enabled}").held_out) in number
 
 
 def test_label_scores_are_read_back_and_not_drawn_again(result):
