@@ -7,14 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.applications.redesigned import mine
+from typicality.applications.translate.methods import METHODS, TranslateOptions
 from typicality.cli.app import run as command
 from typicality.errors import DatasetError
 from typicality.evaluation.translate import (
+    Measured,
     Measurement,
+    Subjects,
+    candidates_of,
     evaluate_translate,
     find_subjects,
+    objective,
     row_of,
     split,
     train_judge,
@@ -93,13 +99,58 @@ def test_all_methods_are_in_the_table(folder: Path, tmp_path: Path):
 
 def test_options_are_tuned_on_other_subjects(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Both strengths are tried on the tuning part; the one with the larger objective is what the test is done with."""
-    monkeypatch.setattr("typicality.evaluation.translate.GRID", {"sdedit": ((0.05, 0.9), (1.0,))})
+    grid = {"sdedit": {"strength": (0.05, 0.9), "guidance": (1.0,)}}
+    monkeypatch.setattr("typicality.evaluation.translate.GRID", grid)
     result = evaluate_translate(folder, "2016", "2024", ["sdedit"], tune=True, steps=2, draws=4, epochs=1)
     assert [t["strength"] for t in result["tuning"]] == [0.05, 0.9]
     best = max(result["tuning"], key=lambda t: t["objective"])
     assert result["options"]["sdedit"]["strength"] == best["strength"]
     assert (result["n_tuning"], result["n"]) == (2, 3)
+
+
+def test_injection_is_tuned_where_it_matters():
+    """Strengths x guidances x injections of plug-and-play; of the others, which inject nothing, no injection."""
+    options = {m: candidates_of(TranslateOptions(m)) for m in METHODS}
+    assert len(options["pnp"]) == len(set(options["pnp"])) == 2 * 3 * 2
+    assert {o.inject for o in options["pnp"]} == {0.5, 0.8}
+    assert {o.inject for m in METHODS if m != "pnp" for o in options[m]} == {TranslateOptions().inject}
+    assert all(o.resolved() == o for found in options.values() for o in found)
+
+
+def measured(distances: list[float], flipped: list[float]) -> Measured:
+    found = {"pixels": np.array(distances)}
+    return Measured(np.array(flipped), np.full(len(flipped), np.nan), found, {}, torch.empty(0))
+
+
+def test_the_objective_is_what_the_headline_reports():
+    """Restyled: 1 + 1 before, 0.5 + 0.5 after, so 50% less. Half of all four flip, 0.3 short of the 0.8 wanted.
+
+    The two redrawn subjects, which come no nearer, count in the flips alone.
+    """
+    restyled = np.array([True, True, False, False])
+    before = {"pixels": np.ones(4)}
+    value, gain, flips = objective(measured([0.5, 0.5, 3.0, 3.0], [1, 1, 0, 0]), before, restyled)
+    assert (gain, flips) == (0.5, 0.5)
+    assert value == pytest.approx(0.5 - 0.3)
+    assert objective(measured([0.5] * 4, [1] * 4), before, np.zeros(4, dtype=bool))[0] == 0.5  # none is restyled: all
+
+
+def test_the_test_part_does_not_choose_the_method(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """On the tuning part (2 subjects) `delta` looks better, on the test part (3) `sdedit`: the former is reported."""
+    better = {2: "delta", 3: "sdedit"}
+
+    def fixed(self: Measurement, subjects: Subjects, options: TranslateOptions, classify: bool) -> Measured:
+        moved = 0.9 if options.method == better[len(subjects)] else 0.1
+        pixels = subjects.before + moved * (subjects.wanted - subjects.before)
+        latents = self.run.latents.stack([i.image_id for i in subjects.source])
+        return self.of(subjects, pixels, latents, np.full(len(subjects), np.nan))
+
+    monkeypatch.setattr(Measurement, "__call__", fixed)
+    result = evaluate_translate(folder, "2016", "2024", ["sdedit", "delta"], epochs=30)
+    assert result["best"] == "delta"
     assert result["best_chosen_on"] == "tuning part"
+    assert result["distance_reduction"] == pytest.approx(0.1, abs=0.01)
+    assert [t["method"] for t in result["tuning"]] == ["sdedit", "delta"]
 
 
 def test_the_command_writes_what_it_prints(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -6,7 +6,8 @@ true image of B. Fixed before any result was seen:
 
 - a subject counts where its two images differ (`DIFFERS`), and as *restyled rather than redrawn* where their edges
   align (`RESTYLED`): only there can a translation that keeps the subject come nearer to the truth;
-- options are tuned on a part of the subjects, chosen by a hash, and everything that is reported is of the others;
+- options are tuned, and the best method is chosen, on a part of the subjects that a hash sets apart; everything that
+  is reported is of the others, so that its intervals are not of what was picked for being high;
 - the judge of labels is a small CNN, trained on real images of the other groups; its held-out accuracy is reported
   beside that of the diffusion classifier, which must not judge its own work.
 
@@ -64,13 +65,13 @@ TUNING_SHARE = 1 / 3
 """Share of the subjects on which options are tuned; the others are the test."""
 FLIPS_WANTED = 0.8
 """Tuning looks for the largest reduction of distance, less what the flip rate is below this."""
-GRID: dict[Method, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "delta": ((0.5, 0.8), (4.0, 8.0, 16.0)),
-    "pnp": ((0.6, 1.0), (2.0, 4.0, 7.0)),
-    "sdedit": ((0.3, 0.45, 0.6), (3.0, 7.0)),
-    "edit-friendly": ((0.5, 0.8), (3.0, 6.0, 10.0)),
+GRID: dict[Method, dict[str, tuple[float, ...]]] = {
+    "delta": {"strength": (0.5, 0.8), "guidance": (4.0, 8.0, 16.0)},
+    "pnp": {"strength": (0.6, 1.0), "guidance": (2.0, 4.0, 7.0), "inject": (0.5, 0.8)},
+    "sdedit": {"strength": (0.3, 0.45, 0.6), "guidance": (3.0, 7.0)},
+    "edit-friendly": {"strength": (0.5, 0.8), "guidance": (3.0, 6.0, 10.0)},
 }
-"""Strengths and guidances that are tried."""
+"""Values of the options that are tried, in all combinations."""
 PURPOSE = "evaluate translate"
 SHOWN = 8
 
@@ -148,7 +149,8 @@ def evaluate_translate(
     ----------
     methods : of `typicality.applications.translate.methods.METHODS`
     images, tune_images : subjects of the test and of tuning, at most
-    tune : choose strength and guidance of every method on the tuning part; else their defaults
+    tune : choose strength, guidance and injection of every method on the tuning part; else their defaults. Which
+        method is the best is decided there either way
     steps, draws : sampler steps; UNet draws an image and label of the diffusion classifier
     epochs : of the judge's training
     picture : PNG of subjects, their translations and the truth
@@ -156,8 +158,8 @@ def evaluate_translate(
 
     Returns
     -------
-    a JSON document; `label_flip_rate` (by the judge) and `distance_reduction` (of pixels) are of the best method on
-    the restyled subjects, `rows` has a row a method and subset with 90% bootstrap intervals over subjects.
+    a JSON document; `label_flip_rate` (by the judge, all subjects) and `distance_reduction` (of pixels, restyled
+    subjects) are of the best method, `rows` has a row a method and subset with 90% bootstrap intervals over subjects.
 
     Raises
     ------
@@ -171,18 +173,20 @@ def evaluate_translate(
     tuning, test = split(everyone)
     tuning = tuning.part(np.arange(min(len(tuning), tune_images)))
     test = test.part(np.arange(min(len(test), images or len(test))))
-    if not len(test) or (tune and not len(tuning)):
+    choose = tune or len(methods) > 1
+    if not len(test) or (choose and not len(tuning)):
         raise InputError(
-            f"too few held-out groups have differing images of both {source!r} and {target!r}: {len(everyone)} in all"
+            f"too few held-out groups have differing images of both {source!r} and {target!r}: {len(everyone)} in all, "
+            f"{len(tuning)} of them to tune and to choose the method on"
         )
     judge, judged = train_judge(run, epochs, progress)
     measure = Measurement(run, judge, gallery, source, target)
     chosen = {m: TranslateOptions(method=m, steps=steps, draws=draws).resolved() for m in methods}
     tried: list[dict[str, Any]] = []
-    if tune:
-        for method in methods:
-            chosen[method], found = _tuned(measure, tuning, chosen[method])
-            tried += found
+    for method in methods if choose else ():
+        candidates = candidates_of(chosen[method]) if tune else [chosen[method]]
+        chosen[method], found = _tuned(measure, tuning, candidates)
+        tried += found
     results: dict[str, Measured] = {}
     for method, options in chosen.items():
         progress.say(f"test of {method}: strength {options.strength}, guidance {options.guidance}")
@@ -192,14 +196,15 @@ def evaluate_translate(
     if picture is not None:
         write_whole(picture, lambda p: draw(test, results, source, target).savefig(p, format="png", dpi=110))
         plt.close("all")
-    best, where = _best(tried, rows)
+    best = max(tried, key=lambda row: row["objective"])["method"] if tried else methods[0]
     restyled = next(r for r in rows if r["method"] == best and r["subset"] == _subset(test))
     overall = next(r for r in rows if r["method"] == best and r["subset"] == "all")
     return {
         "label_flip_rate": overall["flip_rate"], "distance_reduction": restyled["reduction_pixels"],
-        "distance_reduction_interval": restyled["reduction_pixels_interval"], "best": best, "best_chosen_on": where,
+        "distance_reduction_interval": restyled["reduction_pixels_interval"], "best": best,
+        "best_chosen_on": "tuning part" if len(methods) > 1 else "the only method",
         "subset": restyled["subset"], "n": len(test), "n_restyled": int(test.restyled.sum()),
-        "n_tuning": len(tuning) if tune else 0, "from": source, "to": target, "judge_accuracy": judged["accuracy"],
+        "n_tuning": len(tuning) if tried else 0, "from": source, "to": target, "judge_accuracy": judged["accuracy"],
         "judge": judged, "restyled_at": RESTYLED, "differs_at": DIFFERS, "rows": rows, "tuning": tried,
         "options": {m: o.as_dict() for m, o in chosen.items()}, "model_folds": run.folds,
         "seconds": round(time.monotonic() - started, 1),
@@ -355,27 +360,45 @@ class Measurement:
         return self.of(subjects, subjects.wanted, latents, np.full(len(subjects), np.nan))
 
 
+def candidates_of(options: TranslateOptions) -> list[TranslateOptions]:
+    """Return the options that tuning tries for a method."""
+    grid = GRID[options.method]
+    return [replace(options, **dict(zip(grid, values, strict=True))) for values in product(*grid.values())]
+
+
+def _named(options: TranslateOptions) -> dict[str, Any]:
+    """The options that tell one translation by a method from another."""
+    names = ("strength", "guidance", "inject") if options.method == "pnp" else ("strength", "guidance")
+    return {name: getattr(options, name) for name in names}
+
+
+def objective(found: Measured, before: Mapping[str, np.ndarray], restyled: np.ndarray) -> tuple[float, float, float]:
+    """Return (objective, reduction, flip rate) of a translation, as the headline has them.
+
+    The reduction of pixel distance is of the restyled subjects, the flip rate of all; the objective is the former, less
+    what the latter lacks.
+    """
+    part = restyled if restyled.any() else np.ones(len(restyled), dtype=bool)
+    gain = reduction(found.distances["pixels"][part], before["pixels"][part])
+    flips = float(found.flipped.mean())
+    return gain + min(0.0, flips - FLIPS_WANTED), gain, flips
+
+
 def _tuned(
-    measure: Measurement, subjects: Subjects, options: TranslateOptions
+    measure: Measurement, subjects: Subjects, candidates: Sequence[TranslateOptions]
 ) -> tuple[TranslateOptions, list[dict[str, Any]]]:
-    """Choose strength and guidance on the tuning part: the largest reduction, less what is missing in flips."""
-    before = measure.unchanged(subjects).distances["pixels"]
-    tried: list[tuple[float, TranslateOptions]] = []
+    """Measure candidates of one method on the tuning part; return the best of them, and a row a candidate."""
+    before = measure.unchanged(subjects).distances
     rows = []
-    strengths, guidances = GRID[options.method]
-    for strength, guidance in product(strengths, guidances):
-        candidate = replace(options, strength=strength, guidance=guidance)
-        found = measure(subjects, candidate, classify=False)
-        gain = reduction(found.distances["pixels"], before)
-        flips = float(found.flipped.mean())
-        objective = gain + min(0.0, flips - FLIPS_WANTED)
-        tried.append((objective, candidate))
+    for candidate in candidates:
+        value, gain, flips = objective(measure(subjects, candidate, classify=False), before, subjects.restyled)
         rows.append(
-            {"method": options.method, "strength": strength, "guidance": guidance, "flip_rate": round(flips, 4),
-             "reduction_pixels": round(gain, 4), "objective": round(objective, 4)}
+            {"method": candidate.method, **_named(candidate), "flip_rate": round(flips, 4),
+             "reduction_pixels": round(gain, 4), "objective": round(value, 4)}
         )  # fmt: skip
         measure.run.progress.say(f"tuning {rows[-1]}")
-    return max(tried, key=lambda item: item[0])[1], rows
+    best = max(range(len(rows)), key=lambda i: rows[i]["objective"])
+    return candidates[best], rows
 
 
 # ------------------------------------------------------------------------------------------------ reporting
@@ -425,20 +448,11 @@ def _rows(
     """A row a result and subset; `no change` and `truth` show what doing nothing and the true images would get."""
     rows = []
     for method, found in results.items():
-        options = {n: getattr(chosen[method], n) for n in ("strength", "guidance")} if method in chosen else {}
+        options = _named(chosen[method]) if method in chosen else {}
         rows += [
             row_of(method, subset, found, before.distances, part) | options for subset, part in _parts(test).items()
         ]
     return rows
-
-
-def _best(tried: list[dict[str, Any]], rows: list[dict[str, Any]]) -> tuple[str, str]:
-    """The best method: by the tuning part where there was one, so that the test does not choose; else by the test."""
-    if tried:
-        return max(tried, key=lambda row: row["objective"])["method"], "tuning part"
-    methods = [r for r in rows if r["method"] in METHODS and r["subset"] == "all"]
-    best = max(methods, key=lambda row: row["reduction_pixels"] + min(0.0, row["flip_rate"] - FLIPS_WANTED))
-    return best["method"], "test part"
 
 
 def draw(test: Subjects, results: dict[str, Measured], source: str, target: str) -> Figure:

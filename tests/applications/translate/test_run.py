@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from typicality.applications.translate.run import (
     safe,
     translate,
     translate_all_pairs,
+    translate_pair,
 )
 from typicality.applications.translate.scoring import rival_labels, score_latents
 from typicality.cli.app import run as command
@@ -91,6 +93,18 @@ def test_what_is_done_is_not_done_again(run: Path, translation: Translation, mon
     assert {p: p.stat().st_mtime_ns for p in before} == before
     monkeypatch.setattr("typicality.applications.translate.run.translate_latents", None)  # nothing may call it
     assert translate(run, "2016", "2024", OPTIONS, images=9).table.equals(more.table)
+
+
+def test_fewer_images_after_more_are_fewer_in_the_table(run: Path):
+    """Nine were translated; asked for the first three, the table and every number are of those three."""
+    options = TranslateOptions("sdedit", steps=2, draws=4, strength=0.3)
+    more = translate(run, "2016", "2024", options, images=9)
+    fewer = translate(run, "2016", "2024", options, images=3)
+    assert fewer.folder == more.folder
+    assert fewer.table.num_rows == fewer.summary["n"] == sum(fewer.summary["labels_after"].values()) == 3
+    assert fewer.table["image_id"].to_pylist() == translate(
+        run, "2016", "2024", options, images=3, fresh=True
+    ).table["image_id"].to_pylist()  # fmt: skip
 
 
 def test_a_killed_translation_ends_like_one_that_never_was(run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -188,9 +202,18 @@ def test_a_folder_that_is_no_run(tmp_path: Path):
         translate(tmp_path, "2016", "2024", OPTIONS)
 
 
-def test_a_label_nobody_has_alone(run: Path):
+def test_a_label_that_the_run_does_not_have(run: Path):
     with pytest.raises(DatasetError, match="1999"):
         translate(run, "1999", "2024", OPTIONS)
+
+
+def test_a_label_nobody_has_alone(run: Path):
+    """Every image of 2016 is one of 2024 as well: there is none that would have to become one."""
+    opened = open_finished(run, "finetune")
+    both = tuple(replace(i, labels=("2016", "2024")) if "2016" in i.labels else i for i in opened.dataset)
+    opened.dataset = replace(opened.dataset, images=both)
+    with pytest.raises(DatasetError, match="no image has the label '2016' without '2024'"):
+        translate_pair(opened, "2016", "2024", OPTIONS)
 
 
 # ---------------------------------------------------------------------------------------------------- pictures

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -112,7 +113,8 @@ def translate(
 
     Parameters
     ----------
-    images : at most so many, chosen by a hash of the group, so that fewer are the first of more
+    images : at most so many, chosen by a hash of the group, so that fewer are the first of more; the table and the
+        summary are of these alone, whatever else lies in the folder from before
     fresh : translate again what is there under the same options
     settings : with what is to differ from the run's own: seed, device, precision
 
@@ -190,7 +192,7 @@ def translate_pair(
             _write_shard(run, folder, part, denoiser, source, target, options)
             run.progress.advance(len(part))
         run.progress.finish()
-        found = _finish(run, folder, source, target, options)
+        found = _finish(run, folder, source, target, options, [i.image_id for i in chosen])
         entry |= {"images": found.table.num_rows, "translated_now": len(pending), "folder": folder.name}
     return found
 
@@ -314,9 +316,12 @@ def read_latents(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-def _finish(run: Run, folder: Path, source: str, target: str, options: TranslateOptions) -> Translation:
-    """Merge the shards into the table, the sheet and the summary."""
+def _finish(
+    run: Run, folder: Path, source: str, target: str, options: TranslateOptions, image_ids: Sequence[str]
+) -> Translation:
+    """Merge the rows of these images, of all shards, into the table, the sheet and the summary."""
     table = read_rows(folder)
+    table = table.filter(pc.is_in(table["image_id"], pa.array(image_ids, pa.string())))
     rows = table.to_pylist()
     shown = sorted(rows, key=lambda row: -row["change"])[:SHEET]
     strips = [Image.open(folder / row["picture"]).convert("RGB") for row in shown]
