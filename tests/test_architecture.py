@@ -33,6 +33,7 @@ ORDER = (
     ("report",),
     ("run",),
     ("pipeline",),
+    ("renewal",),
     ("doctor", "applications"),
     ("evaluation",),
     ("api",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,8 @@ from typicality.config import Settings
 from typicality.dataset.view import view_of
 from typicality.errors import InputError, OutputError
 from typicality.evaluation.localize import localize as evaluate
-from typicality.pipeline import ensure_latents, scorer
+from typicality.pipeline import ensure_latents, finetune, mine, scorer
+from typicality.progress import Progress
 from typicality.records import LabelledImage, ModelView
 from typicality.run import Run, open_run, resolve_settings
 from typicality.scoring.noise import DrawPlan
@@ -90,6 +92,15 @@ def run_folder(marked_folder: Path, tiny_model: Path, tmp_path: Path) -> Path:
         ensure_latents(run)
         run.directory.save()
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def tuned_folder(marked_folder: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the tiny model, fine-tuned for two steps without seven tenths of the groups. Read only."""
+    sections = {"finetune": {"steps": 2, "batch_size": 4, "held_out": 0.7, "validation_images": 2}}
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    finetune(settings_for(marked_folder, tiny_model, **sections), folder)
+    return folder
 
 
 def reopened(folder: Path) -> Run:
@@ -438,16 +449,13 @@ def test_options_that_cannot_work_are_refused(run_folder: Path, tmp_path: Path):
         localize(settings, tmp_path / "nothing")
 
 
-def test_evaluation_compares_ours_with_rivals_and_the_model_before(
-    marked_folder: Path, tiny_model: Path, tmp_path: Path
-):
+def test_evaluation_compares_ours_with_rivals_and_the_model_before(tuned_folder: Path, tmp_path: Path):
     """A fine-tuned run, however briefly: all rows are there, agree with the summary, and come from the test part."""
-    sections = {"finetune": {"steps": 2, "batch_size": 4, "held_out": 0.7, "validation_images": 2}}
-    run = open_run(settings_for(marked_folder, tiny_model, **sections), tmp_path / "run")
-    run.directory.save()
-    settings = resolve_settings(str(tmp_path / "run"))
+    folder = shutil.copytree(tuned_folder, tmp_path / "run")
+    settings = resolve_settings(str(folder))
+    run = open_run(settings, folder)
     picture = tmp_path / "cases.png"
-    result = evaluate(settings, tmp_path / "run", Options("clean", 2), epochs=1, picture=picture)
+    result = evaluate(settings, folder, Options("clean", 2), epochs=1, picture=picture)
     rows = {(row["label"], row["method"]): row for row in result["rows"]}
     assert {label for label, _ in rows} == set(LABELS)
     for method in ("ours", "error", "shift", "gradcam", "ours, not fine-tuned", "typicality as published"):
@@ -463,6 +471,73 @@ def test_evaluation_compares_ours_with_rivals_and_the_model_before(
         [i for i in run.dataset if i.image_id in run.held_out and i.labels != ("clean",)]
     )
     assert Image.open(picture).width > 400
+
+
+def test_a_run_keeps_its_model_and_its_settings(tuned_folder: Path, tmp_path: Path):
+    """Another seed and other timesteps draw other noise; another ground truth measures something else. What the run
+    was made with stays as it is on disk, and what its model was not made with is refused before any work."""
+    folder = shutil.copytree(tuned_folder, tmp_path / "run")
+    weights = {path: path.read_bytes() for path in sorted((folder / "model").rglob("*.safetensors"))}
+    before = json.loads((folder / "run.json").read_text())
+    first = localize(resolve_settings(str(folder)), folder, Options("clean", 2), overlays=0)
+    other = [{"seed": 5, "score": {"t_min": 0.02}, "dataset": {"masks": None}}]
+    second = localize(resolve_settings(str(folder), None, other), folder, Options("clean", 2), overlays=0)
+    assert first.boxes != second.boxes
+    assert second.summary["ranges"] == [(0.02, before["settings"]["score"]["t_max"])]
+    after = json.loads((folder / "run.json").read_text())
+    assert {path: path.read_bytes() for path in sorted((folder / "model").rglob("*.safetensors"))} == weights
+    assert after["settings"] == before["settings"]
+    assert after["stages"]["finetune"] == before["stages"]["finetune"]
+    for changes, message in (
+        ({"prompt": {"template": "a {label}"}}, "leave out prompt"),
+        ({"model": {"dtype": "bf16"}}, "leave out --model"),
+        ({"finetune": {"steps": 3}}, "finetune.steps"),
+        ({"dataset": {"label_separator": "l"}}, "without the labels"),
+    ):
+        with pytest.raises(InputError, match=message):
+            localize(resolve_settings(str(folder), None, [changes]), folder, Options(draws=2))
+        with pytest.raises(InputError, match=message):
+            evaluate(resolve_settings(str(folder), None, [changes]), folder, Options(draws=2))
+    assert json.loads((folder / "run.json").read_text()) == after
+
+
+def test_a_run_without_a_model_is_refused_and_left_alone(marked_folder: Path, tiny_model: Path, tmp_path: Path):
+    run = open_run(settings_for(marked_folder, tiny_model), tmp_path / "run")
+    run.directory.save()
+    before = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(OutputError, match="fine-tuned yet"):
+        localize(run.settings, tmp_path / "run", Options(draws=2))
+    assert (tmp_path / "run" / "run.json").read_text() == before
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_the_report_of_a_mined_run_shows_the_places_at_once(tiny_folder: Path, tiny_model: Path, tmp_path: Path):
+    """And a run that has not been mined has no report, so the user is told; the recorded settings stay."""
+    settings = resolve_settings(
+        str(tiny_folder), None,
+        [{
+            "dataset": {"label": "folder"}, "model": {"name": str(tiny_model), "dtype": "fp32"},
+            "finetune": {"enabled": False}, "score": {"draws": 2, "protocol": "uniform", "controls": 0},
+            "mine": {"noises": 1, "share": 1.0, "per_label": 8, "clusters": 2},
+        }],
+    )  # fmt: skip
+    folder = mine(settings, tmp_path / "run").folder
+    assert 'id="places"' not in (folder / "index.html").read_text()
+    recorded = json.loads((folder / "run.json").read_text())["settings"]
+    localize(resolve_settings(str(folder), None, [{"seed": 3}]), folder, Options(draws=2), overlays=1)
+    assert 'id="places"' in (folder / "index.html").read_text()
+    assert json.loads((folder / "run.json").read_text())["settings"] == recorded
+
+
+def test_who_has_no_report_is_told_how_to_get_one(run_folder: Path):
+    heard: list[str] = []
+
+    class Listener(Progress):
+        def say(self, message: str) -> None:
+            heard.append(message)
+
+    localize(resolve_settings(str(run_folder)), run_folder, Options(draws=2), overlays=0, progress=Listener())
+    assert any("typicality mine" in message for message in heard)
 
 
 def test_without_ground_truth_nothing_can_be_evaluated(run_folder: Path):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from safetensors.numpy import load_file
 from typicality import metrics
 from typicality.applications.localize.maps import GIVEN, Kitchen, Recipe, families, upsampled
 from typicality.applications.localize.measure import measure, rounded, truncated
-from typicality.applications.localize.passes import BASE, Evidence, Request, collect
+from typicality.applications.localize.passes import BASE, Evidence, Request, collect, weights_key
 from typicality.applications.localize.work import DEFAULTS, Judge, Options, Parts, opened, parts_of, requests_of
 from typicality.config import Settings, key_of
 from typicality.dataset import prepare
@@ -77,12 +77,10 @@ def localize(
 
     Raises
     ------
-    InputError : without ground truth, or with too few groups for both parts.
+    InputError : without ground truth, or with too few groups for both parts; and see `opened`.
     """
     started = time.monotonic()
-    with opened(settings, folder, progress) as run:
-        options.check(run.dataset.labels)
-        options = replace(options, ranges=options.ranges or ((settings.score.t_min, settings.score.t_max),))
+    with opened(settings, folder, options, progress) as (run, options):
         asked = requests_of(list(run.dataset), options.against)
         parts = parts_of(run, asked)
         known = [(i, tuple(label for label in labels if (i, label) in parts.truths)) for i, labels in asked]
@@ -173,7 +171,9 @@ def _gradcams(run: Run, requests: Sequence[Request], epochs: int) -> list[Eviden
     With folds there is a CNN a fold, as there is a diffusion model; a run without fine-tuning has nothing unseen, so
     that the CNN may know some of the images: an advantage to the rival.
     """
-    key = key_of(["gradcam", epochs, run.finetune_key, run.latents.folder.name, run.dataset.fingerprint])
+    key = key_of(
+        ["gradcam", epochs, run.settings.seed, weights_key(run), run.latents.folder.name, run.dataset.fingerprint]
+    )
     path = run.directory.path("scores", f"gradcam-{key}.safetensors")
     kept = load_file(path) if path.exists() else {}
     if any(f"{i}|{label}" not in kept for i, labels in requests for label in labels):

@@ -196,8 +196,15 @@ def collect(
     ]
 
 
+def weights_key(run: Run) -> str:
+    """Return the key under which the run's model was made, whatever this session's settings are."""
+    if not run.settings.finetune.enabled:
+        return run.finetune_key
+    return str(run.directory.record["stages"]["finetune"]["key"])
+
+
 def _folder(run: Run, reference: str | None, span: Range, draws: int, model: str) -> Path:
-    weights = run.finetune_key if model == FINE_TUNED else run.base_hash
+    weights = weights_key(run) if model == FINE_TUNED else run.base_hash
     key = key_of(
         [
             weights, run.latents.folder.name, run.settings.prompt.model_dump(), PURPOSE, reference, span, draws,

@@ -23,12 +23,12 @@ from typicality.applications.localize.passes import Evidence, Range, Request, co
 from typicality.applications.localize.pictures import overlay, save
 from typicality.applications.localize.places import Place, places
 from typicality.applications.localize.truth import boxes_tell_labels, cell_shares, truths_of, unseen, validation_part
-from typicality.config import Settings
+from typicality.config import Settings, resolve
 from typicality.errors import InputError, InterruptedRun, nearest
-from typicality.pipeline import ensure_latents, ensure_model
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
-from typicality.run import Run, existing_record, open_run
+from typicality.renewal import renew_report
+from typicality.run import Run, existing_record, open_finished
 from typicality.store import write_arrays, write_table, write_text
 
 SHARE = 0.3
@@ -91,18 +91,34 @@ DEFAULTS = Options()
 
 
 @contextmanager
-def opened(settings: Settings, folder: Path, progress: Progress) -> Iterator[Run]:
-    """Open a run directory that exists, hold its lock, and see that it has latents and a model."""
-    existing_record(folder)
-    run = open_run(settings, folder, progress=progress)
+def opened(settings: Settings, folder: Path, options: Options, progress: Progress) -> Iterator[tuple[Run, Options]]:
+    """Open a fine-tuned run, hold its lock, and fill in the options; its model and its settings stay as they are.
+
+    Raises
+    ------
+    InputError : for options that cannot work, and settings that its model was not fine-tuned with.
+    OutputError : when `folder` is no run, or has not been fine-tuned.
+    """
+    _same_prompts(folder, existing_record(folder), settings)
+    run = open_finished(folder, "finetune", settings, progress)
+    options.check(run.dataset.labels)
+    if unknown := set(run.dataset.labels) - set(existing_record(folder)["dataset"]["labels"]):
+        raise InputError(f"{folder} was fine-tuned without the labels {', '.join(sorted(unknown))}: leave out --set")
+    options = replace(options, ranges=options.ranges or ((settings.score.t_min, settings.score.t_max),))
     with run.directory.lock():
-        run.directory.save()
         try:
-            ensure_latents(run)
-            ensure_model(run)
-            yield run
+            yield run, options
         except KeyboardInterrupt as stop:
             raise InterruptedRun(f"stopped; the same command continues in {folder}") from stop
+
+
+def _same_prompts(folder: Path, record: Mapping[str, Any], settings: Settings) -> None:
+    recorded = resolve(record["settings"])
+    if settings.finetune.enabled and settings.prompt != recorded.prompt:
+        raise InputError(
+            f"{folder} was fine-tuned with the prompts {recorded.prompt.template!r} and {recorded.prompt.null!r}: its "
+            "model knows no others; leave out prompt.*"
+        )
 
 
 def requests_of(images: Sequence[LabelledImage], against: str | None) -> list[Request]:
@@ -213,12 +229,9 @@ def localize(
 
     Raises
     ------
-    InputError : for options that cannot work.
-    OutputError : when `folder` is no run.
+    InputError, OutputError : see `opened`.
     """
-    with opened(settings, folder, progress) as run:
-        options.check(run.dataset.labels)
-        options = replace(options, ranges=options.ranges or ((settings.score.t_min, settings.score.t_max),))
+    with opened(settings, folder, options, progress) as (run, options):
         requests = requests_of(list(run.dataset), options.against)
         evidence = collect(run, requests, options.against, options.ranges, options.draws)
         labels = sorted({e.label for e in evidence})
@@ -258,6 +271,7 @@ def localize(
         elif parts.truths:
             progress.say("nothing is marked in images that no model has seen, so nothing could be measured")
         write_text(folder / "localize" / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        renew_report(run)
         return Localization(folder, output.boxes, summary)
 
 
