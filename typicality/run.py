@@ -5,7 +5,6 @@ The stages themselves, and their order, are in pipeline.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +24,7 @@ from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
 from typicality.scoring.noise import DrawPlan
-from typicality.store import RunDirectory
+from typicality.store import RunDirectory, read_record
 
 NO_FOLD = -1
 
@@ -235,15 +234,14 @@ class Run:
 
 
 def run_record(source: str) -> dict[str, Any] | None:
-    """Return run.json when `source` is a run directory, else None."""
-    path = Path(source) / "run.json"
-    if not path.is_file():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OutputError(f"{path} cannot be read ({error}); run `typicality mine` again with --fresh") from error
-    return record
+    """Return run.json when `source` is a run directory, else None.
+
+    Raises
+    ------
+    OutputError : when it cannot be read, or is of another version.
+    """
+    record = read_record(Path(source))
+    return record if record is not None and "settings" in record else None
 
 
 def existing_record(folder: str | Path) -> dict[str, Any]:
@@ -296,8 +294,9 @@ def open_run(
     DatasetError, OutputError, SettingsError
     """
     dataset = load_dataset(settings.dataset) if dataset is None else dataset
-    directory = RunDirectory(out or default_folder(dataset), processes_here())
-    if fresh and directory.processes.main:
+    processes = processes_here()
+    directory = RunDirectory(out or default_folder(dataset), processes, fresh and processes.main)
+    if fresh and processes.main:
         with directory.lock():
             directory.clear()
     before = directory.record.get("dataset")

@@ -101,6 +101,28 @@ def peak_memory_mb() -> float:
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
 
 
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return run.json of a run directory; None where `folder` has none, or one that no run wrote.
+
+    Raises
+    ------
+    OutputError : when it cannot be read, or is of another version.
+    """
+    path = folder / "run.json"
+    anew = f"start anew with `typicality mine DATASET --out {folder} --fresh`, or choose another --out"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read ({error}); {anew}") from error
+    if not isinstance(record, dict) or not {"schema_version", "stages"} <= set(record):
+        return None
+    if record["schema_version"] != SCHEMA_VERSION:
+        raise OutputError(f"{folder} was written by another version (schema {record['schema_version']}); {anew}")
+    return record
+
+
 class RunDirectory:
     """One run on disk.
 
@@ -108,13 +130,14 @@ class RunDirectory:
     ----------
     folder : made when missing
     processes : those of the run; only the main one writes the record
+    fresh : do not read what is there, for it is going to be cleared
 
     Raises
     ------
     OutputError : when the folder cannot be written, or holds files that no run wrote.
     """
 
-    def __init__(self, folder: Path, processes: Processes = ALONE) -> None:
+    def __init__(self, folder: Path, processes: Processes = ALONE, fresh: bool = False) -> None:
         self.folder, self.processes = folder, processes
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -123,10 +146,9 @@ class RunDirectory:
             probe.unlink()
         except OSError as error:
             raise OutputError(f"cannot write to the run directory {folder}: {error.strerror}; choose --out") from error
-        others = (p.name for p in folder.iterdir() if not p.name.startswith((".lock", ".write-probe", ".run.json.")))
-        if not self.record_path.exists() and any(name not in OWNED for name in others):
+        if not self._may_be_used(fresh):
             raise OutputError(f"{folder} is not empty and holds no run; choose another --out, so that nothing is lost")
-        self.record: dict[str, Any] = self._read()
+        self.record: dict[str, Any] = self._empty() if fresh else self._read()
 
     @property
     def record_path(self) -> Path:
@@ -135,19 +157,23 @@ class RunDirectory:
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
 
-    def _read(self) -> dict[str, Any]:
-        if not self.record_path.exists():
-            return {"schema_version": SCHEMA_VERSION, "stages": {}}
+    def _may_be_used(self, fresh: bool) -> bool:
+        """Whether nothing here could be lost: a run, or nothing but what runs write. Not every run.json is a run's."""
+        others = [p.name for p in self.folder.iterdir() if not p.name.startswith((".lock", ".write-probe"))]
+        only_ours = all(name in OWNED or name.endswith(".tmp") for name in others)
         try:
-            record = json.loads(self.record_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise OutputError(f"{self.record_path} cannot be read ({error}); use --fresh to start anew") from error
-        if record.get("schema_version") != SCHEMA_VERSION:
-            raise OutputError(
-                f"{self.folder} was written by another version (schema {record.get('schema_version')}); "
-                "use --fresh, or another --out"
-            )
-        return record
+            return read_record(self.folder) is not None or (only_ours and not self.record_path.exists())
+        except OutputError:
+            if not fresh:
+                raise
+            return only_ours
+
+    @staticmethod
+    def _empty() -> dict[str, Any]:
+        return {"schema_version": SCHEMA_VERSION, "stages": {}}
+
+    def _read(self) -> dict[str, Any]:
+        return read_record(self.folder) or self._empty()
 
     def save(self) -> None:
         """Write run.json with the versions of the packages that matter; only the main process does."""
