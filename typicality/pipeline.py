@@ -40,7 +40,7 @@ from typicality.model.card import model_card
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.crossfit import CrossFit
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import Finetuner, TrainingSet, default_steps
+from typicality.model.finetune import Finetuner, TrainingSet, default_steps, parts_of
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
@@ -133,10 +133,10 @@ def ensure_model(run: Run) -> None:
     if run.folds > 1:
         _ensure_folds(run)
         return
-    held_out = run.held_out
+    training, validation, held_out = parts_of(run.dataset, settings)
     data = TrainingSet(
-        training=[i.image_id for i in run.dataset if i.image_id not in held_out],
-        held_out=sorted(held_out),
+        training=[i.image_id for i in training],
+        validation=sorted(i.image_id for i in validation),
         labels_of=run.labels_of,
         labels=run.dataset.labels,
         prompts=run.prompts,
@@ -153,7 +153,7 @@ def ensure_model(run: Run) -> None:
         result = trainer.run(run.progress)
         entry |= {
             "steps": result.steps, "best_step": result.best_step, "images": result.images,
-            "held_out": len(held_out), "method": "lora" if trainer.lora else "full",
+            "validation": len(validation), "held_out": len(held_out), "method": "lora" if trainer.lora else "full",
             "text_encoder": trainer.train_text, "contrast": trainer.contrast, "history": result.history,
             "warnings": list(result.warnings),
         }  # fmt: skip
@@ -617,12 +617,12 @@ def _working(settings: Settings, out: Path | None, fresh: bool, progress: Progre
 def plan_of(settings: Settings, dataset: LabelledImages) -> dict[str, Any]:
     """Return what a run would do, for `--dry-run`: nothing is loaded but the data set's records."""
     finetune = settings.finetune
-    held_out = len(dataset.held_out(finetune.held_out)[1])
+    n_training = len(parts_of(dataset, finetune)[0])
     draws = settings.score.draws or {"adaptive": 4, "uniform": 16, "paper": 100}[settings.score.protocol]
     steps = f"{finetune.minutes} minutes" if finetune.minutes else (
-        finetune.steps or default_steps(len(dataset) - held_out, finetune.batch_size)
+        finetune.steps or default_steps(n_training, finetune.batch_size)
     )  # fmt: skip
-    training = f"{steps} steps on {len(dataset) - held_out} images"
+    training = f"{steps} steps on {n_training} images"
     if finetune.folds > 1:
         training = (
             f"{finetune.folds} folds, {finetune.shared:.0%} of the steps shared: in all as long as "

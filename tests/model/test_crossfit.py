@@ -158,6 +158,31 @@ def test_all_images_count_as_held_out(fitted: Run) -> None:
     assert not fitted.directory.path("training", fitted.finetune_key).exists()
 
 
+def test_without_folds_held_out_groups_take_part_in_nothing(
+    squares: LabelledImages, tiny_folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accuracy is reported on them: neither the weights nor the choice of the step that is kept may know them."""
+    run = open_run(settings_for(tiny_folder, tiny_model, folds=1, held_out=0.4), tmp_path / "run")
+    run.dataset = squares
+    pipeline.ensure_latents(run)
+    trained: set[str] = set()
+    validated: list[set[str]] = []
+    loss, typicality_of = Finetuner._loss, Finetuner.typicality_of
+    monkeypatch.setattr(Finetuner, "_loss", lambda self, ids, rng: (trained.update(ids), loss(self, ids, rng))[1])
+    monkeypatch.setattr(
+        Finetuner, "typicality_of", lambda self, ids: (validated.append(set(ids)), typicality_of(self, ids))[1]
+    )
+    pipeline.ensure_model(run)
+    entry = run.directory.record["stages"]["finetune"]
+    assert run.held_out
+    assert not run.held_out & trained.union(*validated)
+    assert all("held_out_typicality" in e for e in entry["history"])
+    assert not validated[0] & trained
+    assert entry["images"] + entry["validation"] + entry["held_out"] == len(squares)
+    card = (run.model_folder() / "README.md").read_text()
+    assert f"{entry['validation']} for validation, {entry['held_out']} held out" in card
+
+
 def test_every_part_has_a_whole_schedule(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folds learn labels at the full rate, not at what a schedule over all steps would have left of it."""
     rates: dict[str, list[float]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 
 from tests.conftest import tiny_checkpoint
 from typicality.config import DatasetSettings, FinetuneSettings, ModelSettings, ScoreSettings
-from typicality.dataset import load_dataset, prepare
+from typicality.dataset import LabelledImages, load_dataset, prepare
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import Finetuner, TrainingSet, default_steps
+from typicality.model.finetune import Finetuner, TrainingSet, default_steps, divided, parts_of
 from typicality.model.latents import LatentStore
 from typicality.progress import Progress
 from typicality.prompts import Prompts
@@ -29,7 +30,7 @@ def data(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
     training, held_out = dataset.held_out(0.25)
     return TrainingSet(
         training=[i.image_id for i in training],
-        held_out=[i.image_id for i in held_out],
+        validation=[i.image_id for i in held_out],
         labels_of={i.image_id: i.labels for i in dataset},
         labels=dataset.labels,
         prompts=Prompts("an image of {label}", "an image"),
@@ -107,7 +108,7 @@ def test_training_stops_when_patience_runs_out(
 
     def validate() -> dict[str, float]:
         score = next(scores)
-        tuner.held_out_values = [score - 0.1 * tuner.step, score + 0.1]
+        tuner.validation_values = [score - 0.1 * tuner.step, score + 0.1]
         return {"step": tuner.step, "held_out_typicality": score, "train_typicality": 1.0}
 
     monkeypatch.setattr(tuner, "validate", validate)
@@ -259,10 +260,46 @@ def test_contrast_sets_labels_apart_sooner(data: tuple[TrainingSet, LatentStore]
             tuner.train_step(step / 30)
         tuner.contrast = 1.0
         with torch.no_grad():
-            pairs = [tuner._loss([i], np.random.default_rng([9, n])) for n, i in enumerate(data[0].held_out)]
+            pairs = [tuner._loss([i], np.random.default_rng([9, n])) for n, i in enumerate(data[0].validation)]
         return sum(float((minimised - error) / error) for minimised, error in pairs)
 
     assert behind(8.0) < behind(0.0)
+
+
+@pytest.fixture(scope="module")
+def many(tiny_folder: Path) -> LabelledImages:
+    """1,600 images in 800 groups of two."""
+    dataset = load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
+    copies = [
+        replace(image, image_id=f"{image.image_id}-{i}", group=f"{image.image_id}-{i // 2}")
+        for image in dataset
+        for i in range(50)
+    ]
+    return replace(dataset, images=tuple(copies))
+
+
+def test_held_out_groups_have_no_part_in_choosing_the_step(many: LabelledImages) -> None:
+    """A fifth of 800 groups is held out; of the other 640 about 48 validate: 96 images in groups of two."""
+    training, validation, held_out = parts_of(many, FinetuneSettings())
+    groups = [{image.group for image in part} for part in (training, validation, held_out)]
+    assert len(training) + len(validation) + len(held_out) == len(many)
+    assert groups[2] == {image.group for image in many.held_out(0.2)[1]}
+    assert not groups[0] & groups[1]
+    assert not groups[2] & (groups[0] | groups[1])
+    assert 120 < len(groups[2]) < 200
+    assert 20 < len(groups[1]) < 80
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.2])
+def test_few_groups_leave_something_to_train_on(many: LabelledImages, apart: float) -> None:
+    """Of two groups one validates, of one group none; without a held-out share nothing is validated."""
+    two = replace(many, images=tuple(replace(image, group=str(i % 2)) for i, image in enumerate(many)))
+    training, validation = divided(two, FinetuneSettings(), apart)
+    assert {image.group for image in training} | {image.group for image in validation} == {"0", "1"}
+    assert min(len(training), len(validation)) > 0
+    one = replace(many, images=tuple(replace(image, group="all") for image in many))
+    assert [len(part) for part in divided(one, FinetuneSettings(), apart)] == [len(many), 0]
+    assert not divided(many, FinetuneSettings(held_out=0), apart)[1]
 
 
 def test_default_steps_follow_the_data() -> None:

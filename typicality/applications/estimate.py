@@ -24,7 +24,7 @@ from typicality.mining.features import FeatureExtractor
 from typicality.mining.patches import PatchSelection, patch_side
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import VALIDATION_PAIRS, Finetuner, TrainingSet, default_steps
+from typicality.model.finetune import VALIDATION_PAIRS, Finetuner, TrainingSet, default_steps, parts_of
 from typicality.model.probe import timed
 from typicality.pipeline import scorer
 from typicality.progress import SILENT, Progress
@@ -180,9 +180,9 @@ class _Probe:
 
     def _finetuning(self, per_evaluation: float) -> StageCost:
         tuning, run = self.settings.finetune, self.run
-        held_out = self.dataset.held_out(tuning.held_out)[1]
+        training, validation, _ = parts_of(self.dataset, tuning)
         batch = tuning.batch_size
-        steps = tuning.steps or default_steps(len(self.dataset) - len(held_out), batch)
+        steps = tuning.steps or default_steps(len(training), batch)
         ids = [image.image_id for image in run.dataset]
         data = TrainingSet(ids, [], run.labels_of, run.dataset.labels, run.prompts)
         trainer = Finetuner(
@@ -194,7 +194,7 @@ class _Probe:
         per_step = timed(lambda: trainer.train_step(0.5), run.device, PROBE_SECONDS)
         prompts = 2 if trainer.contrast else 1
         validations = max(1, math.ceil(steps / tuning.validate_every))
-        checked = min(len(held_out), tuning.validation_images) + tuning.validation_images
+        checked = min(len(validation), tuning.validation_images) + min(len(training), tuning.validation_images)
         evaluations = validations * checked * VALIDATION_PAIRS * 4  # both signs, null prompt and label
         models = tuning.shared + tuning.folds * (1 - tuning.shared) if tuning.folds > 1 else 1.0
         seconds = models * (steps * per_step + evaluations * per_evaluation)

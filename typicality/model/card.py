@@ -23,7 +23,8 @@ It is a measuring instrument for this data set, not a generator of pictures to p
 - base: {base}
 - method: {entry["method"]}, text encoder {"trained" if entry["text_encoder"] else "frozen"}
 - loss: {_loss(entry["contrast"])}
-- images: {entry["images"]} for training, {entry["held_out"]} held out (whole groups)
+- images: {entry["images"]} for training, {entry["validation"]} for validation, {entry["held_out"]} held out, by whole
+  groups
 - labels: {labels}
 - prompt: `{settings.prompt.template}`; without label: `{settings.prompt.null}`
 - data set fingerprint: `{dataset.fingerprint}`

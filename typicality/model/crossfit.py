@@ -32,7 +32,15 @@ from typicality.dataset.split import fold_of
 from typicality.errors import DatasetError, InputError
 from typicality.model.card import model_card
 from typicality.model.checkpoint import Checkpoint
-from typicality.model.finetune import TRAINING_RECORD, Finetuner, FinetuneResult, Part, TrainingSet, default_steps
+from typicality.model.finetune import (
+    TRAINING_RECORD,
+    Finetuner,
+    FinetuneResult,
+    Part,
+    TrainingSet,
+    default_steps,
+    divided,
+)
 from typicality.model.latents import LatentStore
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
@@ -114,15 +122,13 @@ class CrossFit:
     def split(self, fold: int) -> tuple[list[LabelledImage], list[LabelledImage]]:
         """Return (training, validation) images of a fold's model; none is of the fold itself."""
         rest = tuple(image for image in self.dataset if self.folds[image.image_id] != fold)
-        tuning = self.settings.finetune
-        share = min(tuning.held_out, tuning.validation_images / len(rest)) if rest else 0.0
-        return replace(self.dataset, images=rest).held_out(share)
+        return divided(replace(self.dataset, images=rest), self.settings.finetune)
 
     def _tuner(self, part: Part, training: Sequence[LabelledImage], validation: Sequence[LabelledImage]) -> Finetuner:
         settings = self.settings
         data = TrainingSet(
             training=[i.image_id for i in training],
-            held_out=[i.image_id for i in validation],
+            validation=[i.image_id for i in validation],
             labels_of={i.image_id: i.labels for i in self.dataset},
             labels=self.dataset.labels,
             prompts=self.prompts,
@@ -171,9 +177,10 @@ class CrossFit:
         return entry
 
     def _entry(self, tuner: Finetuner, result: FinetuneResult, warnings: Sequence[str]) -> dict[str, Any]:
+        validation = len(tuner.data.validation)
         return {
-            "steps": result.steps, "best_step": result.best_step, "images": result.images,
-            "held_out": len(self.dataset) - result.images, "method": "lora" if tuner.lora else "full",
+            "steps": result.steps, "best_step": result.best_step, "images": result.images, "validation": validation,
+            "held_out": len(self.dataset) - result.images - validation, "method": "lora" if tuner.lora else "full",
             "text_encoder": tuner.train_text, "contrast": tuner.contrast, "history": result.history,
             "warnings": [*result.warnings, *warnings],
         }  # fmt: skip

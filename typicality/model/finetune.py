@@ -10,8 +10,9 @@ slowly. With `finetune.contrast` an image is also denoised under another label, 
 must do better by a margin (`Finetuner._loss`). The null prompt takes no part in that: it stays the honest denoiser that
 typicality is measured against.
 
-Validation is the mean held-out typicality: how much the true label helps on groups the model has never
-seen, with the same noise every time. It is what mining uses, and it falls when the model memorises.
+Validation is the mean typicality of whole groups that are not trained on, how much the true label helps there, with
+the same noise every time. It is what mining uses, and it falls when the model memorises. These groups choose the step
+that is kept, so they are others than the held-out ones, which take part in nothing (`divided`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from typicality.config import FinetuneSettings, ScoreSettings
+from typicality.dataset import LabelledImages
 from typicality.model.average import Average
 from typicality.model.checkpoint import ADAPTER_FILE, ADAPTER_RECORD, Checkpoint, save_checkpoint
 from typicality.model.denoiser import predict, prompt_tokens, use_small_attention
 from typicality.model.latents import LatentStore
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
+from typicality.records import LabelledImage
 from typicality.store import write_arrays, write_text
 
 logger = logging.getLogger(__name__)
@@ -58,10 +61,10 @@ FULL_SIZE = 100_000_000  # parameters up to which `auto` trains all weights
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What is trained on: ids and labels of the training and of the held-out part, and how labels are prompted."""
+    """What is trained on: ids and labels of the training and of the validation part, and how labels are prompted."""
 
     training: Sequence[str]
-    held_out: Sequence[str]
+    validation: Sequence[str]
     labels_of: Mapping[str, Sequence[str]]
     labels: tuple[str, ...]
     prompts: Prompts
@@ -160,7 +163,7 @@ class Finetuner:
         self.steps = settings.steps or default_steps(len(data.training), settings.batch_size)
         self.step, self.seconds = 0, 0.0
         self.best_step, self.best = 0, -math.inf
-        self.held_out_values: list[float] = []
+        self.validation_values: list[float] = []
         self.best_values: list[float] = []
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
@@ -352,20 +355,20 @@ class Finetuner:
         return torch.cat(values).double().numpy()
 
     def validate(self) -> dict[str, float]:
-        """Measure the averaged weights on held-out and on as many training images."""
+        """Measure the averaged weights on validation images and on as many training images."""
         rng = np.random.default_rng([self.seed, 31])
         entry: dict[str, float] = {"step": self.step, "loss": float(np.mean(self.losses[-100:] or [math.nan]))}
         if not self.part.labelled:
             return entry
         self.average.swap()
         self.checkpoint.unet.eval()
-        for name, ids in (("held_out_typicality", self.data.held_out), ("train_typicality", self.data.training)):
+        for name, ids in (("held_out_typicality", self.data.validation), ("train_typicality", self.data.training)):
             if ids:
                 chosen = rng.permutation(len(ids))[: self.settings.validation_images].tolist()
                 values = self.typicality_of([ids[i] for i in chosen])
                 entry[name] = float(values.mean())
-                if ids is self.data.held_out:
-                    self.held_out_values = values.tolist()
+                if ids is self.data.validation:
+                    self.validation_values = values.tolist()
         self.checkpoint.unet.train()
         self.average.swap()
         return entry
@@ -373,7 +376,7 @@ class Finetuner:
     # ------------------------------------------------------------------------------------------- run
 
     def run(self, progress: Progress = SILENT) -> FinetuneResult:
-        """Train to the end or until held-out typicality stops rising; the best averaged weights stay."""
+        """Train to the end or until validation typicality stops rising; the best averaged weights stay."""
         if not self._load_state(self.folder) and self.part.start is not None:
             self._continue(self.part.start)
         self.checkpoint.unet.train()
@@ -411,15 +414,15 @@ class Finetuner:
         entry["seconds"] = round(self.seconds, 1)
         self.history.append(entry)
         logger.info("validation %s", entry)
-        if not self._is_worse(self.held_out_values):
+        if not self._is_worse(self.validation_values):
             self.best, self.best_step = entry.get("held_out_typicality", float(self.step)), self.step
-            self.best_values = self.held_out_values
+            self.best_values = self.validation_values
             self._save_arrays("best", self.average.shadow)
         self._save_state()
         return self._is_out_of_patience()
 
     def _is_worse(self, values: Sequence[float]) -> bool:
-        """Whether held-out typicality has fallen since the best step by more than chance.
+        """Whether validation typicality has fallen since the best step by more than chance.
 
         The same images and noise are compared, and a fall within one standard error of the paired difference
         does not stop the later weights: a few dozen images would often prefer a step that is merely lucky.
@@ -436,16 +439,16 @@ class Finetuner:
         kept = [e for e in self.history if e["step"] == self.best_step]
         if not kept or "held_out_typicality" not in kept[0]:
             return []
-        held_out, training = kept[0]["held_out_typicality"], kept[0]["train_typicality"]
-        if held_out <= 0:
+        validation, training = kept[0]["held_out_typicality"], kept[0]["train_typicality"]
+        if validation <= 0:
             return [
-                "The labels do not help on held-out images: held-out typicality is "
-                f"{held_out:.2g}. What the report shows may be chance; try more images, or longer fine-tuning."
+                "The labels do not help on images that were not trained on: their typicality is "
+                f"{validation:.2g}. What the report shows may be chance; try more images, or longer fine-tuning."
             ]
-        if training > MEMORISED * held_out:
+        if training > MEMORISED * validation:
             return [
                 f"The model has partly memorised its training images: typicality is {training:.2g} on them and "
-                f"{held_out:.2g} on held-out ones. Scores of training images are too high; fine-tune for fewer steps."
+                f"{validation:.2g} on others. Scores of training images are too high; fine-tune for fewer steps."
             ]
         return []
 
@@ -550,6 +553,35 @@ def _reset_adapter(unet: nn.Module, seed: int) -> None:
         if "lora_A" in name:
             bound = 1 / math.sqrt(parameter.shape[1])
             parameter.data.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+
+def divided(
+    images: LabelledImages, settings: FinetuneSettings, apart: float = 0.0
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Divide the images that a model may learn from, by whole groups: what it is trained on, and what validates it.
+
+    Validation takes about `validation_images`, and `held_out` of the groups at most.
+
+    Parameters
+    ----------
+    images : without those that are held out
+    apart : share of the groups that were held out before, which are those with the smallest hashes
+
+    Returns
+    -------
+    (training, validation) images; the latter are none where there is one group, or where `held_out` is 0.
+    """
+    share = min(settings.held_out, settings.validation_images / len(images)) if len(images) else 0.0
+    return images.held_out(apart + share * (1 - apart) if share else 0.0)
+
+
+def parts_of(
+    dataset: LabelledImages, settings: FinetuneSettings
+) -> tuple[list[LabelledImage], list[LabelledImage], list[LabelledImage]]:
+    """Return the (training, validation, held-out) images of a model that scores all images; groups stay whole."""
+    rest, held_out = dataset.held_out(settings.held_out)
+    training, validation = divided(replace(dataset, images=tuple(rest)), settings, settings.held_out)
+    return training, validation, held_out
 
 
 def default_steps(n_images: int, batch_size: int) -> int:
