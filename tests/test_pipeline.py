@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import typicality
+from tests.conftest import draw
 from typicality import pipeline
 from typicality.errors import OutputError
+from typicality.evaluation.elements import elements
 from typicality.pipeline import Result
 
 QUICK = {
@@ -172,3 +176,14 @@ def test_classification_of_held_out_images(result: Result) -> None:
     assert 0 <= found.accuracy <= 1
     assert sum(sum(row.values()) for row in found.confusion.values()) == found.n
     assert pq.read_table(result.folder / "elements.parquet").num_rows > 0
+
+
+def test_commands_on_a_run_say_that_the_data_set_has_grown(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """An image that came later has no latent and was scored by nobody; that is one sentence, and no KeyError."""
+    source = tmp_path / "growing"
+    shutil.copytree(tiny_folder, source)
+    run = mine(source, tiny_model, tmp_path / "run", finetune={"steps": 1}).folder
+    draw(np.random.default_rng(9), "red", (40, 40)).save(source / "red" / "later.png")
+    for command in (lambda: typicality.classify(run, draws=2), lambda: elements(run, count=1, seeds=1)):
+        with pytest.raises(OutputError, match="no latents of 1 of 33 images"):
+            command()

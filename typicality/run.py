@@ -366,9 +366,9 @@ def open_finished(folder: Path, stage: str, settings: Settings | None = None, pr
     needed = [stage] if stage != "finetune" or run.settings.finetune.enabled else []
     if any(stages.get(name, {}).get("state") != "done" for name in needed):
         raise OutputError(f"{folder} has not been {DONE[stage]} yet; run `typicality {stage}` first")
-    if not all(image.image_id in run.latents for image in run.dataset):
+    if missing := sum(image.image_id not in run.latents for image in run.dataset):
         raise OutputError(
-            f"the latents of some images are missing in {folder}; run `typicality mine` again, or leave out --model "
-            "and --dtype: latents belong to those of the run"
+            f"{folder} has no latents of {missing} of {len(run.dataset)} images: where the data set has grown, run "
+            "`typicality mine` again; latents also belong to the run's own --model and --dtype"
         )
     return run

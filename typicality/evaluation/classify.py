@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from typicality.errors import InputError, OutputError
+from typicality.errors import InputError
 from typicality.pipeline import scorer
 from typicality.progress import SILENT, Progress
-from typicality.run import Run, existing_record, open_run, resolve_settings
+from typicality.run import Run, existing_record, open_finished
 from typicality.scoring.estimator import label_evidence
 from typicality.scoring.scorer import Job
 
@@ -56,17 +56,13 @@ def classify(folder: Path, draws: int = 8, progress: Progress = SILENT) -> Class
 
     Raises
     ------
-    OutputError : when `folder` is no run, or the run has no model.
+    OutputError : when `folder` is no run, or the run has no model, or the data set has images that it does not know.
     InputError : when nothing was held out, or `draws` is not even.
     """
     existing_record(folder)
     if draws < 2 or draws % 2:
         raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {draws}")
-    run = open_run(resolve_settings(str(folder)), folder, progress=progress)
-    stage = run.directory.record["stages"].get("finetune", {})
-    if run.settings.finetune.enabled and stage.get("state") != "done":
-        raise OutputError(f"{folder} has no finished model yet; run `typicality finetune` first")
-    return classify_held_out(run, draws, progress)
+    return classify_held_out(open_finished(folder, "finetune", progress=progress), draws, progress)
 
 
 def classify_held_out(run: Run, draws: int, progress: Progress) -> Classification:

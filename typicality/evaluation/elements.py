@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from typicality.applications.audit.probe import fit_logistic
-from typicality.errors import InputError, OutputError
+from typicality.errors import InputError
 from typicality.evaluation.coverage import (
     LEVELS,
     area,
@@ -41,7 +41,7 @@ from typicality.evaluation.coverage import (
 )
 from typicality.evaluation.detection import OURS, ElementSet, Workbench
 from typicality.progress import SILENT, Progress
-from typicality.run import existing_record, open_run, resolve_settings
+from typicality.run import open_finished
 
 RESAMPLES = 200
 
@@ -128,21 +128,13 @@ def elements(
 
     Raises
     ------
-    OutputError : when `folder` has not been mined.
+    OutputError : when `folder` has not been mined, or the data set has images that it does not know.
     InputError : when nothing is held out, or a number is impossible.
     """
     started = time.monotonic()
     if min(count, seeds, images, epochs) < 1:
         raise InputError("--elements, --seeds, --images and --epochs must be at least 1")
-    existing_record(folder)
-    run = open_run(resolve_settings(str(folder)), folder, progress=progress)
-    if run.directory.record["stages"].get("mine", {}).get("state") != "done":
-        raise OutputError(f"{folder} has not been mined yet; run `typicality mine` first")
-    if missing := sum(image.image_id not in run.latents for image in run.dataset):
-        raise OutputError(
-            f"{folder} holds no latents of {missing} images for this model: the base or the data set has changed "
-            "since; run `typicality mine` again"
-        )
+    run = open_finished(folder, "mine", progress=progress)
     with run.directory.lock():
         work = Workbench(run, images, progress)
         sets = [made for seed in range(seeds) for made in work.element_sets(count, seed, epochs)]
