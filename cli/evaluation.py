@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from typicality.config import Settings
 from typicality.errors import SettingsError, nearest
 
 from .console import print_json, print_text, say
+from .mining import existing_run
 from .options import Common, given, with_options
 
 app = typer.Typer(help="Measure the quality of a run.", no_args_is_help=True)
@@ -33,9 +36,13 @@ def classify(
     """Accuracy of the run's model as a diffusion classifier on held-out images."""
     from typicality.evaluation.classify import classify as evaluate
 
+    common.reject("out", "fresh")
     limits = parse_limits(at_least)
+    if common.dry_run:
+        return show_plan({"run": str(existing_run(run)), "draws": draws}, common)
     result = evaluate(run, draws, common.progress).as_dict()
     finish("classify", result, limits, common, write)
+    return None
 
 
 @app.command()
@@ -53,10 +60,14 @@ def autoencoder(
     """How well the model's autoencoder keeps held-out images (PSNR); what it loses cannot be mined."""
     from typicality.evaluation.autoencoder import reconstruct
 
+    common.reject("out", "fresh")
     limits = parse_limits(at_least)
     settings = common.settings(dataset, {"dataset": given(label=label, group=group)})
+    if common.dry_run:
+        return show_plan({"dataset": settings.dataset.source, "images at most": images}, common, settings)
     result = reconstruct(settings, images, picture, common.progress).as_dict()
     finish("autoencoder", result, limits, common, write)
+    return None
 
 
 @app.command()
@@ -79,9 +90,14 @@ def estimator(
     """Ways of drawing against a gold standard: UNet evaluations, rank correlation, overlap, calibration."""
     from typicality.evaluation.estimator import estimator as evaluate
 
-    limits = parse_limits(at_least)
-    result = evaluate(run, images, gold, tuple(paper or (4, 16, 100)), picture, common.progress).as_dict()
+    common.reject("out", "fresh")
+    limits, protocols = parse_limits(at_least), tuple(paper or (4, 16, 100))
+    if common.dry_run:
+        plan = {"run": str(existing_run(run)), "images at most": images, "gold": gold, "paper": list(protocols)}
+        return show_plan(plan, common)
+    result = evaluate(run, images, gold, protocols, picture, common.progress).as_dict()
     finish("estimator", result, limits, common, write)
+    return None
 
 
 def parse_limits(texts: list[str] | None) -> dict[str, float]:
@@ -92,23 +108,40 @@ def parse_limits(texts: list[str] | None) -> dict[str, float]:
             limits[name.strip()] = float(value)
         except ValueError:
             equals = ""
-        if not equals:
+        if not equals or math.isnan(limits[name.strip()]):
             raise SettingsError(f"--at-least takes name=value, for instance accuracy=0.65, not {text!r}")
     return limits
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def show_plan(plan: dict[str, Any], common: Common, settings: Settings | None = None) -> None:
+    """Print what an evaluation would do, and its settings; for `--dry-run`."""
+    document = plan if settings is None else plan | {"settings": settings.model_dump(mode="json")}
+    if common.json:
+        return print_json(document)
+    for name, value in document.items():
+        print_text(f"{name}: {value}")
+    return None
 
 
 def finish(
     benchmark: str, result: dict[str, Any], limits: dict[str, float], common: Common, write: Path | None
 ) -> None:
-    """Print the result, and exit with 1 where it is below a limit."""
+    """Write and print the result, then hold it against the limits: exit code 1 where it does not reach one.
+
+    A measure that could not be taken (not a number) reaches no limit.
+
+    Raises
+    ------
+    SettingsError : for a limit on something that is not measured; the result has been printed by then.
+    """
     import json
 
     from typicality.store import write_text
 
-    for name in limits:
-        if not isinstance(result.get(name), (int, float)):
-            numbers = [n for n, v in result.items() if isinstance(v, (int, float))]
-            raise SettingsError(f"{benchmark} has no measure {name!r}: {nearest(name, numbers)}")
     if write is not None:
         write_text(write, json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n")
     if common.json:
@@ -121,8 +154,13 @@ def finish(
                     print_text("  " + "  ".join(f"{n} {v}" for n, v in row.items() if v is not None))
             else:
                 print_text(f"{name}: {value}")
-    breaches = [f"{name} is {result[name]}, below {limit}" for name, limit in limits.items() if result[name] < limit]
-    for breach in breaches:
-        say(breach)
-    if breaches:
+    numbers = {name: math.nan if v is None else v for name, v in result.items() if v is None or is_number(v)}
+    for name in limits:
+        if name not in numbers:
+            raise SettingsError(f"{benchmark} has no measure {name!r}: {nearest(name, numbers)}")
+    missed = [name for name, limit in limits.items() if not numbers[name] >= limit]
+    for name in missed:
+        what = "could not be measured" if math.isnan(numbers[name]) else f"is {numbers[name]}, below {limits[name]}"
+        say(f"{name} {what}")
+    if missed:
         raise typer.Exit(1)

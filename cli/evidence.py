@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from .console import print_json, print_text
-from .evaluation import AtLeast, Write, finish, parse_limits
+from .evaluation import AtLeast, Write, finish, parse_limits, show_plan
+from .mining import existing_run
 from .options import Common, Data, DatasetArgument, Scoring, Training, with_options
 
 Picture = Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="PNG of the curves.")]
@@ -40,11 +41,16 @@ def elements(
     """Mined elements on held-out images: purity, coverage and label accuracy, beside those of rivals."""
     from typicality.evaluation.elements import elements as evaluate
 
+    common.reject("out", "fresh")
     limits = parse_limits(at_least)
+    if common.dry_run:
+        plan = {"run": str(existing_run(run)), "elements": count, "seeds": seeds, "images at most": images}
+        return show_plan(plan, common)
     result = evaluate(
         run, count=count, seeds=seeds, images=images, epochs=epochs, picture=picture, progress=common.progress
     )
     finish("elements", result.as_dict(), limits, common, write)
+    return None
 
 
 @with_options

@@ -35,6 +35,7 @@ def export(
     from typicality.applications.export import WRITERS
     from typicality.applications.export import export as write
 
+    common.reject("fresh")
     if common.dry_run:
         path = common.out or run / "export" / WRITERS[to.value][0]
         print_json({"to": to.value, "out": str(path)}) if common.json else print_text(f"would write {path}")
@@ -60,6 +61,7 @@ def diff(
     from typicality.applications.diff import write_page
     from typicality.errors import SettingsError
 
+    common.reject("fresh")
     if common.out is not None and (common.out.is_dir() or common.out.suffix not in (".html", ".htm")):
         raise SettingsError(f"--out of diff takes a page, for instance diff.html, not {common.out}")
     found = compare(run_a, run_b)
@@ -78,10 +80,11 @@ def diff(
         print_text(f"  images: {data.added} added, {data.removed} removed, {data.relabelled} with other labels")
     for label in found.labels:
         kept = "n/a" if label.rank_correlation is None else f"{label.rank_correlation:.2f}"
+        sound = ["not tested" if n is None else str(n) for n in (label.sound_before, label.sound_after)]
         print_text(
             f"  {label.label}: {label.matched} of {label.elements_before} elements kept, "
             f"{label.elements_after - label.matched} new, rank correlation {kept}; "
-            f"visual elements that hold up {label.sound_before} -> {label.sound_after}"
+            f"visual elements that hold up {sound[0]} -> {sound[1]}"
         )
     for finding in found.findings:
         print_text(f"  {finding.state} finding ({finding.severity}): {finding.title}")

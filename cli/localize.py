@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import print_json, print_text
-from .evaluation import AtLeast, Write, finish, parse_limits
+from .evaluation import AtLeast, Write, finish, parse_limits, show_plan
 from .options import WORK, Common, RunArgument, given, with_options
 
 
@@ -25,7 +25,8 @@ class Where:
         str | None, typer.Option("--masks", metavar="COLUMN", help="Ground truth: column with paths of masks.")
     ] = None
     boxes: Annotated[
-        str | None, typer.Option("--boxes", metavar="FILE", help="Ground truth: COCO file, or column(s) with boxes.")
+        str | None,
+        typer.Option("--boxes", metavar="FILE", help="Ground truth: COCO file (categories are labels), or column(s)."),
     ] = None
     draws: Annotated[
         int, typer.Option("--draws", help="UNet draws an image, label and range; even.", rich_help_panel=WORK)
@@ -44,6 +45,7 @@ class Where:
 
         from .mining import existing_run
 
+        common.reject("out", "fresh")
         settings = common.settings(str(existing_run(run)), {"dataset": given(masks=self.masks, boxes=self.boxes)})
         return settings, Options(self.against, self.draws, tuple(parse_range(text) for text in self.ranges or ()))
 
@@ -58,12 +60,11 @@ def localize(
 ) -> None:
     """Where in the images each label shows: maps, boxes and masks; measured where there is ground truth."""
     from typicality.applications.localize import localize as work
+    from typicality.applications.localize import plan_of
 
     settings, options = where.resolved(common, run)
     if common.dry_run:
-        from .mining import dry_run
-
-        return dry_run(settings, run, common)
+        return show_plan(plan_of(settings, run, options), common, settings)
     result = work(
         settings, run, options, overlays=overlays, write_masks=write_masks, progress=common.progress
     )  # fmt: skip
@@ -95,14 +96,20 @@ def evaluate_localize(
     write: Write = None,
 ) -> None:
     """Average precision of maps over pixels, against Grad-CAM, D^2 and the plain denoising error."""
+    from typicality.applications.localize import plan_of
     from typicality.evaluation.localize import localize as evaluate
 
     limits = parse_limits(at_least)
     settings, options = where.resolved(common, run)
+    if common.dry_run:
+        plan = plan_of(settings, run, options)
+        plan["UNet evaluations at most"] *= 2 if before and settings.finetune.enabled else 1
+        return show_plan(plan | {"epochs of the CNN": epochs}, common, settings)
     result = evaluate(
         settings, run, options, before=before, epochs=epochs, picture=picture, progress=common.progress
     )  # fmt: skip
     finish("localize", result, limits, common, write)
+    return None
 
 
 def parse_range(text: str) -> tuple[float, float]:

@@ -81,6 +81,7 @@ def report(
     """Render the HTML report of a run again."""
     from typicality import pipeline
 
+    common.reject("out", "fresh")
     settings = common.settings(str(existing_run(run)), {"report": given(title=title)})
     if common.dry_run:
         return dry_run(settings, run, common)
@@ -115,8 +116,8 @@ def done(result: Any, common: Common) -> None:
     print_text(str(result.report))
 
 
-def dry_run(settings: Settings, folder: Path | None, common: Common) -> None:
-    """Print the resolved settings and what would be done; nothing is written."""
+def dry_run(settings: Settings, folder: Path | None, common: Common, plan: dict[str, Any] | None = None) -> None:
+    """Print the resolved settings and what would be done, `plan` or else that of `mine`; nothing is written."""
     import yaml
 
     from typicality.dataset import load_dataset
@@ -124,7 +125,7 @@ def dry_run(settings: Settings, folder: Path | None, common: Common) -> None:
     from typicality.run import default_folder
 
     dataset = load_dataset(settings.dataset)
-    plan = plan_of(settings, dataset)
+    plan = plan_of(settings, dataset) if plan is None else plan
     where = str(folder or default_folder(dataset))
     if common.json:
         print_json({"settings": settings.model_dump(mode="json"), "out": where, "plan": plan})

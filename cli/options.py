@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from typicality.config import Settings, merge, parse_assignment
+from typicality.errors import SettingsError
 from typicality.progress import Progress
 
 from .console import progress_for
@@ -46,6 +47,11 @@ class ProtocolName(StrEnum):
     paper = "paper"
 
 
+UNUSED = {
+    "out": "what it writes goes to the run directory that it is given, or where another of its options says",
+    "fresh": "what was done under the same settings is the same when done again",
+}
+"""Why a command has no use for a common option."""
 COMMON, DATA, WORK = "Common options", "Data", "Amount of work"
 
 DatasetArgument = Annotated[
@@ -110,6 +116,17 @@ class Common:
             own["seed"] = self.seed
         assigned = [parse_assignment(text) for text in self.assign or []]
         return resolve_settings(source, self.config, [merge(*layers, own, *assigned)])
+
+    def reject(self, *names: str) -> None:
+        """Refuse options that were given to a command on which they have no effect.
+
+        Raises
+        ------
+        SettingsError
+        """
+        for name in names:
+            if getattr(self, name):
+                raise SettingsError(f"--{name} has no effect on this command; {UNUSED[name]}")
 
     def folder(self, source: str | None) -> Path | None:
         """--out, or the run directory that was named as the source."""

@@ -58,6 +58,7 @@ def translate(
     from typicality.applications.translate.run import translate as translate_pair
     from typicality.applications.translate.run import translate_all_pairs
 
+    common.reject("out")
     if all_pairs == (source is not None or target is not None) or (source is None) != (target is None):
         raise SettingsError("name two labels with --from and --to, or use --all-pairs")
     options = TranslateOptions(method.value, strength, guidance, inject, sampler_steps, draws).resolved()
@@ -96,6 +97,7 @@ def trends(
     """When each visual element appears, peaks and vanishes over the labels; which labels look alike."""
     from typicality.applications.trends.run import trends as follow
 
+    common.reject("out", "fresh")
     settings = common.settings(str(existing_run(run)))
     if common.dry_run:
         plan = {"run": str(run), "images": images, "members": members, "draws": draws}
@@ -136,6 +138,7 @@ def evaluate_translate(
     from typicality.applications.translate.methods import METHODS
     from typicality.evaluation.translate import evaluate_translate as evaluate
 
+    common.reject("out", "fresh")
     limits = parse_limits(at_least)
     settings = common.settings(str(existing_run(run)))
     chosen = cast("list[Method]", [m.value for m in methods]) if methods else METHODS

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from typicality import metrics
-from typicality.applications.localize import localize
+from typicality.applications.localize import localize, plan_of
 from typicality.applications.localize.choose import best_threshold, choose, otsu
 from typicality.applications.localize.maps import (
     ALL_PARTS,
@@ -557,3 +557,28 @@ def test_the_command_prints_one_document_and_refuses_what_cannot_work(run_folder
     assert "LOW:HIGH" in capsys.readouterr().err
     assert command(["evaluate", "localize", str(run_folder), "--against", "nobody", "--quiet"]) == 2
     assert "nobody" in capsys.readouterr().err
+    for option in (["--out", "elsewhere"], ["--fresh"]):
+        for name in (["localize"], ["evaluate", "localize"]):
+            assert command([*name, str(run_folder), *option, "--quiet"]) == 2
+            assert f"{option[0]} has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["localize"], ["evaluate", "localize"]])
+def test_a_dry_run_tells_the_cost_and_does_nothing(run_folder: Path, capsys, words: list[str]):
+    """16 images with a label other than clean, under three prompts, 6 draws in each of two ranges."""
+    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
+    options = ["--against", "clean", "--draws", "6", "--range", "0.1:0.2", "--range", "0.2:0.4"]
+    assert command([*words, str(run_folder), *options, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["images"], plan["UNet evaluations at most"]) == (16, 16 * 3 * 6 * 2)
+    assert plan["settings"]["dataset"]["masks"] == "mask"
+    assert command([*words, str(run_folder), "--draws", "3", "--dry-run"]) == 2
+    assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
+
+
+def test_our_evaluations_are_counted_as_planned(run_folder: Path):
+    """What the plan says is what a first call draws."""
+    settings, options = resolve_settings(str(run_folder)), Options("clean", 2)
+    expected = plan_of(settings, run_folder, options)["UNet evaluations at most"]
+    localize(settings, run_folder, options, overlays=0)
+    assert json.loads((run_folder / "run.json").read_text())["stages"]["localize"]["unet_evaluations"] == expected

@@ -12,6 +12,6 @@ In the run directory:
     localize/summary.json     what the command prints with --json
 """
 
-from typicality.applications.localize.work import Localization, localize
+from typicality.applications.localize.work import Localization, localize, plan_of
 
-__all__ = ["Localization", "localize"]
+__all__ = ["Localization", "localize", "plan_of"]

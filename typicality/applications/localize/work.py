@@ -24,6 +24,7 @@ from typicality.applications.localize.pictures import overlay, save
 from typicality.applications.localize.places import Place, places
 from typicality.applications.localize.truth import boxes_tell_labels, cell_shares, truths_of, unseen, validation_part
 from typicality.config import Settings, resolve
+from typicality.dataset import load_dataset
 from typicality.errors import InputError, InterruptedRun, nearest
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
@@ -125,6 +126,25 @@ def requests_of(images: Sequence[LabelledImage], against: str | None) -> list[Re
     """Return every image with the labels it can be localized for: its own but the reference."""
     pairs = [(i.image_id, tuple(label for label in i.labels if label != against)) for i in images]
     return [(image_id, labels) for image_id, labels in pairs if labels]
+
+
+def plan_of(settings: Settings, folder: Path, options: Options) -> dict[str, Any]:
+    """Return what a call would do, for `--dry-run`: nothing is loaded but the data set's records, nothing is written.
+
+    Raises
+    ------
+    InputError, OutputError : as `opened` does.
+    """
+    _same_prompts(folder, existing_record(folder), settings)
+    dataset = load_dataset(settings.dataset)
+    options.check(dataset.labels)
+    ranges = options.ranges or ((settings.score.t_min, settings.score.t_max),)
+    requests = requests_of(list(dataset), options.against)
+    prompts = sum(1 + len(labels) + (options.against is not None) for _, labels in requests)
+    return {
+        "run": str(folder), "images": len(requests), "against": options.against, "draws": options.draws,
+        "ranges": [list(r) for r in ranges], "UNet evaluations at most": prompts * options.draws * len(ranges),
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
