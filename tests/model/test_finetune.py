@@ -44,6 +44,23 @@ def trainer(data: tuple[TrainingSet, LatentStore], folder: Path, **changes: obje
     return Finetuner(tiny_checkpoint(), training, store, settings, ScoreSettings(), folder, CPU, torch.float32, seed=0)
 
 
+def test_float16_is_for_scoring_and_training_stays_in_float32(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path
+) -> None:
+    """Without a loss scale float16 gradients underflow: the weights are those of a training in float32, to the bit."""
+    training, store = data
+    settings = FinetuneSettings(steps=3, batch_size=4, validate_every=3, validation_images=4)
+    weights = []
+    for dtype in (torch.float16, torch.float32):
+        tuner = Finetuner(
+            tiny_checkpoint(), training, store, settings, ScoreSettings(), tmp_path / str(dtype), CPU, dtype, seed=0
+        )
+        assert tuner.accelerator.scaler is None
+        tuner.run()
+        weights.append(tuner.checkpoint.weights_hash())
+    assert weights[0] == weights[1]
+
+
 class KilledError(BaseException):
     """Stands for a kill: nothing in the code under test may catch it."""
 

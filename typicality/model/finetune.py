@@ -113,7 +113,9 @@ class Finetuner:
     checkpoint : trained in place
     folder : holds the training state while it runs
     score : gives the range of timesteps that matters
-    device, dtype : where and in which precision (autocast) the UNet runs
+    device, dtype : where and in which precision the model will score. It is trained under autocast where that is
+        bfloat16, and else in float32: float16 loses small gradients without a loss scale, which would be one more state
+        to resume
     seed : of everything random
     part : what of it is done; all by default
     """
@@ -135,7 +137,7 @@ class Finetuner:
         self.settings, self.score, self.folder, self.seed = settings, score, folder, seed
         self.part = part
         self.device = device
-        mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
+        mixed = "bf16" if dtype == torch.bfloat16 else "no"
         AcceleratorState._reset_state()  # another precision may have been trained in this process before
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
         self.lora = settings.method == "lora" or (settings.method == "auto" and checkpoint.parameters > FULL_SIZE)
