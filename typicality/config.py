@@ -7,20 +7,32 @@ and saved in `run.json`. A key hashes exactly the settings that affect a stage's
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from typicality.errors import SettingsError, nearest
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def _text(value: Any) -> Any:
+    """Return a number or a date, as which YAML reads 2016 and 2016-01-31, as the text that it was."""
+    if isinstance(value, bool):
+        raise ValueError("YAML reads yes, no, on and off as true and false: write the text in quotes")
+    return str(value) if isinstance(value, (int, float, datetime.date)) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+"""A string that need not be quoted in YAML."""
 
 
 class Section(BaseModel):
@@ -31,14 +43,14 @@ class Section(BaseModel):
 
 class DatasetSettings(Section):
     source: str = Field("emoji", description="built-in name, folder, table, or hf://owner/name")
-    label: str | None = Field(None, description="column that holds the label; 'folder' names the folder's")
+    label: Text | None = Field(None, description="column that holds the label; 'folder' names the folder's")
     image_column: str | None = Field(None, description="column of a table with the image or its path")
     bin: float | None = Field(None, gt=0, description="width of the bins of a numeric label (10: decades)")
     label_separator: str | None = Field(None, description="splits several labels of one image, for instance |")
-    group: str | None = Field(None, description="column whose equal values never fall on two sides of a split")
+    group: Text | None = Field(None, description="column whose equal values never fall on two sides of a split")
     where: str | None = Field(None, description="keep rows where this holds, for instance \"camera == 'a'\"")
     max_per_label: int | None = Field(None, ge=1, description="keep at most so many images of each label")
-    labels: tuple[str, ...] | None = Field(None, description="keep these labels only, in this order")
+    labels: tuple[Text, ...] | None = Field(None, description="keep these labels only, in this order")
     min_per_label: int = Field(12, ge=1, description="labels with fewer images are warned about")
     boxes: str | None = Field(None, description="ground truth for evaluation only: column or COCO file")
     masks: str | None = Field(None, description="ground truth for evaluation only: column with mask paths")
@@ -205,7 +217,14 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"the settings file {path} must map sections to settings, as 'score:\\n  draws: 8'")
-    return content
+    return _named(content)
+
+
+def _named(content: Any) -> Any:
+    """Name the setting `null` so: without quotes, YAML reads that key as no value."""
+    if not isinstance(content, dict):
+        return content
+    return {"null" if name is None else name: _named(value) for name, value in content.items()}
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
@@ -217,6 +236,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
         content: Any = yaml.safe_load(value) if value.strip() else ""
     except yaml.YAMLError:
         raise SettingsError(f"--set {name.strip()}: {value!r} is no value that YAML can read; quote it?") from None
+    content = _named(content)
     for part in reversed(name.strip().split(".")):
         content = {part: content}
     return content
@@ -249,7 +269,18 @@ def resolve(*layers: Mapping[str, Any]) -> Settings:
         raise SettingsError(
             f"score.t_min must be below score.t_max, but they are {settings.score.t_min} and {settings.score.t_max}"
         )
+    _check_draws(settings.score)
     return settings
+
+
+def _check_draws(score: ScoreSettings) -> None:
+    if score.protocol == "paper":
+        return
+    for name, draws in (("draws", score.draws), ("refine_draws", score.refine_draws)):
+        if draws is not None and draws % 2:
+            raise SettingsError(
+                f"score.{name} must be even, not {draws}: draws come in antithetic pairs, except with --protocol paper"
+            )
 
 
 def _explain(error: Mapping[str, Any]) -> str:
@@ -260,4 +291,5 @@ def _explain(error: Mapping[str, Any]) -> str:
         for part in location[:-1]:
             section = section.model_fields[part].annotation
         return f"unknown setting {name!r}: {nearest(location[-1], section.model_fields)}"
-    return f"setting {name} = {error['input']!r}: {error['msg'].lower()}"
+    message = error["ctx"]["error"] if error["type"] == "value_error" else error["msg"].lower()
+    return f"setting {name} = {error['input']!r}: {message}"
