@@ -104,11 +104,13 @@ class FinetuneSettings(Section):
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the weights' moving average")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     held_out: float = Field(0.2, ge=0, lt=0.9, description="share of the groups kept out of everything, for benchmarks")
-    validate_every: int = Field(200, ge=1, description="steps between validations")
+    validate_every: int | None = Field(
+        None, ge=1, description="steps between validations; by default a sixth of all steps, at least 20"
+    )
     validation_images: int = Field(
         96, ge=1, description="of the training groups, kept to choose the step; at most held_out of the groups"
     )
-    patience: int = Field(5, ge=1, description="validations without gain before training stops")
+    patience: int = Field(3, ge=1, description="validations without gain before training stops")
     folds: int = Field(1, ge=1, description="score each image with a model that has not seen it, one model a fold")
     shared: float = Field(
         0.25, ge=0, lt=1, description="with folds: share of the steps taken once for all of them, without any label"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import torch
 from tests.conftest import tiny_checkpoint
 from typicality.config import DatasetSettings, FinetuneSettings, ModelSettings, ScoreSettings
 from typicality.dataset import LabelledImages, load_dataset, prepare
+from typicality.errors import SettingsError
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import Finetuner, TrainingSet, default_steps, divided, parts_of
+from typicality.model.finetune import Finetuner, TrainingSet, default_steps, divided, parts_of, validation_interval
 from typicality.model.latents import LatentStore
 from typicality.progress import Progress
 from typicality.prompts import Prompts
@@ -55,7 +58,7 @@ def test_float16_is_for_scoring_and_training_stays_in_float32(
         tuner = Finetuner(
             tiny_checkpoint(), training, store, settings, ScoreSettings(), tmp_path / str(dtype), CPU, dtype, seed=0
         )
-        assert tuner.accelerator.scaler is None
+        assert tuner.accelerator.mixed_precision == "no"
         tuner.run()
         weights.append(tuner.checkpoint.weights_hash())
     assert weights[0] == weights[1]
@@ -117,6 +120,17 @@ def test_training_raises_held_out_typicality(data: tuple[TrainingSet, LatentStor
     assert tuner.best in {e["held_out_typicality"] for e in tuner.history}
 
 
+@pytest.mark.parametrize("steps", [120, 300, 560, 1600])
+@pytest.mark.parametrize("minutes", [None, 5.0])
+def test_patience_can_run_out_before_the_end(steps: int, minutes: float | None) -> None:
+    """By default: with 200 steps between validations and a patience of five, no ordinary fine-tuning ever stopped."""
+    settings = FinetuneSettings(minutes=minutes)
+    interval = validation_interval(settings, steps)
+    assert 20 <= interval <= steps / 6
+    assert (1 + settings.patience) * interval < steps
+    assert validation_interval(FinetuneSettings(validate_every=7), steps) == 7
+
+
 def test_training_stops_when_patience_runs_out(
     data: tuple[TrainingSet, LatentStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +168,32 @@ def test_memorisation_is_warned_about(data: tuple[TrainingSet, LatentStore], tmp
     assert tuner._warnings() == []
 
 
+def test_a_loss_that_is_no_number_names_the_rate(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    tuner = trainer(data, tmp_path)
+    with torch.no_grad():
+        tuner.checkpoint.unet.conv_in.weight.fill_(math.nan)
+    with pytest.raises(SettingsError, match=r"finetune\.rate"):
+        tuner.train_step(0.5)
+
+
+def test_a_resumed_optimizer_is_where_its_weights_are(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    """Fused AdamW on CUDA needs its step count on the device, too; `meta` stands for a device that is not the CPU."""
+    trainer(data, tmp_path, steps=2).run()
+    tuner = trainer(data, tmp_path)
+    tuner.parameters = [torch.nn.Parameter(p.to("meta")) for p in tuner.parameters]
+    assert tuner._load_state(tmp_path)
+    states = [tuner.optimizer.state[p] for p in tuner.parameters]
+    assert {str(value.device) for state in states for value in state.values()} == {"meta"}
+    assert {state["step"].dtype for state in states} == {torch.float32}
+
+
+def test_progress_shows_loss_and_speed(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    shown = Notes()
+    trainer(data, tmp_path, steps=2).run(shown)
+    assert len(shown.notes) == 2
+    assert all(re.fullmatch(r"loss \d\.\d{4}, \d+\.\d\d steps/s", note) for note in shown.notes)
+
+
 def test_saved_model_is_what_was_trained(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     tuner = trainer(data, tmp_path / "state")
     tuner.run()
@@ -183,6 +223,17 @@ def test_lora_trains_little_and_merges_exactly(
         torch.testing.assert_close(merged.unet(z, t, states).sample, expected, rtol=1e-4, atol=1e-5)
         plain = load_checkpoint(ModelSettings(name=str(tiny_model))).unet(z, t, states).sample
     assert (plain - expected).abs().max() > 1e-4
+
+
+class Notes(Progress):
+    """Remembers what stands beside a bar."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        if note:
+            self.notes.append(note)
 
 
 class Counts(Progress):

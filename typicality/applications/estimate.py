@@ -24,7 +24,14 @@ from typicality.mining.features import FeatureExtractor
 from typicality.mining.patches import PatchSelection, patch_side
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import VALIDATION_PAIRS, Finetuner, TrainingSet, default_steps, parts_of
+from typicality.model.finetune import (
+    VALIDATION_PAIRS,
+    Finetuner,
+    TrainingSet,
+    default_steps,
+    parts_of,
+    validation_interval,
+)
 from typicality.model.probe import timed
 from typicality.pipeline import scorer
 from typicality.progress import SILENT, Progress
@@ -193,7 +200,7 @@ class _Probe:
         trainer.checkpoint.unet.train()
         per_step = timed(lambda: trainer.train_step(0.5), run.device, PROBE_SECONDS)
         prompts = 2 if trainer.contrast else 1
-        validations = max(1, math.ceil(steps / tuning.validate_every))
+        validations = max(1, math.ceil(steps / validation_interval(tuning, steps)))
         checked = min(len(validation), tuning.validation_images) + min(len(training), tuning.validation_images)
         evaluations = validations * checked * VALIDATION_PAIRS * 4  # both signs, null prompt and label
         models = tuning.shared + tuning.folds * (1 - tuning.shared) if tuning.folds > 1 else 1.0

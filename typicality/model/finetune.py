@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from typicality.config import FinetuneSettings, ScoreSettings
 from typicality.dataset import LabelledImages
+from typicality.errors import SettingsError
 from typicality.model.average import Average
 from typicality.model.checkpoint import ADAPTER_FILE, ADAPTER_RECORD, Checkpoint, save_checkpoint
 from typicality.model.denoiser import predict, prompt_tokens, use_small_attention
@@ -312,7 +313,9 @@ class Finetuner:
             self.accelerator.backward(minimised * (len(part) / len(ids)))
             loss += float(error.detach()) * (len(part) / len(ids))
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {self.step}; lower finetune.rate")
+            raise SettingsError(
+                f"fine-tuning diverged: the loss is {loss} at step {self.step}; lower finetune.rate, which is {self.rate:g}"
+            )
         self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
         self.step += 1
@@ -397,9 +400,9 @@ class Finetuner:
             if limit:  # the number of steps follows from the time one takes
                 self.steps = max(self.step, round(self.step * limit / self.seconds))
                 progress.expect(round(self.part.until * self.steps))
-            progress.advance(1, f"loss {np.mean(self.losses):.4f}")
+            progress.advance(1, f"loss {np.mean(self.losses):.4f}, {self.step / self.seconds:.2f} steps/s")
             finished = self._is_finished(limit)
-            if finished or self.step % self.settings.validate_every == 0:
+            if finished or self.step % validation_interval(self.settings, self.steps) == 0:
                 finished = self._checkpoint() or finished
         progress.finish()
         self._restore_best()
@@ -435,7 +438,7 @@ class Finetuner:
         return bool(gain.mean() < -gain.std(ddof=1) / math.sqrt(len(gain)))
 
     def _is_out_of_patience(self) -> bool:
-        return self.step - self.best_step >= self.settings.patience * self.settings.validate_every
+        return self.step - self.best_step >= self.settings.patience * validation_interval(self.settings, self.steps)
 
     def _warnings(self) -> list[str]:
         kept = [e for e in self.history if e["step"] == self.best_step]
@@ -493,7 +496,7 @@ class Finetuner:
         for i, parameter in enumerate(self.parameters):
             first, second = tensors[2 * n + 2 * i], tensors[2 * n + 2 * i + 1]
             self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(record["step"])),
+                "step": torch.tensor(float(record["step"]), device=parameter.device),  # a fused step reads it there
                 "exp_avg": first.to(parameter.device).clone(),
                 "exp_avg_sq": second.to(parameter.device).clone(),
             }
@@ -589,3 +592,18 @@ def parts_of(
 def default_steps(n_images: int, batch_size: int) -> int:
     """Return the steps of about six passes over the data, but of 4,800 draws at least and 25,600 at most."""
     return min(25_600, max(4_800, 6 * n_images)) // batch_size
+
+
+def validation_interval(settings: FinetuneSettings, steps: int) -> int:
+    """Return the steps between two validations: a sixth of all, so that patience can run out before the end.
+
+    With `minutes` the number of steps is an estimate that follows the clock; the interval is then rounded down to 1, 2
+    or 5 times a power of ten, so that it stays the same for long, and for all folds.
+    """
+    if settings.validate_every:
+        return settings.validate_every
+    sixth = max(20, steps // 6)
+    if not settings.minutes:
+        return sixth
+    power = 10 ** (len(str(sixth)) - 1)
+    return power * max(n for n in (1, 2, 5) if n * power <= sixth)
