@@ -314,7 +314,7 @@ class Finetuner:
             loss += float(error.detach()) * (len(part) / len(ids))
         if not math.isfinite(loss):
             raise SettingsError(
-                f"fine-tuning diverged: the loss is {loss} at step {self.step}; lower finetune.rate, which is {self.rate:g}"
+                f"fine-tuning diverged: the loss is {loss} at step {self.step}; lower finetune.rate ({self.rate:g} now)"
             )
         self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
@@ -400,7 +400,7 @@ class Finetuner:
             if limit:  # the number of steps follows from the time one takes
                 self.steps = max(self.step, round(self.step * limit / self.seconds))
                 progress.expect(round(self.part.until * self.steps))
-            progress.advance(1, f"loss {np.mean(self.losses):.4f}, {self.step / self.seconds:.2f} steps/s")
+            progress.advance(1, f"loss {np.mean(self.losses):.4f}, {self.step / max(self.seconds, 1e-6):.2f} steps/s")
             finished = self._is_finished(limit)
             if finished or self.step % validation_interval(self.settings, self.steps) == 0:
                 finished = self._checkpoint() or finished
