@@ -20,6 +20,7 @@ from typicality.applications.localize.choose import best_threshold, choose, otsu
 from typicality.applications.localize.maps import (
     ALL_PARTS,
     GIVEN,
+    MEANINGS,
     Kitchen,
     Recipe,
     default_recipe,
@@ -228,6 +229,16 @@ def test_shrinkage_and_contrast_by_hand():
     assert np.allclose(kitchen(e, Recipe(("error",), 0.0)), 0.0)  # log 1
 
 
+def test_every_recipe_says_what_it_shows():
+    """Only maps that use the label speak of it: an error under the reference knows nothing of "dot"."""
+    assert set(MEANINGS) == {*ALL_PARTS, GIVEN}
+    said = Recipe(("reference error",)).meaning("dot", "clean")
+    assert said == "the model predicts badly under 'clean'"
+    both = Recipe(("bias contrast", "reference bias")).meaning("dot", "clean")
+    assert both == "the model predicts better under 'dot' than under 'clean' and the model predicts badly under 'clean'"
+    assert Recipe(("bias gain",)).meaning("dot", None) == "telling the model 'dot' improves its prediction"
+
+
 def test_two_parts_are_added_in_units_of_their_spread():
     """typicality is 2 x and shift 3 x: divided by their spreads they are the same, and weight 2 makes it threefold."""
     rng = np.random.default_rng(1)
@@ -420,7 +431,9 @@ def test_localize_writes_boxes_maps_masks_and_overlays(run_folder: Path):
             inside = np.s_[box["y0"] : box["y1"], box["x0"] : box["x1"]]
             assert box["score"] == pytest.approx(scores[inside].max(), rel=1e-5)
             assert mask[inside].sum() >= box["area"] > 0
-    assert len(list((run_folder / "localize" / "overlays").glob("*.png"))) == 4
+    overlays = {path.name for path in (run_folder / "localize" / "overlays").glob("*.png")}
+    assert len(overlays) == 4
+    assert overlays == {o["file"] for facts in result.summary["labels"].values() for o in facts["overlays"]}
     record = json.loads((run_folder / "run.json").read_text())["stages"]["localize"]
     assert (record["state"], record["unet_evaluations"]) == ("done", 16 * 3 * 8)
     again = localize(settings, run_folder, options, overlays=0)

@@ -57,6 +57,34 @@ GIVEN = "given"
 """The only part of evidence that was made elsewhere, such as a rival's map."""
 
 
+_GAIN = "telling the model {label} improves its prediction"
+_CHANGE = "telling the model {label} changes its prediction, for better or worse"
+_CONTRAST = "the model predicts better under {label} than under {against}"
+_DIFFERENCE = "the model predicts otherwise under {label} than under {against}, for better or worse"
+_HARD = "the model predicts badly without a label"
+_HARD_UNDER = "the model predicts badly under {against}"
+MEANINGS = {
+    "typicality beta=1": _GAIN,
+    "bias gain": _GAIN,
+    "shift": _CHANGE,
+    "mean shift": _CHANGE,
+    "contrast": _CONTRAST,
+    "bias contrast": _CONTRAST,
+    "reference shift": _DIFFERENCE,
+    "error": _HARD,
+    "bias": _HARD,
+    "reference error": _HARD_UNDER,
+    "reference bias": _HARD_UNDER,
+    GIVEN: "a map that was made elsewhere is high",
+}
+for _beta in BETAS[:-1]:
+    MEANINGS[f"typicality beta={_beta:g}"] = "telling the model {label} improves its prediction, or at least changes it"
+    MEANINGS[f"contrast beta={_beta:g}"] = (
+        "the model predicts better, or at least otherwise, under {label} than under {against}"
+    )
+"""What a high value of each part says."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a map is made.
@@ -82,6 +110,11 @@ class Recipe:
         parts = self.parts[0] if len(self.parts) == 1 else f"{self.parts[0]} + {self.weight:g} {self.parts[1]}"
         relative = ", relative to the image's median" if self.relative else ""
         return f"{parts}, t {low:g}-{high:g}, smoothed by {self.smoothing:g} cells{relative}"
+
+    def meaning(self, label: str, against: str | None) -> str:
+        """Return what a high value says, after the word "where"."""
+        told = [MEANINGS[name].format(label=repr(label), against=repr(against)) for name in self.parts]
+        return " and ".join(dict.fromkeys(told))
 
 
 class Kitchen:

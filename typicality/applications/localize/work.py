@@ -260,10 +260,11 @@ def localize(
         kitchen = Kitchen(evidence)
         recipes = dict.fromkeys(labels, default_recipe(options.against is not None))
         thresholds: dict[str, float] = {}
+        chosen = False
         if parts.validation:
             judge = Judge(run, parts, evidence, labels)
             if any(shares.any() for shares in judge.shares.values()):
-                kitchen = judge.kitchen
+                kitchen, chosen = judge.kitchen, True
                 recipes = judge.recipes(families(options.against is not None)["combined"], len(options.ranges))
                 thresholds = judge.thresholds(recipes)
         final = thresholds | {
@@ -278,8 +279,10 @@ def localize(
             "labels": {
                 label: {
                     "images": len(judged[label]), "recipe": recipes[label].describe(options.ranges),
-                    "settings": asdict(recipes[label]), "threshold": float(f"{final[label]:.5g}"),
+                    "meaning": recipes[label].meaning(label, options.against), "settings": asdict(recipes[label]),
+                    "threshold": float(f"{final[label]:.5g}"),
                     "threshold_by": "best IoU of the validation part" if label in thresholds else "Otsu",
+                    "chosen_by": "validation part" if chosen else "default", "overlays": output.pictures.get(label, []),
                 }
                 for label in labels
             },
@@ -328,6 +331,7 @@ class _Output:
         self.images = {i.image_id: i for i in run.dataset}
         self.boxes = BOXES.empty_table()
         self.measures: dict[str, dict[str, Any]] = {}
+        self.pictures: dict[str, list[dict[str, str]]] = defaultdict(list)
         self.folder = run.directory.path("localize")
 
     def write(self, evidence: Mapping[str, Sequence[Evidence]]) -> None:
@@ -361,6 +365,7 @@ class _Output:
                         self.parts.truths.get((e.image_id, label)),
                     )  # fmt: skip
                     save(picture, self.folder / "overlays" / _name(image, label))
+                    self.pictures[label].append({"file": _name(image, label), "file_name": image.file_name})
                 self.run.progress.advance()
             self.run.progress.finish()
             self.kitchen.forget()
