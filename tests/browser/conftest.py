@@ -61,6 +61,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def full_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two years, with something of every application in the run directory, metadata and features."""
+    from copy import deepcopy
     from dataclasses import replace
 
     from tests.report.test_sections import fill_all
@@ -69,7 +70,7 @@ def full_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = synthetic_input(labels=["2016", "2019", "2024"], clusters=3, members=4)
     metadata = {i: {"camera": f"camera {n % 2}"} for n, i in enumerate(data.images["image_id"].to_pylist())}
     features = np.random.default_rng(0).normal(size=(data.elements.num_rows, 8)).astype(np.float32)
-    data = replace(data, folder=folder, metadata=metadata, features=features)
+    data = replace(data, folder=folder, metadata=metadata, features=features, facts=deepcopy(data.facts))
     fill_all(data)
     return write_report(data, folder)
 

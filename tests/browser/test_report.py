@@ -176,6 +176,13 @@ def test_follows_the_system_theme_and_can_be_switched(new_page: Make, report: Pa
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])
+def test_sections_fit_narrow_screens(new_page: Make, full_report: Path, width: int) -> None:
+    page = new_page(width, 844).visit(full_report)
+    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
 def test_fits_narrow_screens(new_page: Make, report: Path, width: int) -> None:
     page = new_page(width, 844, has_touch=True).visit(report)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

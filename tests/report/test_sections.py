@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from typicality.report.pictures import Level
 from typicality.report.render import lay_out
 from typicality.report.sections import SECTIONS, Source, read_sections
 from typicality.report.sections.audit import Findings
 from typicality.report.sections.evaluation import Evaluation
-from typicality.report.sections.localize import Localization
 from typicality.report.sections.translate import Translations
 from typicality.report.sections.trends import Trends
+from typicality.report.text import MINUS
 from typicality.report.view import ReportInput, build_view
 
 from .synthetic import synthetic_input
@@ -29,7 +31,8 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture
 def data(tmp_path: Path) -> ReportInput:
-    return replace(synthetic_input(labels=["2016", "2019"], clusters=2, members=3), folder=tmp_path)
+    given = synthetic_input(labels=["2016", "2019"], clusters=2, members=3)
+    return replace(given, folder=tmp_path, facts=deepcopy(given.facts))
 
 
 def write(path: Path, document: Any) -> None:
@@ -51,6 +54,26 @@ def a_finding(data: ReportInput, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def fill_translation(data: ReportInput, source: str, target: str, change: float = 0.002, key: str = "abc") -> None:
+    """Leave what `translate` leaves of one image, and name its folder in the record of the run."""
+    assert data.folder is not None
+    name = f"{source}-{target}-{key}"
+    pair, e = data.folder / "translate" / name, element(data)
+    (pair / "pictures").mkdir(parents=True)
+    PIL.Image.new("RGB", (90, 30), "red").save(pair / "pictures" / "a.png")
+    boxes = [{**{side: e[side] for side in ("x0", "y0", "x1", "y1")}, "change": c} for c in (0.001, -0.003)]
+    rows = [
+        {
+            "image_id": e["image_id"], "file_name": HOSTILE, "from": source, "to": target, "method": "sdedit",
+            "change": change, "flipped": True, "label_after": target, "changes": boxes, "picture": "pictures/a.png",
+        }
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), pair / "translations.parquet")
+    summary = {"from": source, "to": target, "method": "sdedit", "n": 1, "flip_rate": 1.0, "already": 0.0}
+    write(pair / "summary.json", summary | {"mean_change": change, "mean_change_se": None})
+    data.facts["stages"][f"translate {source} to {target}"] = {"state": "done", "folder": name}
+
+
 def fill_all(data: ReportInput) -> None:
     """Leave something of every application in the run directory."""
     folder = data.folder
@@ -60,15 +83,20 @@ def fill_all(data: ReportInput) -> None:
     keys = ("image_id", "file_name", "label", "x0", "y0", "x1", "y1")
     boxes = [{**{k: e[k] for k in keys}, "score": 0.3, "area": 9, "threshold": 0.1}]
     pq.write_table(pa.Table.from_pylist(boxes), folder / "localization.parquet")
-    pair = folder / "translate" / "2016-2019-abc"
-    (pair / "pictures").mkdir(parents=True)
-    PIL.Image.new("RGB", (90, 30), "red").save(pair / "pictures" / "a.png")
-    row = {"image_id": "a", "file_name": HOSTILE, "from": "2016", "to": "2019", "method": "sdedit", "change": 0.002}
-    rows = [{**row, "flipped": True, "label_after": "2019", "picture": "pictures/a.png"}]
-    pq.write_table(pa.Table.from_pylist(rows), pair / "translations.parquet")
+    fill_translation(data, "2016", "2019")
     at = [{"label": name, "rate": r, "low": r / 2, "high": 2 * r} for name, r in (("2016", 0.4), ("2019", 0.1))]
-    course = {"label": "2016", "cluster": 0, "rank": 0, "direction": "fall", "adjusted_p_value": 0.01, "at": at}
-    write(folder / "trends" / "trends.json", {"ordered": True, "n_falling": 1, "timelines": [course]})
+    at[0] |= {"n_images": 140, "typicality": 0.003, "typicality_low": 0.002, "typicality_high": 0.004}
+    place = {"image_id": e["image_id"], "box": [e["x0"], e["y0"], e["x1"], e["y1"]]}
+    course = {
+        "label": "2016", "cluster": 0, "rank": 0, "direction": "fall", "adjusted_p_value": 0.01, "at": at,
+        "appears": "2016", "found": {"2016": [place] * 3, "2019": [place]},
+    }  # fmt: skip
+    change = {"from": "2016", "to": HOSTILE, "size": 31, "n_images": 28, "median_change": 0.004}
+    document = {
+        "ordered": True, "n_falling": 1, "images_a_label": 150, "timelines": [course],
+        "changes": [change | {"members": [place | {"change": 0.006}]}],
+    }  # fmt: skip
+    write(folder / "trends" / "trends.json", document)
     confusion = {"2016": {"2016": 8, "2019": 2}, "2019": {"2016": 4, "2019": 6}}
     write(folder / "evaluation" / "classify.json", {"confusion": confusion, "accuracy": 0.7, "chance": 0.5})
 
@@ -155,16 +183,28 @@ def test_pictures_outside_of_the_run_are_never_read(data: ReportInput, tmp_path:
     assert source.picture("own.png") is not None
 
 
-def test_sections_keep_to_their_share_of_the_budget(data: ReportInput) -> None:
-    """Coarser pictures are taken where fine ones would spend more than a quarter of the budget."""
+def pictures_of(value: Any) -> list[str]:
+    """All data URIs in a section, however deep."""
+    if isinstance(value, str):
+        return [value] if value.startswith("data:image") else []
+    if is_dataclass(value):
+        return [uri for f in fields(value) for uri in pictures_of(getattr(value, f.name))]
+    return [uri for item in value for uri in pictures_of(item)] if isinstance(value, tuple | list) else []
+
+
+def test_sections_keep_to_their_share_of_the_budget(data: ReportInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the budget is room for half of the finest pictures: coarser ones are taken, and they fit."""
     fill_all(data)
-    assert data.folder is not None
-    fine = Source(data.folder, data, 0)
-    coarse = Source(data.folder, data, Source.LEVELS - 1)
-    for source in (fine, coarse):
-        assert Findings.read(source) is not None
-        assert Localization.read(source) is not None
-    assert coarse.spent < fine.spent
+    monkeypatch.setattr(
+        "typicality.report.sections.base.PICTURES", (Level(64, 100, 64, 100, 0), Level(8, 30, 8, 30, 0))
+    )
+    monkeypatch.setattr(Source, "LEVELS", 2)
+    fine = sum(map(len, pictures_of(read_sections(data))))
+    assert fine > 0
+    tight = replace(data, settings=data.settings.model_copy(update={"budget_mb": 4 * 0.5 * fine / 1e6}))
+    sections = read_sections(tight)
+    assert [type(s) for s in sections] == list(SECTIONS)
+    assert 0 < sum(map(len, pictures_of(sections))) <= 0.5 * fine
 
 
 def test_the_other_sections_say_what_was_measured(data: ReportInput) -> None:
@@ -173,9 +213,64 @@ def test_the_other_sections_say_what_was_measured(data: ReportInput) -> None:
     translations, trends, evaluation = (s.read(source) for s in (Translations, Trends, Evaluation))
     assert isinstance(translations, Translations)
     assert (translations.pairs[0].n, translations.pairs[0].flipped, translations.pairs[0].change) == (1, 1, "+2.00")
+    assert [place.change for place in translations.pairs[0].places] == [f"{MINUS}3.00"]  # the largest box, either way
+    assert translations.table == ()  # one pair needs no table
     assert isinstance(trends, Trends)
     assert trends.timelines[0].significant
     assert trends.top == pytest.approx(0.8)  # the highest upper end: 2 x 0.4
+    first, second = trends.timelines[0].labels
+    assert (first.found, first.n_images) == ("40% (20% to 80%)", 140)
+    assert first.typicality == "+3.00 (+2.00 to +4.00)"
+    assert (len(first.matches), len(second.matches), second.typicality) == (2, 1, "n/a")
+    assert "appears at 2016" in trends.timelines[0].said
+    assert (trends.images, trends.more_changes) == (150, 0)
+    change = trends.changes[0]
+    assert (change.size, change.n_images, change.change, change.members[0][1]) == (31, 28, "+4.00", "+6.00")
     assert isinstance(evaluation, Evaluation)
     assert evaluation.plots[0].reading.startswith("70% of held-out images are recognised")
     assert "2019 is most often taken for 2016 (40%)" in evaluation.plots[0].reading
+
+
+def test_translations_are_those_of_the_record(data: ReportInput) -> None:
+    """What lies there from before, or was stopped, is not shown; all others are in the table, most changed first."""
+    fill_translation(data, "2019", "2016", 0.004)
+    fill_translation(data, "2016", "2019", 0.001, key="old")
+    fill_translation(data, "2016", "2019", 0.002)
+    fill_translation(data, "2016", "2022", 0.009)
+    data.facts["stages"]["translate 2016 to 2022"]["state"] = "interrupted"
+    section = Translations.read(Source(data.folder or Path(), data))
+    assert section is not None
+    assert [(p.source, p.target, p.change) for p in section.pairs] == [
+        ("2016", "2019", "+2.00"),
+        ("2019", "2016", "+4.00"),
+    ]
+    assert [(r.source, r.target, r.flipped, r.change) for r in section.table] == [
+        ("2019", "2016", "100%", "+4.00"),
+        ("2016", "2019", "100%", "+2.00"),
+    ]
+    page, _ = lay_out(data, build_view(data))
+    assert "Every pair, the most changed first" in page
+
+
+def test_pairs_beyond_those_with_pictures_are_the_least_changed(
+    data: ReportInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typicality.report.sections.translate.PAIRS", 1)
+    fill_translation(data, "2016", "2019", 0.001)
+    fill_translation(data, "2019", "2016", 0.002)
+    section = Translations.read(Source(data.folder or Path(), data))
+    assert section is not None
+    assert ([p.source for p in section.pairs], section.more, len(section.table)) == (["2019"], 1, 2)
+
+
+def test_a_long_order_of_labels_keeps_its_ends(data: ReportInput) -> None:
+    """30 labels: 12 are in an element's table, evenly spaced, from the first to the last."""
+    assert data.folder is not None
+    at = [{"label": str(year), "rate": 0.5} for year in range(1990, 2020)]
+    course = {"label": "2016", "cluster": 0, "rank": 0, "direction": "none", "at": at}
+    write(data.folder / "trends" / "trends.json", {"timelines": [course]})
+    section = Trends.read(Source(data.folder, data))
+    assert section is not None
+    timeline = section.timelines[0]
+    assert (len(timeline.rates), len(timeline.labels), timeline.omitted) == (30, 12, 18)
+    assert (timeline.labels[0].label, timeline.labels[-1].label) == ("1990", "2019")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from typicality.applications.translate.scoring import rival_labels, score_latent
 from typicality.cli.app import run as command
 from typicality.errors import DatasetError, InterruptedRun, OutputError
 from typicality.model.crossfit import folds_of
+from typicality.progress import Progress
 from typicality.run import open_finished
 
 OPTIONS = TranslateOptions("delta", guidance=5.0, steps=3, draws=4)
@@ -171,6 +173,35 @@ def test_settings_that_would_misstate_what_was_held_out_are_refused(run: Path, c
     for setting in ("finetune.held_out=0.5", "finetune.folds=2", "dataset.group=year"):
         assert command([*words, "--set", setting]) == 2
         assert setting.partition("=")[0] in capsys.readouterr().err
+
+
+class Heard(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def test_the_report_of_a_mined_run_shows_translations(run: Path):
+    translate(run, "2016", "2024", OPTIONS, images=5)
+    page = (run / "index.html").read_text(encoding="utf-8")
+    assert 'id="translations"' in page
+    assert "of 5 are then taken for" in page
+
+
+def test_where_there_is_no_report_yet_the_user_is_told(run: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    record = json.loads((copy / "run.json").read_text())
+    del record["stages"]["mine"]
+    (copy / "run.json").write_text(json.dumps(record))
+    (copy / "index.html").unlink()
+    heard = Heard()
+    translate(copy, "2016", "2024", OPTIONS, images=2, progress=heard)
+    assert any("typicality mine" in line for line in heard.said)
+    assert not (copy / "index.html").exists()
 
 
 def test_the_command_prints_one_document(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -55,6 +55,12 @@ def test_the_document_is_the_file(run: Path, found: Trends):
         assert (run / "trends" / name).read_text().lstrip().startswith("<?xml")
 
 
+def test_the_report_shows_what_changed(run: Path, found: Trends):
+    page = (run / "index.html").read_text(encoding="utf-8")
+    assert 'id="trends"' in page
+    assert "What changes together" in page
+
+
 def test_rates_leave_out_the_groups_of_the_members(run: Path, found: Trends):
     """With all groups mined for a cluster nothing is left to measure; with some, only the others are counted."""
     opened = open_finished(run, "mine")

@@ -39,6 +39,7 @@ from typicality.mining.boxes import best_boxes, box_means
 from typicality.mining.patches import patch_side
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
+from typicality.renewal import renew_report
 from typicality.run import Run, open_finished
 from typicality.scoring.shards import ScoredRow
 from typicality.store import write_arrays, write_table, write_text, write_whole
@@ -111,6 +112,8 @@ def translate(
 ) -> Translation:
     """Translate images of one label of a run to another; see the package for what is written.
 
+    The report of a mined run is rendered again.
+
     Parameters
     ----------
     images : at most so many, chosen by a hash of the group, so that fewer are the first of more; the table and the
@@ -125,7 +128,9 @@ def translate(
     options = options.resolved()
     run = open_finished(folder, "finetune", settings, progress)
     with _held(run):
-        return translate_pair(run, source, target, options, images, fresh)
+        found = translate_pair(run, source, target, options, images, fresh)
+        renew_report(run)
+    return found
 
 
 def translate_all_pairs(
@@ -147,6 +152,7 @@ def translate_all_pairs(
         kept = [{name: row[name] for name in PAIRS_SCHEMA.names} for row in rows]
         table = pa.Table.from_pylist(kept, schema=PAIRS_SCHEMA)
         write_table(run.directory.path("translate", "pairs.parquet"), table)
+        renew_report(run)
     return table
 
 

@@ -26,6 +26,7 @@ from typicality.mining.significance import adjusted_p_values
 from typicality.pipeline import score_pass
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
+from typicality.renewal import renew_report
 from typicality.run import Run, open_finished
 from typicality.scoring.scorer import Job
 from typicality.store import write_table, write_text
@@ -86,7 +87,7 @@ def trends(
     settings: Settings | None = None,
     progress: Progress = SILENT,
 ) -> Trends:
-    """Follow every visual element of a mined run over the labels.
+    """Follow every visual element of a mined run over the labels, and render its report again.
 
     Parameters
     ----------
@@ -102,7 +103,9 @@ def trends(
     """
     run = open_finished(folder, "mine", settings, progress)
     with run.directory.lock():
-        return _trends(run, images, members, draws, permutations)
+        found = _trends(run, images, members, draws, permutations)
+        renew_report(run)
+    return found
 
 
 def _trends(run: Run, images: int, members: int, draws: int, permutations: int) -> Trends:

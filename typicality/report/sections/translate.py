@@ -1,7 +1,8 @@
 """Images re-synthesised as another label by `typicality translate`, beside what they were.
 
 Reads `translate/*/translations.parquet` and `summary.json`, and the strips (source, result, change) that the table
-names; `typicality.applications.translate` documents them.
+names; `typicality.applications.translate` documents them. Which folders count is what run.json says of its stages: the
+last translation of every pair of labels that was finished. Others may lie there from before.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from typicality.report.sections.base import Picture, Section, Source, number
+from typicality.report.pictures import Crop
+from typicality.report.sections.audit import box_of
+from typicality.report.sections.base import Picture, Section, Source, mappings, number
 from typicality.report.text import clean, milli
 
-PAIRS, STRIPS = 12, 6  # pairs of labels shown, and images of each
+PAIRS, STRIPS, PLACES = 12, 6, 8  # pairs of labels shown with pictures, and images and places of each
+ROWS = 60  # pairs in the table
 COLUMNS = ("image_id", "file_name", "from", "to", "change", "flipped", "label_after", "picture")
 
 
@@ -29,6 +33,15 @@ class Strip:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A box of the source image in which the translation changed typicality most."""
+
+    name: str
+    crop: Crop
+    change: str
+
+
+@dataclass(frozen=True)
 class Pair:
     """The translations from one label to another."""
 
@@ -39,14 +52,34 @@ class Pair:
     flipped: int
     change: str
     strips: tuple[Strip, ...]
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pair of labels in numbers: shares of images taken for the target before and after, and the mean change."""
+
+    source: str
+    target: str
+    method: str
+    n: int
+    already: str
+    flipped: str
+    change: str
+    error: str
 
 
 @dataclass(frozen=True)
 class Translations(Section):
-    """All pairs of labels that were translated."""
+    """Pairs of labels that were translated: `table` in numbers, where there are several, `pairs` in pictures.
+
+    `more` pairs have no pictures here: those whose typicality changed least. `omitted` ones are not in the table.
+    """
 
     pairs: tuple[Pair, ...]
     more: int
+    table: tuple[Row, ...]
+    omitted: int
 
     slug: ClassVar[str] = "translations"
     short: ClassVar[str] = "Translations"
@@ -55,13 +88,52 @@ class Translations(Section):
 
     @classmethod
     def read(cls, source: Source) -> Translations | None:
-        folder = source.folder / "translate"
-        names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-        found = [pair for name in names[:PAIRS] if (pair := _pair(name, source)) is not None]
-        return cls(tuple(found), max(0, len(names) - PAIRS)) if found else None
+        found = [(name, _summary(name, source)) for name in finished(source)]
+        found.sort(key=lambda item: -(number(item[1].get("mean_change")) or 0.0))
+        pairs = [pair for name, summary in found[:PAIRS] if (pair := _pair(name, summary, source)) is not None]
+        if not pairs:
+            return None
+        place = {clean(label): at for at, label in enumerate(source.data.labels)}
+        pairs.sort(key=lambda pair: (place.get(pair.source, len(place)), place.get(pair.target, len(place))))
+        rows = [row for _, summary in found if (row := _row(summary)) is not None] if len(found) > 1 else []
+        return cls(tuple(pairs), max(0, len(found) - PAIRS), tuple(rows[:ROWS]), max(0, len(rows) - ROWS))
 
 
-def _pair(name: str, source: Source) -> Pair | None:
+def finished(source: Source) -> list[str]:
+    """Return the folder of the last finished translation of every pair of labels, as the run's record names them."""
+    stages = source.data.facts.get("stages")
+    entries = stages.items() if isinstance(stages, Mapping) else ()
+    return [
+        str(entry["folder"])
+        for name, entry in entries
+        if str(name).startswith("translate ") and isinstance(entry, Mapping)
+        if entry.get("state") == "done" and entry.get("folder")
+    ]
+
+
+def _summary(name: str, source: Source) -> Mapping[str, Any]:
+    summary = source.json("translate", name, "summary.json")
+    return summary if isinstance(summary, Mapping) else {}
+
+
+def _row(summary: Mapping[str, Any]) -> Row | None:
+    flipped, already, change, n = (number(summary.get(k)) for k in ("flip_rate", "already", "mean_change", "n"))
+    if flipped is None or already is None or change is None or n is None:
+        return None
+    error = number(summary.get("mean_change_se"))
+    return Row(
+        source=clean(summary.get("from", "")),
+        target=clean(summary.get("to", "")),
+        method=clean(summary.get("method") or "unnamed"),
+        n=int(n),
+        already=f"{already:.0%}",
+        flipped=f"{flipped:.0%}",
+        change=milli(change),
+        error="" if error is None else f"{1000 * error:.2g}",
+    )
+
+
+def _pair(name: str, summary: Mapping[str, Any], source: Source) -> Pair | None:
     table = source.table("translate", name, "translations.parquet", columns=COLUMNS)
     if table is None or not table.num_rows:
         return None
@@ -77,14 +149,30 @@ def _pair(name: str, source: Source) -> Pair | None:
                     bool(row["flipped"]),
                 )
             )  # fmt: skip
-    summary = source.json("translate", name, "summary.json")
-    method = summary.get("method") if isinstance(summary, Mapping) else rows[0].get("method")
     return Pair(
         source=clean(rows[0]["from"]),
         target=clean(rows[0]["to"]),
-        method=clean(method or "unnamed"),
+        method=clean(summary.get("method") or rows[0].get("method") or "unnamed"),
         n=len(rows),
         flipped=sum(bool(row["flipped"]) for row in rows),
         change=milli(sum(changes) / len(changes) if changes else None),
         strips=tuple(strips),
+        places=_places(rows, source),
     )
+
+
+def _places(rows: list[dict[str, Any]], source: Source) -> tuple[Place, ...]:
+    """The boxes that changed most, either way, one an image."""
+    best = []
+    for row in rows:
+        boxes = [(c, box) for box in mappings(row.get("changes")) if (c := number(box.get("change"))) is not None]
+        if boxes:
+            change, box = max(boxes, key=lambda item: abs(item[0]))
+            best.append((change, row, box_of([box.get(side) for side in ("x0", "y0", "x1", "y1")])))
+    best.sort(key=lambda item: -abs(item[0]))
+    places = []
+    for change, row, corners in best[:PLACES]:
+        crop = source.crop(str(row["image_id"]), corners) if corners is not None else None
+        if crop is not None:
+            places.append(Place(clean(row["file_name"]), crop, milli(change)))
+    return tuple(places)

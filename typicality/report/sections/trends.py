@@ -1,11 +1,12 @@
-"""Visual elements over the labels in order, by `typicality trends`: how often each is found in every label.
+"""Visual elements over the labels in order, by `typicality trends`: how often each is found in every label, and which
+changes many translations have in common.
 
 Reads `trends/trends.json`, which `typicality.applications.trends` documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,9 +14,11 @@ from typicality.report.pictures import Crop
 from typicality.report.plots import PlotView, confusion_plot
 from typicality.report.sections.audit import box_of
 from typicality.report.sections.base import Section, Source, mappings, number, words
-from typicality.report.text import clean, p_text
+from typicality.report.text import clean, milli, p_text
 
 TIMELINES, MEMBERS = 10, 5
+LABELS, MATCHES = 12, 2  # labels in the table of an element, and matches shown of each
+CHANGES = 8  # elements that change together
 SAID = {"rise": "rises", "fall": "falls", "none": "neither rises nor falls"}
 
 
@@ -30,8 +33,37 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class AtLabel:
+    """What is known of an element at one label: a line of its table, with the best matches among that label's images.
+
+    Matches are shown for the eye, also where none is near enough to count as found.
+    """
+
+    label: str
+    found: str
+    n_images: int
+    typicality: str
+    matches: tuple[Crop, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change that many translations from one label to another have in common: its boxes in the images as they were.
+
+    `members` are crops with the change of typicality under the other label.
+    """
+
+    source: str
+    target: str
+    size: int
+    n_images: int
+    change: str
+    members: tuple[tuple[Crop, str], ...]
+
+
+@dataclass(frozen=True)
 class Timeline:
-    """An element, some of its members, and how often it is found in every label."""
+    """An element, some of its members, how often it is found in every label, and a table of some labels in detail."""
 
     label: str
     position: int
@@ -40,17 +72,25 @@ class Timeline:
     significant: bool
     rates: tuple[Rate, ...]
     members: tuple[Crop, ...]
+    labels: tuple[AtLabel, ...]
+    omitted: int
 
 
 @dataclass(frozen=True)
 class Trends(Section):
-    """Timelines, the strongest first, and how alike labels are. `top` is the largest rate: the end of the scale."""
+    """Timelines, the strongest first, elements that change together, and how alike labels are.
+
+    `top` is the largest rate: the end of the scale. `images` is how many were searched in every label, 0 if unknown.
+    """
 
     ordered: bool
     timelines: tuple[Timeline, ...]
     n_rising: int
     n_falling: int
     top: float
+    images: int
+    changes: tuple[Change, ...]
+    more_changes: int
     similarity: PlotView | None
     warnings: tuple[str, ...]
 
@@ -68,7 +108,9 @@ class Trends(Section):
         rows = mappings(document.get("timelines"))[:TIMELINES]
         timelines = tuple(t for row in rows if (t := _timeline(row, level, source)) is not None)
         similarity = _similarity(document.get("similarity"))
-        if not timelines and similarity is None:
+        records = sorted(mappings(document.get("changes")), key=lambda r: -abs(number(r.get("median_change")) or 0.0))
+        changes = tuple(c for r in records[:CHANGES] if (c := _change(r, source)) is not None)
+        if not timelines and not changes and similarity is None:
             return None
         return cls(
             ordered=document.get("ordered") is True,
@@ -76,6 +118,9 @@ class Trends(Section):
             n_rising=int(number(document.get("n_rising")) or 0),
             n_falling=int(number(document.get("n_falling")) or 0),
             top=max((r.high for t in timelines for r in t.rates), default=0.0) or 1.0,
+            images=int(number(document.get("images_a_label")) or 0),
+            changes=changes,
+            more_changes=max(0, len(records) - CHANGES),
             similarity=similarity,
             warnings=tuple(map(clean, words(document.get("warnings")))),
         )
@@ -99,10 +144,13 @@ def _timeline(row: Mapping[str, Any], level: float, source: Source) -> Timeline 
     said = [SAID.get(str(row.get("direction")), "")]
     if p_value is not None:
         said.append(p_text(p_value))
+    if row.get("appears") is not None:
+        said.append(f"appears at {clean(row['appears'])}")
     if row.get("peaks") is not None:
         said.append(f"peaks at {clean(row['peaks'])}")
     if row.get("vanishes") is not None:
         said.append(f"gone by {clean(row['vanishes'])}")
+    shown = _spread(mappings(row.get("at")), LABELS)
     return Timeline(
         label=clean(row.get("label", "")),
         position=int(number(row.get("rank")) or 0) + 1,
@@ -111,6 +159,51 @@ def _timeline(row: Mapping[str, Any], level: float, source: Source) -> Timeline 
         significant=significant,
         rates=tuple(rates),
         members=tuple(crops),
+        labels=tuple(_at_label(at, row.get("found"), source) for at in shown),
+        omitted=len(mappings(row.get("at"))) - len(shown),
+    )
+
+
+def _spread(items: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """At most so many of the items, evenly spaced, with the first and the last."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(at * (len(items) - 1) / (most - 1))] for at in range(most)]
+
+
+def _at_label(at: Mapping[str, Any], found: Any, source: Source) -> AtLabel:
+    places = mappings(found.get(at.get("label"))) if isinstance(found, Mapping) else []
+    crops = (source.crop(str(place.get("image_id")), box_of(place.get("box"))) for place in places[:MATCHES])
+    rate, low, high = (number(at.get(name)) for name in ("rate", "low", "high"))
+    typicality = [number(at.get(f"typicality{end}")) for end in ("", "_low", "_high")]
+    return AtLabel(
+        label=clean(at.get("label", "")),
+        found="n/a" if rate is None else f"{rate:.0%}{_between(low, high, '{:.0%}'.format)}",
+        n_images=int(number(at.get("n_images")) or 0),
+        typicality="n/a" if typicality[0] is None else milli(typicality[0]) + _between(*typicality[1:], milli),
+        matches=tuple(crop for crop in crops if crop is not None),
+    )
+
+
+def _between(low: float | None, high: float | None, said: Callable[[float], str]) -> str:
+    return "" if low is None or high is None else f" ({said(low)} to {said(high)})"
+
+
+def _change(record: Mapping[str, Any], source: Source) -> Change | None:
+    members = []
+    for member in mappings(record.get("members"))[:MEMBERS]:
+        crop = source.crop(str(member.get("image_id")), box_of(member.get("box")))
+        if crop is not None:
+            members.append((crop, milli(number(member.get("change")))))
+    if not members:
+        return None
+    return Change(
+        source=clean(record.get("from", "")),
+        target=clean(record.get("to", "")),
+        size=int(number(record.get("size")) or 0),
+        n_images=int(number(record.get("n_images")) or 0),
+        change=milli(number(record.get("median_change"))),
+        members=tuple(members),
     )
 
 
