@@ -49,7 +49,7 @@ def examine(settings: ModelSettings) -> dict[str, Any]:
         },
         "precision": str(chosen).removeprefix("torch."),
         "model": {
-            "name": checkpoint.name,
+            "name": checkpoint.title,
             "why": checkpoint.reason,
             "size": f"{checkpoint.size} px, autoencoder factor {checkpoint.factor}",
             "UNet parameters": f"{checkpoint.parameters / 1e6:.1f} M",

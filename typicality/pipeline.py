@@ -123,7 +123,7 @@ def ensure_model(run: Run) -> None:
     """Fine-tune, unless that was done under the same key or is switched off."""
     settings = run.settings.finetune
     run.directory.record["model"] = {
-        "name": run.base.name, "revision": run.base.revision, "reason": run.base.reason,
+        "name": run.base.title, "revision": run.base.revision, "reason": run.base.reason,
         "weights_hash": run.base_hash, "fine_tuned": settings.enabled,
         "device": str(run.device), "dtype": str(run.dtype).removeprefix("torch."),
     }  # fmt: skip
@@ -157,7 +157,7 @@ def ensure_model(run: Run) -> None:
             "text_encoder": trainer.train_text, "contrast": trainer.contrast, "history": result.history,
             "warnings": list(result.warnings),
         }  # fmt: skip
-        card = model_card(run.dataset, run.base.name, run.settings, entry)
+        card = model_card(run.dataset, run.base.title, run.settings, entry)
         trainer.save(run.directory.path("model"), card)
     for warning in result.warnings:
         run.progress.say(f"warning: {warning}")

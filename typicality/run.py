@@ -67,7 +67,7 @@ class Run:
     def _loaded(self) -> tuple[Checkpoint, str]:
         """The model before fine-tuning and its hash, taken before training or a cast can change the weights."""
         checkpoint = load_checkpoint(self.settings.model)
-        self.progress.say(f"model: {checkpoint.name} ({checkpoint.reason})")
+        self.progress.say(f"model: {checkpoint.title} ({checkpoint.reason})")
         return checkpoint, checkpoint.weights_hash()
 
     @property

@@ -8,11 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import tiny_checkpoint
 from typicality.config import ModelSettings
 from typicality.errors import CheckpointError
-from typicality.model.checkpoint import BASE, base_folder, choose, load_checkpoint, save_checkpoint
+from typicality.model.checkpoint import (
+    ADAPTER_FILE,
+    ADAPTER_RECORD,
+    BASE,
+    base_folder,
+    choose,
+    load_checkpoint,
+    save_adapter,
+    save_checkpoint,
+)
 
 
 def load(folder: Path):
@@ -82,6 +94,48 @@ def test_corrupt_weights_are_one_message(tiny_model: Path, tmp_path: Path, damag
         (broken / "unet" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot load the model"):
         load(broken)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, tiny_model: Path) -> Path:
+    """Folder of a LoRA adapter of the tiny model that changes what it predicts."""
+    checkpoint = load(tiny_model)
+    checkpoint.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_adapter(checkpoint, folder, text_encoder=False)
+    return folder
+
+
+def test_ordinary_lora_files_load_with_their_prefix(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
+    """`save_lora_weights` of diffusers writes `unet.` before every name; a file does as well as a folder."""
+    expected = load(adapter).weights_hash()
+    assert expected != load(tiny_model).weights_hash()
+    tensors = load_file(adapter / ADAPTER_FILE)
+    with safe_open(adapter / ADAPTER_FILE, "pt") as handle:
+        metadata = handle.metadata()
+    settings = json.loads(metadata["lora_adapter_metadata"])
+    metadata["lora_adapter_metadata"] = json.dumps({f"unet.{name}": value for name, value in settings.items()})
+    path = tmp_path / "ordinary.safetensors"
+    save_file({f"unet.{name}": tensor for name, tensor in tensors.items()}, path, metadata)
+    assert load_checkpoint(ModelSettings(name=str(tiny_model), lora=str(path))).weights_hash() == expected
+
+
+@pytest.mark.parametrize("prefix", ["text_encoder.", "lora_unet_"])
+def test_adapters_of_more_than_the_unet_are_refused(
+    tiny_model: Path, adapter: Path, tmp_path: Path, prefix: str
+) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({f"{prefix}{name}": tensor for name, tensor in load_file(adapter / ADAPTER_FILE).items()}, path)
+    with pytest.raises(CheckpointError, match="format of diffusers"):
+        load_checkpoint(ModelSettings(name=str(tiny_model), lora=str(path)))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"revision": null}', '"base"'])
+def test_a_damaged_adapter_record_is_one_message(adapter: Path, content: str) -> None:
+    (adapter / ADAPTER_RECORD).write_text(content)
+    with pytest.raises(CheckpointError, match="does not name the base"):
+        load(adapter)
 
 
 def test_models_of_another_class_are_refused(tiny_model: Path, tmp_path: Path) -> None:

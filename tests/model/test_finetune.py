@@ -225,6 +225,40 @@ def test_lora_trains_little_and_merges_exactly(
     assert (plain - expected).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("train_text", [False, True])
+def test_lora_on_lora_loads_again(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path, tiny_model: Path, train_text: bool
+) -> None:
+    """base + a + b: the folder of b names the base and a, and holds the text encoder where that was trained."""
+
+    def tuned(lora: str | None, folder: str) -> Finetuner:
+        training, store = data
+        settings = FinetuneSettings(
+            steps=2, batch_size=4, method="lora", lora_rank=2, rate=1e-2, train_text_encoder=train_text
+        )
+        checkpoint = load_checkpoint(ModelSettings(name=str(tiny_model), lora=lora))
+        tuner = Finetuner(
+            checkpoint, training, store, settings, ScoreSettings(), tmp_path / "state", CPU, torch.float32, seed=0
+        )
+        tuner.run()
+        tuner.save(tmp_path / folder, "# card")
+        return tuner
+
+    first = tuned(None, "a")
+    second = tuned(str(tmp_path / "a"), "b")
+    assert second.checkpoint.title == f"{tiny_model} + {tmp_path / 'a'}"
+    loaded = load_checkpoint(ModelSettings(name=str(tmp_path / "b")))
+    z, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 600])
+    tokens = first.tokens[:2]
+    predictions = []
+    for checkpoint in (first.checkpoint, second.checkpoint, loaded):
+        with torch.no_grad():
+            states = checkpoint.text_encoder(tokens).last_hidden_state
+            predictions.append(checkpoint.unet(z, t, states).sample)
+    torch.testing.assert_close(predictions[1], predictions[2], rtol=1e-4, atol=1e-5)
+    assert (predictions[0] - predictions[1]).abs().max() > 1e-4
+
+
 class Notes(Progress):
     """Remembers what stands beside a bar."""
 

@@ -117,7 +117,7 @@ class _Bench:
             "rank_correlation_bf16_fp32": self.rank_correlation(self.first(min(images, 32)), run.dtype),
             "matmul_share": flops * evaluations / mine / peaks[name_of(run.dtype)],
             "images": images, "draws": DRAWS, "evaluations": evaluations, "turns": TURNS,
-            "model": run.base.name, "device": str(run.device), "dtype": name_of(run.dtype),
+            "model": run.base.title, "device": str(run.device), "dtype": name_of(run.dtype),
             "threads": torch.get_num_threads(),
             "milliseconds_an_evaluation": {
                 "ours": 1000 * mine / evaluations, "bare": 1000 * plain / evaluations,

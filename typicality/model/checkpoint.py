@@ -1,7 +1,8 @@
 """Checkpoints: load, choose and save Stable-Diffusion-class models, all through one code path.
 
 A checkpoint is a diffusers folder (or hub id) with `vae`, `unet`, `text_encoder`, `tokenizer` and
-`scheduler`; a folder written by LoRA fine-tuning holds an adapter and names its base instead.
+`scheduler`. A folder written by LoRA fine-tuning holds an adapter instead, the text encoder where that was trained, and
+a record of what they belong on: a base, and the adapters that it was given before.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants, try_to_load_from_cache
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -41,9 +42,10 @@ class Checkpoint:
 
     Attributes
     ----------
-    name : what the user asked for ("base", a hub id, a folder)
+    name : what the user asked for ("base", a hub id, a folder); loads the model, but for `adapters`
     revision : of a hub id, else None
     reason : why this model was taken, one phrase
+    adapters : LoRA adapters that were merged into it in this order
     """
 
     vae: AutoencoderKL
@@ -54,6 +56,12 @@ class Checkpoint:
     name: str
     revision: str | None
     reason: str
+    adapters: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The name to show, adapters included."""
+        return " + ".join([self.name, *self.adapters])
 
     @property
     def factor(self) -> int:
@@ -128,6 +136,7 @@ def load_checkpoint(settings: ModelSettings) -> Checkpoint:
     checkpoint = _load(name, settings.revision, settings.offline, reason)
     if settings.lora:
         _add_adapter(checkpoint, Path(settings.lora))
+        checkpoint.adapters = (str(Path(settings.lora).resolve()),)
     return checkpoint
 
 
@@ -136,9 +145,10 @@ def _load(name: str, revision: str | None, offline: bool, reason: str) -> Checkp
     folder = Path(where)
     local = folder.is_dir()
     if local and (folder / ADAPTER_RECORD).is_file():
-        record = json.loads((folder / ADAPTER_RECORD).read_text())
-        checkpoint = _load(record["base"], record["revision"], offline, reason)
-        _add_adapter(checkpoint, folder)
+        base, base_revision, adapters = _adapter_record(folder)
+        checkpoint = _load(base, base_revision, offline, reason)
+        for adapter in [*map(Path, adapters), folder]:
+            _add_adapter(checkpoint, adapter)
         checkpoint.name = name
         return checkpoint
     if local:
@@ -185,16 +195,47 @@ def _check(unet: UNet2DConditionModel, scheduler: DDIMScheduler, where: str) -> 
         )
 
 
-def _add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
-    """Load a LoRA adapter and merge it, so that it costs nothing at scoring."""
+def _adapter_record(folder: Path) -> tuple[str, str | None, list[str]]:
+    """Return base, its revision, and the adapters between it and the one in `folder`."""
+    path = folder / ADAPTER_RECORD
     try:
-        checkpoint.unet.load_lora_adapter(folder, weight_name=ADAPTER_FILE, prefix=None)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load the LoRA adapter in {folder}: {error}") from error
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record["base"], record["revision"], record.get("adapters", [])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} does not name the base of the LoRA adapter beside it ({error!r}); fine-tune again"
+        ) from error
+
+
+def _add_adapter(checkpoint: Checkpoint, path: Path) -> None:
+    """Load a LoRA adapter and merge it, so that it costs nothing at scoring.
+
+    `path` is a folder or a file; names of its tensors may begin with `unet.`, as those of `save_lora_weights` do. A
+    text encoder in the folder takes the place of the checkpoint's.
+
+    Raises
+    ------
+    CheckpointError : it cannot be read, does not fit, or holds more than an adapter of the UNet.
+    """
+    file = path if path.is_file() else path / ADAPTER_FILE
+    try:
+        with safe_open(file, "pt") as handle:
+            begins = {name.partition(".")[0] for name in handle.keys()}  # noqa: SIM118, no mapping
+        if not begins <= {"unet"} and not begins <= {name for name, _ in checkpoint.unet.named_children()}:
+            raise CheckpointError(
+                f"the LoRA adapter {file} has tensors of {', '.join(sorted(begins)[:4])}; supported are adapters of "
+                "the UNet alone, in the format of diffusers"
+            )
+        prefix = "unet" if begins == {"unet"} else None
+        checkpoint.unet.load_lora_adapter(file.parent, weight_name=file.name, prefix=prefix, local_files_only=True)
+        if (path / "text_encoder").is_dir():
+            trained = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32)
+            checkpoint.text_encoder = trained.eval().requires_grad_(False)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load the LoRA adapter {path}: {error}") from error
     checkpoint.unet.fuse_lora()
     checkpoint.unet.unload_lora()
     checkpoint.unet.requires_grad_(False)
-    checkpoint.name = f"{checkpoint.name} + {folder}"
 
 
 def _forget_origin(config: Path) -> None:
@@ -204,6 +245,25 @@ def _forget_origin(config: Path) -> None:
     config.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
 
 
+def _save_part(module: Any, folder: Path) -> None:
+    module.save_pretrained(folder, safe_serialization=True)
+    _forget_origin(folder / "config.json")
+
+
+def save_adapter(checkpoint: Checkpoint, folder: Path, text_encoder: bool) -> None:
+    """Write the LoRA adapter of the UNet and what it belongs on; with `text_encoder` also that, whole."""
+    checkpoint.unet.save_lora_adapter(folder, weight_name=ADAPTER_FILE)
+    if text_encoder:
+        _save_part(checkpoint.text_encoder, folder / "text_encoder")
+    local = checkpoint.name != BASE and Path(checkpoint.name).is_dir()
+    record = {
+        "base": str(Path(checkpoint.name).resolve()) if local else checkpoint.name,
+        "revision": checkpoint.revision,
+        "adapters": list(checkpoint.adapters),
+    }
+    (folder / ADAPTER_RECORD).write_text(json.dumps(record), encoding="utf-8")
+
+
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a plain diffusers folder that `StableDiffusionPipeline.from_pretrained` also loads.
 
@@ -211,9 +271,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | N
     """
     for name in ("vae", "unet", "text_encoder"):
         module: Any = getattr(checkpoint, name)
-        stored = module if dtype is None else torch.nn.Module.to(copy.deepcopy(module), dtype)
-        stored.save_pretrained(folder / name, safe_serialization=True)
-        _forget_origin(folder / name / "config.json")
+        _save_part(module if dtype is None else torch.nn.Module.to(copy.deepcopy(module), dtype), folder / name)
     checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
     checkpoint.scheduler.save_pretrained(folder / "scheduler")
     index = {

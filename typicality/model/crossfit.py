@@ -157,7 +157,7 @@ class CrossFit:
         result = tuner.run(progress)
         if self._finished(SHARED) is None:
             entry = self._entry(tuner, result, [])
-            card = model_card(self.dataset, tuner.checkpoint.name, self.settings, entry)
+            card = model_card(self.dataset, tuner.checkpoint.title, self.settings, entry)
             tuner.save(self.models / SHARED, card, {"key": self.key, "entry": entry}, keep_state=True)
         return tuner.folder, result.steps
 
@@ -172,7 +172,7 @@ class CrossFit:
         tuner = self._tuner(Part(f"fold {fold}", begun, start=start), training, validation)
         result = tuner.run(progress)
         entry = self._entry(tuner, result, self._unseen(training)) | {"shared_steps": shared_steps}
-        card = model_card(self.dataset, tuner.checkpoint.name, self.settings, entry)
+        card = model_card(self.dataset, tuner.checkpoint.title, self.settings, entry)
         tuner.save(self.models / f"fold-{fold}", card, {"key": self.key, "fold": fold, "entry": entry})
         return entry
 

@@ -40,7 +40,7 @@ from typicality.config import FinetuneSettings, ScoreSettings
 from typicality.dataset import LabelledImages
 from typicality.errors import SettingsError
 from typicality.model.average import Average
-from typicality.model.checkpoint import ADAPTER_FILE, ADAPTER_RECORD, Checkpoint, save_checkpoint
+from typicality.model.checkpoint import Checkpoint, save_adapter, save_checkpoint
 from typicality.model.denoiser import predict, prompt_tokens, use_small_attention
 from typicality.model.latents import LatentStore
 from typicality.progress import SILENT, Progress
@@ -525,9 +525,7 @@ class Finetuner:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         if self.lora:
-            self.checkpoint.unet.save_lora_adapter(temporary, weight_name=ADAPTER_FILE)
-            base = {"base": self.checkpoint.name, "revision": self.checkpoint.revision}
-            (temporary / ADAPTER_RECORD).write_text(json.dumps(base))
+            save_adapter(self.checkpoint, temporary, text_encoder=self.train_text)
         else:
             save_checkpoint(self.checkpoint, temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
