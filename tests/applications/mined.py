@@ -46,6 +46,7 @@ def write_mined(folder: Path, source: Path, per_label: int = 6, **changes: Any) 
                 "label": label, "cluster": c, "rank": c, "size": per_label // 2, "n_images": per_label // 2,
                 "median_typicality": 0.03, "standard_error": 0.001, "p_value": 0.01, "n_groups": per_label // 2,
                 "few_images": False, "mean_specificity": float("nan"), "adjusted_p_value": 0.02 + 0.1 * c,
+                "p_value_method": "controls",
             }
             for c in range(2)
         ]  # fmt: skip

@@ -143,11 +143,25 @@ def test_findings_that_are_new_or_gone(runs: tuple[Path, Path]) -> None:
 
 
 def test_what_holds_up_is_what_the_report_says() -> None:
+    """Only a test against controls can say so; what speaks against a cluster is said without one, too."""
     nan = float("nan")
-    assert sound({"few_images": False, "p_value": 0.01, "adjusted_p_value": 0.05})
-    assert not sound({"few_images": False, "p_value": 0.01, "adjusted_p_value": 0.06})
-    assert not sound({"few_images": True, "p_value": 0.01, "adjusted_p_value": 0.01})
-    assert sound({"few_images": False, "p_value": nan, "adjusted_p_value": nan})
+    tested = {"p_value_method": "controls", "p_value": 0.01, "n_images": 5, "few_images": False}
+    assert sound({**tested, "adjusted_p_value": 0.05}) is True
+    assert sound({**tested, "adjusted_p_value": 0.06}) is False
+    assert sound({**tested, "adjusted_p_value": 0.01, "few_images": True}) is False
+    assert sound({**tested, "adjusted_p_value": 0.01, "stability": 0.4}) is False
+    assert sound({**tested, "adjusted_p_value": nan, "p_value": nan}) is None
+    assert sound({**tested, "adjusted_p_value": 0.001, "p_value_method": "sign flip"}) is None
+    assert sound({"few_images": True, "n_images": 2, "p_value_method": "sign flip"}) is False
+
+
+def test_a_run_without_tests_has_nothing_that_holds_up(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    edit(runs[1], "clusters", lambda rows: [{**row, "p_value_method": "sign flip"} for row in rows])
+    found = diff(*runs)
+    assert (found.labels[0].sound_before, found.labels[0].sound_after) == (1, None)
+    page = write_page(found, tmp_path / "diff.html").read_text()
+    assert "1 → not tested" in page
+    assert "yes → not tested" in page
 
 
 def test_correlation_needs_three() -> None:

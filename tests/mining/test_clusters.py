@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
-from typicality.mining.clusters import cluster_elements, median_standard_error
+from typicality.mining.clusters import _adjusted, cluster_elements, median_standard_error
 from typicality.mining.significance import Candidates
 
 
@@ -175,3 +175,15 @@ def test_clusters_are_tested_against_controls(make_patch):
     assert tested[1].adjusted_p_value > 0.5
     assert [(c.own_rate, c.control_rate) for c in tested] == [(1, 0), (1, 1)]
     assert all(c.p_value == 1 for c in after)  # each fold (here: the length of the name) has one sort of images only
+
+
+def test_p_values_of_two_methods_are_no_common_family(blobs):
+    """Label x is tested against controls, y by sign flips: p = 0.02 of 2 tests and 0.01 of 1 become 0.04 and 0.01."""
+    patches, features = blobs
+    some = cluster_elements(patches, features, str, clusters=1).clusters[0]
+    controls = replace(some, p_value=0.02, p_value_method="controls")
+    flips = replace(some, p_value=0.01, p_value_method="sign flip")
+    none = replace(some, p_value=float("nan"), p_value_method="none")
+    found = _adjusted([flips, controls, none], [0.9])
+    assert [c.adjusted_p_value for c in found[:2]] == [0.01, 0.04]
+    assert np.isnan(found[2].adjusted_p_value)

@@ -1,6 +1,6 @@
 """A made-up run over the embedded emoji: real pictures, invented scores. For tests of the report and to look at it.
 
-python -m tests.report.synthetic FOLDER     writes the report of 4 years x 12 clusters x 12 members
+python -m tests.report.synthetic FOLDER [METHOD]   writes the report of 4 years x 12 clusters x 12 members
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ def synthetic_input(
     seed: int = 0,
     file_names: Mapping[int, str] | None = None,
     pool_size: int | None = None,
+    method: str = "controls",
     **changes: Any,
 ) -> ReportInput:
     """Return a report's input: `labels` drawn from the years in turn, boxes and scores from a seeded generator.
 
     Members of a cluster sit at the same place of look-alike (neighbouring) emoji, so that rows are coherent.
-    `file_names` overrides names by position of the image, `pool_size` limits the distinct images of a year, and
-    `changes` override any other field.
+    `file_names` overrides names by position of the image, `pool_size` limits the distinct images of a year, `method`
+    is that of the p-values ("sign flip" as in a run without folds), and `changes` override any other field.
     """
     generator = np.random.default_rng(seed)
     years = list(_emoji().values())
@@ -116,6 +117,11 @@ def synthetic_input(
                     "median_typicality": float(np.median(values)),
                     "standard_error": float(0.0006 + 0.0004 * generator.random()),
                     "p_value": 0.21 if cluster == clusters - 1 else 0.0004,
+                    "p_value_method": method,
+                    "n_groups": len({p.group for p in chosen}),
+                    "stability": 0.9 - 0.03 * cluster,
+                    "own_rate": 0.3,
+                    "control_rate": 0.05,
                 }
             )
     for label in labels:
@@ -202,4 +208,4 @@ FACTS: dict[str, Any] = {
 if __name__ == "__main__":
     from typicality.report import write_report
 
-    print(write_report(synthetic_input(), Path(sys.argv[1])))
+    print(write_report(synthetic_input(method="".join(sys.argv[2:]) or "controls"), Path(sys.argv[1])))

@@ -10,6 +10,8 @@ import pytest
 
 from typicality.config import ReportSettings
 from typicality.report.facts import fact_groups, stages
+from typicality.report.pictures import Pictures
+from typicality.report.render import evidence_of, page_state
 from typicality.report.view import ReportInput, build_view, context_window, nearest
 
 from .synthetic import synthetic_input
@@ -17,7 +19,10 @@ from .synthetic import synthetic_input
 
 def _element(image: str, typicality: float, rank: int, cluster: int, place: int) -> dict[str, object]:
     box = {"x0": 4, "y0": 8, "x1": 20, "y1": 24}
-    score = {"typicality": typicality, "standard_error": 0.001, "lower_bound": typicality, "specificity": float("nan")}
+    score = {
+        "typicality": typicality, "standard_error": 0.001, "lower_bound": typicality - 0.003,
+        "specificity": float("nan"),
+    }  # fmt: skip
     where = {"rank": rank, "cluster": cluster, "rank_in_cluster": place}
     return {"image_id": image, "file_name": f"{image}.png", "label": "a", **box, **score, **where}
 
@@ -31,7 +36,7 @@ def small() -> ReportInput:
         _element("p", 0.002, 2, 3, 0),
         _element("r", 0.001, 3, 3, 1),
     ]
-    row = {"label": "a", "standard_error": 0.001}
+    row = {"label": "a", "standard_error": 0.001, "p_value_method": "controls"}
     clusters = [
         {**row, "cluster": 3, "rank": 1, "size": 2, "n_images": 2, "median_typicality": 0.0015, "p_value": 0.2},
         {**row, "cluster": 7, "rank": 0, "size": 2, "n_images": 2, "median_typicality": 0.0035, "p_value": 0.01},
@@ -69,11 +74,86 @@ def test_clusters_come_by_rank_and_members_by_distance(small: ReportInput) -> No
     assert [c.position for c in label.clusters] == [1, 2]
 
 
-def test_the_interval_is_90_percent_of_a_normal(small: ReportInput) -> None:
+def test_the_interval_of_a_median_is_90_percent_of_a_normal(small: ReportInput) -> None:
     """Median 0.0035, standard error 0.001: 0.0035 +- 1.645 * 0.001."""
     score = build_view(small).labels[0].clusters[0].score
     assert score.low == pytest.approx(0.0035 - 0.001645, abs=1e-6)
     assert score.high == pytest.approx(0.0035 + 0.001645, abs=1e-6)
+
+
+def test_the_interval_of_an_element_is_that_whose_coverage_is_measured(small: ReportInput) -> None:
+    """Student's t of few draws put `lower_bound` 3 standard errors below: the interval is as wide, not 1.645."""
+    view = build_view(small)
+    score = view.labels[0].clusters[0].elements[0].score
+    assert (score.low, score.high) == (pytest.approx(0.0), pytest.approx(0.006))
+    assert page_state(view, Pictures())["items"][0][4:6] == [0.003, 0.003]
+
+
+def test_the_interval_of_a_whole_image_has_the_freedom_of_its_draws(small: ReportInput) -> None:
+    """Four draws are two units: 1 degree of freedom, 6.314 standard errors; as published they are 4: 2.25, 2.71.
+
+    Two draws in a pair are one unit, and of one there is no error.
+    """
+    paper = {"settings": {"mine": {"min_images": 2}, "score": {"protocol": "paper"}}}
+    half = build_view(small).labels[0].most[0].score.half
+    assert half == pytest.approx(0.006314, abs=1e-6)
+    of_paper = build_view(dataclasses.replace(small, facts=paper)).labels[0].most[0].score.half
+    assert of_paper == pytest.approx(0.00271, abs=1e-5)
+    draws = small.images.column_names.index("n_draws")
+    pair = small.images.set_column(draws, "n_draws", pa.array([2, 2, 2]))
+    assert build_view(dataclasses.replace(small, images=pair)).labels[0].most[0].score.half is None
+
+
+@pytest.mark.parametrize("method", ["sign flip", "none"])
+def test_nothing_holds_up_that_was_not_tested_against_controls(small: ReportInput, method: str) -> None:
+    """A sign-flip p-value of 0.01 is too small to be believed: not tested, and said so with what to do."""
+    view = build_view(dataclasses.replace(small, clusters=of_method(small.clusters, method)))
+    label = view.labels[0]
+    assert not view.tested
+    assert [(c.p_value, c.holds, c.doubts) for c in label.clusters] == [(None, False, ())] * 2
+    assert (label.sound, label.doubtful, label.formed) == (0, 0, 2)
+    assert [n.value for n in view.numbers if n.name == "tested"] == ["0 of 2"]
+    assert "hold up" not in [n.name for n in view.numbers]
+    assert view.certainty.startswith("None of the 2 visual elements shown was tested")
+    assert "--folds 2" in view.certainty
+    strict = {"settings": {"mine": {"min_images": 3}}}
+    doubtful = build_view(dataclasses.replace(small, clusters=of_method(small.clusters, method), facts=strict))
+    assert doubtful.labels[0].doubtful == 2
+    assert "speaks against every visual element" in doubtful.labels[0].notes[-1]
+
+
+def test_a_run_from_before_methods_were_recorded_counts_as_not_tested(small: ReportInput) -> None:
+    old = small.clusters.drop_columns(["p_value_method"])
+    assert not build_view(dataclasses.replace(small, clusters=old)).tested
+
+
+def test_unstable_clusters_are_doubted(small: ReportInput) -> None:
+    """Below 0.5 a cluster dissolves when groups are drawn anew; unknown stability is no reproach."""
+    marked = small.clusters.append_column("stability", pa.array([float("nan"), 0.49]))
+    first, second = build_view(dataclasses.replace(small, clusters=marked)).labels[0].clusters
+    assert first.doubts == ("unstable, 0.49",)
+    assert not first.holds
+    assert second.stability is None
+    assert second.doubts == ("not significant, p = 0.2",)
+
+
+def test_the_evidence_of_a_cluster_is_told(small: ReportInput) -> None:
+    known = {"stability": 0.8, "n_groups": 1, "own_rate": 0.4, "control_rate": 0.05}
+    table = small.clusters
+    for name, value in known.items():
+        table = table.append_column(name, pa.array([value] * 2))
+    cluster = build_view(dataclasses.replace(small, clusters=table)).labels[0].clusters[0]
+    assert evidence_of(cluster) == [
+        ["Test", "p = 0.01"], ["Found in", "40% of the label's images, 5% of others"], ["Stability", "0.80 of 1"],
+        ["Groups", "1"],
+    ]  # fmt: skip
+    untested = build_view(dataclasses.replace(small, clusters=of_method(table, "sign flip"))).labels[0].clusters[0]
+    assert evidence_of(untested)[0] == ["Test", "not tested"]
+
+
+def of_method(clusters: pa.Table, method: str) -> pa.Table:
+    at = clusters.column_names.index("p_value_method")
+    return clusters.set_column(at, "p_value_method", pa.array([method] * clusters.num_rows))
 
 
 def test_doubtful_clusters_say_why(small: ReportInput) -> None:
@@ -132,7 +212,7 @@ def test_missing_p_values_are_not_called_significant(small: ReportInput) -> None
     )
     view = build_view(dataclasses.replace(small, clusters=blank))
     assert [c.p_value for c in view.labels[0].clusters] == [None, None]
-    assert "no significance test" in view.certainty
+    assert "was tested" in view.certainty
 
 
 def test_a_corrected_p_value_is_preferred(small: ReportInput) -> None:

@@ -28,15 +28,16 @@ import pyarrow.parquet as pq
 from typicality.config import resolve
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import InputError, OutputError
+from typicality.mining.significance import tested_p_value
 from typicality.report.pictures import LEVELS, Crop, draw_crop
 from typicality.report.render import page_of
 from typicality.report.text import clean
+from typicality.report.view import doubts_of
 from typicality.run import existing_record, run_record
 from typicality.store import write_text
 
 OVERLAP = 0.5  # IoU from which two boxes of an image are the same element
 SHARED = 0.2  # Jaccard index from which two clusters are the same
-SIGNIFICANT = 0.05
 MOST = 20  # elements named of each kind, and images named
 SHOWN = 12  # pictures of each kind and label on the page
 
@@ -77,13 +78,20 @@ class ClusterChange:
     median_before: float | None
     median_after: float | None
     shared: float
+    # whether it holds up; None where it was not tested and nothing speaks against it
     sound_before: bool | None
     sound_after: bool | None
 
 
 @dataclass(frozen=True)
 class LabelChange:
-    """What changed of one label. `rank_correlation` is Spearman's over matched elements, None below three."""
+    """What changed of one label.
+
+    Attributes
+    ----------
+    rank_correlation : Spearman's over matched elements, None below three
+    sound_before, sound_after : clusters that hold up; None where none was tested
+    """
 
     label: str
     images_before: int
@@ -94,8 +102,8 @@ class LabelChange:
     median_before: float | None
     median_after: float | None
     rank_correlation: float | None
-    sound_before: int
-    sound_after: int
+    sound_before: int | None
+    sound_after: int | None
     appeared: tuple[ElementChange, ...]
     vanished: tuple[ElementChange, ...]
     moved: tuple[ElementChange, ...]
@@ -285,7 +293,7 @@ def label_change(
         label=label, images_before=images[0], images_after=images[1],
         elements_before=len(before), elements_after=len(after), matched=len(pairs),
         median_before=_median(before), median_after=_median(after), rank_correlation=spearman(ranks),
-        sound_before=sum(map(sound, clusters[0])), sound_after=sum(map(sound, clusters[1])),
+        sound_before=_how_many(clusters[0]), sound_after=_how_many(clusters[1]),
         appeared=tuple(sorted(appeared, key=lambda e: e.rank_after or 0)[:MOST]),
         vanished=tuple(sorted(vanished, key=lambda e: e.rank_before or 0)[:MOST]),
         moved=tuple(moved[:MOST]),
@@ -346,11 +354,20 @@ def match_clusters(
     return tuple(sorted(found, key=lambda c: (c.rank_after is None, c.rank_after or 0, c.rank_before or 0)))
 
 
-def sound(cluster: Row) -> bool:
-    """Whether a cluster holds up: from several images and not as likely by chance; as the report says it."""
-    adjusted, plain = cluster.get("adjusted_p_value"), cluster.get("p_value")
-    p_value = next((p for p in (adjusted, plain) if p is not None and math.isfinite(p)), None)
-    return not cluster.get("few_images") and (p_value is None or p_value <= SIGNIFICANT)
+def sound(cluster: Row) -> bool | None:
+    """Whether a cluster holds up, as the report says it; None where it was not tested and nothing speaks against it."""
+    p_value, stability = tested_p_value(cluster), cluster.get("stability")
+    known = stability if stability is not None and math.isfinite(stability) else None
+    if doubts_of(cluster.get("n_images", 0), bool(cluster.get("few_images")), p_value, known):
+        return False
+    return None if p_value is None else True
+
+
+def _how_many(clusters: Sequence[Row]) -> int | None:
+    """How many clusters hold up; None where none was tested."""
+    if all(tested_p_value(cluster) is None for cluster in clusters):
+        return None
+    return sum(sound(cluster) is True for cluster in clusters)
 
 
 def finding_changes(before: Mapping[str, Row] | None, after: Mapping[str, Row] | None) -> tuple[FindingChange, ...]:

@@ -38,7 +38,7 @@ class Cluster:
     p_value : one-sided (see `significance`); NaN where it is unknown
     p_value_method : "controls" (detections in images of the label against controls), "sign flip" (specificity; too
         small, because members were selected), or "none"
-    adjusted_p_value : the same after Benjamini-Hochberg over all clusters of all labels
+    adjusted_p_value : the same after Benjamini-Hochberg over all clusters of all labels that were tested alike
     stability : how much of it comes back when groups are resampled and clustered anew: the mean over resamples of
         the largest Jaccard index with a new cluster (Hennig 2007); in [0, 1], below 0.5 it dissolves
     own_rate, control_rate : shares of the label's images and of controls with a candidate of it; NaN without controls
@@ -129,9 +129,23 @@ def cluster_elements(
             entry = _describe(rank, [members[i] for i in part], group_of, min_images, seed)
             found.append(replace(entry, stability=again[name], **tests.pop(name, {})))
         others += [test["p_value"] for test in tests.values()]
-    adjusted = adjusted_p_values(np.array([*(c.p_value for c in found), *others]))[: len(found)]
-    described = [replace(c, adjusted_p_value=float(q)) for c, q in zip(found, adjusted, strict=True)]
-    return Clustering(described, cluster, rank_in_cluster)
+    return Clustering(_adjusted(found, others), cluster, rank_in_cluster)
+
+
+def _adjusted(clusters: Sequence[Cluster], others: Sequence[float]) -> list[Cluster]:
+    """Adjust p-values within each method: valid ones and ones that are too small make no common family.
+
+    Parameters
+    ----------
+    others : p-values of tests against controls that belong to no cluster
+    """
+    result = list(clusters)
+    for method in {c.p_value_method for c in clusters}:
+        at = [i for i, c in enumerate(clusters) if c.p_value_method == method]
+        family = [clusters[i].p_value for i in at] + list(others if method == "controls" else ())
+        for i, adjusted in zip(at, adjusted_p_values(np.array(family)), strict=False):
+            result[i] = replace(clusters[i], adjusted_p_value=float(adjusted))
+    return result
 
 
 def _order(patches: Sequence[Patch]) -> list[int]:

@@ -19,19 +19,26 @@ the advantage is consistent over groups and not the work of one or two. But memb
 under their own label, and a model that was fine-tuned on these very images has partly memorised which label they
 carry. Both push specificity above zero without any visual meaning: these p-values are too small.
 
+Only p-values of the first test are called significant, here and in the report (`tested_p_value`).
+
 Neither says whether a cluster looks coherent; its `stability` (clusters.py) does, in part.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from typicality.dataset import LabelledImages
 from typicality.dataset.split import unit_hash
 from typicality.records import Patch
+
+SIGNIFICANT = 0.05
+"""Level of an adjusted p-value."""
 
 CONTROLS = 500
 """Controls a label at most, unless `score.controls` says otherwise."""
@@ -190,3 +197,20 @@ def adjusted_p_values(p: np.ndarray) -> np.ndarray:
     scaled = values[order] * len(order) / np.arange(len(order), 0, -1)
     result[order] = np.minimum(np.minimum.accumulate(scaled), 1) if len(order) else scaled
     return result
+
+
+def tested_p_value(cluster: Mapping[str, Any]) -> float | None:
+    """Return the p-value by which a cluster may be called significant, corrected for many tests where that is known.
+
+    Parameters
+    ----------
+    cluster : a row of `clusters.parquet`
+
+    Returns
+    -------
+    None where the cluster was not tested against controls: sign-flip p-values are too small to claim anything.
+    """
+    if cluster.get("p_value_method") != "controls":
+        return None
+    known = (cluster.get(name) for name in ("adjusted_p_value", "p_value"))
+    return next((float(p) for p in known if p is not None and math.isfinite(p)), None)

@@ -48,7 +48,7 @@ def draw_grid(view: ReportView, label: LabelView, open_image: Opener) -> PIL.Ima
         _write(pen, (MARGIN, y + 14), milli(cluster.score.value), 27, colour, bold=True, room=CAPTION - 20)
         counted = f"{cluster.size} in {plural(cluster.n_images, 'image')}"
         _write(pen, (MARGIN, y + 52), counted, 15, MUTED, room=CAPTION - 20)
-        note = "few images" if cluster.few_images else p_text(cluster.p_value)
+        note = cluster.doubts[0] if cluster.doubts else p_text(cluster.p_value) or "not tested"
         _write(pen, (MARGIN, y + 74), note, 15, MUTED, room=CAPTION - 20)
         for column, element in enumerate(cluster.elements):
             _paste(canvas, open_image, element, (MARGIN + CAPTION + column * (TILE + GAP), y), outlined=True)

@@ -23,7 +23,7 @@ from typicality.report.pictures import FINE, LEVELS, Pictures, choose_level, dra
 from typicality.report.plots import PlotView, make_plots
 from typicality.report.sections import Section, read_sections
 from typicality.report.text import clean, count, milli, p_text, plural, safe_json
-from typicality.report.view import ReportInput, ReportView, build_view
+from typicality.report.view import STABLE, ClusterView, ReportInput, ReportView, Score, build_view
 from typicality.store import write_text
 
 ASSETS = "assets"
@@ -96,6 +96,7 @@ def fill(view: ReportView, pictures: Pictures, plots: list[PlotView], sections: 
         # a page opened from a disk has no origin of its own, so its neighbours are named by their scheme
         images="data: 'self' file:" if pictures.split else "data:",
         view=view,
+        stable=STABLE,
         pictures=pictures,
         plots=plots,
         sections=sections,
@@ -139,8 +140,7 @@ def page_state(view: ReportView, pictures: Pictures) -> dict[str, Any]:
                     n,
                     source_index[e.image_id],
                     list(e.box),
-                    round(e.score.value, 7),
-                    round(e.score.standard_error, 7),
+                    *_rounded(e.score),
                     None if e.specificity is None else round(e.specificity, 7),
                     e.rank_in_cluster,
                     list(view.neighbours.get(e.number, ())),
@@ -149,17 +149,16 @@ def page_state(view: ReportView, pictures: Pictures) -> dict[str, Any]:
     for label in view.labels:
         for side, images in (("most", label.most), ("least", label.least)):
             for i in images:
-                score = (round(i.score.value, 7), round(i.score.standard_error, 7))
-                rows.append(
-                    [i.number, label_index[i.label], -1, source_index[i.image_id], None, *score, None, side, []]
-                )
+                where = (i.number, label_index[i.label], -1, source_index[i.image_id], None)
+                rows.append([*where, *_rounded(i.score), None, side, []])
     rows.sort(key=lambda row: row[0])
     sized = {s: (p.width, p.height) for s, p in pictures.sources.items()}
     return {
         "labelName": view.label_name,
         "labels": [label.name for label in view.labels],
         "clusters": [
-            [c.cluster, c.position, round(c.score.value, 7), c.size, c.n_images, list(c.doubts)] for c in clusters
+            [c.cluster, c.position, round(c.score.value, 7), c.size, c.n_images, list(c.doubts), evidence_of(c)]
+            for c in clusters
         ],
         "items": [row[1:] for row in rows],
         "images": [
@@ -167,11 +166,7 @@ def page_state(view: ReportView, pictures: Pictures) -> dict[str, Any]:
                 s.file_name,
                 *sized.get(s.image_id, (0, 0)),
                 s.group,
-                [
-                    [label_index[n], round(v.value, 7), round(v.standard_error, 7)]
-                    for n, v in s.scores
-                    if n in label_index
-                ],
+                [[label_index[n], *_rounded(v)] for n, v in s.scores if n in label_index],
                 [list(pair) for pair in s.metadata],
                 s.seen,
             ]
@@ -179,6 +174,24 @@ def page_state(view: ReportView, pictures: Pictures) -> dict[str, Any]:
         ],
         "scale": float(f"{pictures.scale:.3g}"),
     }
+
+
+def _rounded(score: Score) -> tuple[float, float | None]:
+    return round(score.value, 7), None if score.half is None else round(score.half, 7)
+
+
+def evidence_of(cluster: ClusterView) -> list[list[str]]:
+    """What is known for and against a visual element, as names and texts."""
+    if cluster.cluster < 0:
+        return []
+    rows = [["Test", p_text(cluster.p_value) or "not tested"]]
+    if cluster.own_rate is not None and cluster.control_rate is not None:
+        rows.append(["Found in", f"{cluster.own_rate:.0%} of the label's images, {cluster.control_rate:.0%} of others"])
+    if cluster.stability is not None:
+        rows.append(["Stability", f"{cluster.stability:.2f} of 1"])
+    if cluster.n_groups is not None and cluster.n_groups != cluster.n_images:
+        rows.append(["Groups", count(cluster.n_groups)])
+    return rows
 
 
 def _tiles(view: ReportView, pictures: Pictures) -> dict[str, Any]:

@@ -24,10 +24,13 @@ import PIL.Image
 import pyarrow as pa
 
 from typicality.config import ReportSettings
+from typicality.mining.significance import SIGNIFICANT, tested_p_value
 from typicality.report.facts import FactGroup, Stage, fact_groups, model_name, stages
 from typicality.report.text import Z90, clean, count, plural, slugs
+from typicality.scoring.adaptive import quantile
+from typicality.scoring.pooling import freedom
 
-SIGNIFICANT = 0.05
+STABLE = 0.5  # a cluster of less stability dissolves when groups are drawn anew (Hennig 2007)
 CONTEXT = 2.0  # side of the region shown around an element, in sides of the element
 STRIP = 12  # elements of a label in the overview
 NEAREST = 6  # most alike elements named for each element
@@ -44,8 +47,8 @@ class ReportInput:
     ----------
     elements : image_id, file_name, label, x0, y0, x1, y1, typicality, standard_error, lower_bound, specificity,
         rank, cluster (-1 none), rank_in_cluster
-    clusters : label, cluster, rank, size, n_images, median_typicality, standard_error, p_value;
-        few_images and adjusted_p_value if known
+    clusters : label, cluster, rank, size, n_images, median_typicality, standard_error, p_value; if known also
+        few_images, adjusted_p_value, p_value_method, n_groups, stability, own_rate and control_rate
     images : a row an image and label scored: image_id, file_name, label, width, height, group, typicality (mean over
         the map), standard_error, n_draws
     open_image : image_id -> the original in RGB
@@ -84,18 +87,18 @@ class ReportInput:
 
 @dataclass(frozen=True)
 class Score:
-    """A typicality and its 90% interval."""
+    """A typicality and half the width of its 90% interval; None where there were too few draws to know it."""
 
     value: float
-    standard_error: float
+    half: float | None
 
     @property
     def low(self) -> float:
-        return self.value - Z90 * self.standard_error
+        return self.value - (self.half or 0.0)
 
     @property
     def high(self) -> float:
-        return self.value + Z90 * self.standard_error
+        return self.value + (self.half or 0.0)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,14 @@ class ElementView:
 
 @dataclass(frozen=True)
 class ClusterView:
-    """A visual element: parts of images that look alike, nearest to the centroid first."""
+    """A visual element: parts of images that look alike, nearest to the centroid first.
+
+    Attributes
+    ----------
+    p_value : of the test against controls; None where there was none, and the cluster is `not tested`
+    stability : how much of it comes back when groups are drawn anew, in [0, 1]
+    own_rate, control_rate : shares of the label's images and of others in which the test met it
+    """
 
     label: str
     cluster: int
@@ -127,16 +137,20 @@ class ClusterView:
     p_value: float | None
     few_images: bool
     elements: tuple[ElementView, ...]
+    n_groups: int | None = None
+    stability: float | None = None
+    own_rate: float | None = None
+    control_rate: float | None = None
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Why the cluster should not be trusted, in words; nothing where it holds up."""
-        found = []
-        if self.few_images:
-            found.append(f"from only {plural(self.n_images, 'image')}")
-        if self.p_value is not None and self.p_value > SIGNIFICANT:
-            found.append(f"not significant, p = {self.p_value:.2g}")
-        return tuple(found)
+        """What speaks against the cluster, in words."""
+        return doubts_of(self.n_images, self.few_images, self.p_value, self.stability)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it was tested and nothing speaks against it."""
+        return self.p_value is not None and not self.doubts
 
 
 @dataclass(frozen=True)
@@ -169,7 +183,12 @@ class LabelView:
     @property
     def sound(self) -> int:
         """How many of the visual elements shown hold up."""
-        return sum(not c.doubts for c in self.clusters if c.cluster >= 0)
+        return sum(c.holds for c in self.clusters)
+
+    @property
+    def doubtful(self) -> int:
+        """Against how many of the visual elements shown something speaks."""
+        return sum(bool(c.doubts) for c in self.clusters)
 
     @property
     def formed(self) -> int:
@@ -219,6 +238,11 @@ class ReportView:
     neighbours: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
+    def tested(self) -> bool:
+        """Whether any visual element shown was tested against controls."""
+        return any(c.p_value is not None for label in self.labels for c in label.clusters)
+
+    @property
     def span(self) -> float:
         """The largest upper bound of the visual elements shown: the end of a common scale; never 0."""
         return max((c.score.high for label in self.labels for c in label.clusters), default=0.0) or 1.0
@@ -246,11 +270,9 @@ def build_view(data: ReportInput) -> ReportView:
             KeyNumber(count(sum(data.n_images.get(name, 0) for name in data.labels)), "images"),
             KeyNumber(count(len(data.labels)), "labels"),
             _number_of_clusters(len(shown), data.clusters.num_rows),
-            KeyNumber(f"{sum(not c.doubts for c in shown)} of {len(shown)}", "hold up")
-            if shown
-            else KeyNumber(count(data.elements.num_rows), "places found"),
+            _number_that_hold(shown) if shown else KeyNumber(count(data.elements.num_rows), "places found"),
         ),
-        certainty=_certainty(shown, "adjusted_p_value" in data.clusters.column_names),
+        certainty=_certainty(shown),
         warnings=tuple(map(clean, data.warnings)),
         labels=labels,
         sources=builder.sources(labels),
@@ -279,6 +301,8 @@ class _Builder:
         self.min_images = int(mine.get("min_images", 3)) if isinstance(mine, Mapping) else 3
         source = settings.get("dataset", {})
         self.min_per_label = int(source.get("min_per_label", 12)) if isinstance(source, Mapping) else 12
+        score = settings.get("score", {})
+        self.paired = not isinstance(score, Mapping) or score.get("protocol") != "paper"
 
     def number(self) -> int:
         self.numbered += 1
@@ -311,7 +335,11 @@ class _Builder:
             notes.append(f"Only {plural(n, 'image')}: too few to tell what is typical from what is accidental.")
         formed = [c for c in clusters if c.cluster >= 0]
         if formed and all(c.doubts for c in formed):
-            notes.append("None of the visual elements below holds up; take them as candidates, not as findings.")
+            said = (
+                "None of the visual elements below holds up" if any(c.p_value is not None for c in formed)
+                else "Something speaks against every visual element below"
+            )  # fmt: skip
+            notes.append(f"{said}; take them as candidates, not as findings.")
         return notes
 
     def _clusters(self, name: str, rows: list[dict[str, Any]]) -> list[ClusterView]:
@@ -335,10 +363,14 @@ class _Builder:
             position=position,
             size=row["size"],
             n_images=row["n_images"],
-            score=_score(row["median_typicality"], row["standard_error"]),
-            p_value=_p_value(row),
+            score=_score(row["median_typicality"], row["standard_error"], Z90),
+            p_value=tested_p_value(row),
             few_images=row["n_images"] < self.min_images if few is None else bool(few),
             elements=tuple(self._element(r) for r in members[: self.settings.columns]),
+            n_groups=row.get("n_groups"),
+            stability=_finite(row.get("stability")),
+            own_rate=_finite(row.get("own_rate")),
+            control_rate=_finite(row.get("control_rate")),
         )
 
     def _unclustered(self, name: str, rows: list[dict[str, Any]]) -> ClusterView:
@@ -351,7 +383,7 @@ class _Builder:
             position=1,
             size=len(rows),
             n_images=len({r["image_id"] for r in rows}),
-            score=_score(median(r["typicality"] for r in best), median(errors)),
+            score=_score(median(r["typicality"] for r in best), median(errors), Z90),
             p_value=None,
             few_images=False,
             elements=tuple(self._element(r) for r in best[: self.settings.columns * 3]),
@@ -364,7 +396,7 @@ class _Builder:
             file_name=clean(row["file_name"]),
             label=row["label"],
             box=(int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"])),
-            score=_score(row["typicality"], row["standard_error"]),
+            score=_score(row["typicality"], row["typicality"] - row["lower_bound"]),
             specificity=_finite(row["specificity"]),
             rank=int(row["rank"]),
             rank_in_cluster=int(row["rank_in_cluster"]),
@@ -377,8 +409,14 @@ class _Builder:
             image_id=row["image_id"],
             file_name=clean(row["file_name"]),
             label=row["label"],
-            score=_score(row["typicality"], row["standard_error"]),
+            score=self._of_image(row),
         )
+
+    def _of_image(self, row: Mapping[str, Any]) -> Score:
+        """A whole image's score, by Student's t with the freedom of its draws: few draws make a wide interval."""
+        degrees = float(freedom(int(row["n_draws"]) // (2 if self.paired else 1)))
+        known = degrees > 0
+        return _score(row["typicality"], row["standard_error"] if known else None, float(quantile(degrees, 0.95)))
 
     def sources(self, labels: tuple[LabelView, ...]) -> tuple[SourceImage, ...]:
         """The images behind everything shown, each once, in the order of their first appearance."""
@@ -395,7 +433,7 @@ class _Builder:
         for rows in self.images.values():
             for row in rows:
                 if row["image_id"] in wanted:
-                    scores[row["image_id"]].append((row["label"], _score(row["typicality"], row["standard_error"])))
+                    scores[row["image_id"]].append((row["label"], self._of_image(row)))
                     groups[row["image_id"]] = clean(row["group"])
                     told[row["image_id"]].add(clean(row["label"]))
                     if row.get("held_out") is not None:
@@ -416,7 +454,7 @@ class _Builder:
 
 
 def _strip(clusters: tuple[ClusterView, ...]) -> tuple[ElementView, ...]:
-    """The first member of each cluster, those that hold up first; then second members, until the strip is full.
+    """The first member of each cluster, doubtful ones last; then second members, until the strip is full.
 
     An image appears once where there is a choice, so that the strip is as varied as the clusters allow.
     """
@@ -445,25 +483,56 @@ def _number_of_clusters(shown: int, formed: int) -> KeyNumber:
     return KeyNumber(f"{count(shown)} of {count(formed)}", "visual elements shown")
 
 
-def _certainty(clusters: list[ClusterView], adjusted: bool) -> str:
-    """One sentence that says how many of the clusters shown hold up, and by which test."""
+def _number_that_hold(clusters: list[ClusterView]) -> KeyNumber:
+    if any(c.p_value is not None for c in clusters):
+        return KeyNumber(f"{sum(c.holds for c in clusters)} of {len(clusters)}", "hold up")
+    return KeyNumber(f"0 of {len(clusters)}", "tested")
+
+
+def doubts_of(n_images: int, few_images: bool, p_value: float | None, stability: float | None) -> tuple[str, ...]:
+    """Return what speaks against a cluster, in words; nothing where it holds up, or was not tested.
+
+    Parameters
+    ----------
+    p_value : of the test against controls, None without one
+    stability : None where it is unknown
+    """
+    found = []
+    if few_images:
+        found.append(f"from only {plural(n_images, 'image')}")
+    if p_value is not None and p_value > SIGNIFICANT:
+        found.append(f"not significant, p = {p_value:.2g}")
+    if stability is not None and stability < STABLE:
+        found.append(f"unstable, {stability:.2f}")
+    return tuple(found)
+
+
+def _certainty(clusters: list[ClusterView]) -> str:
+    """How many of the clusters shown hold up, by which test, and what it takes to test them where none was."""
     if not clusters:
         return "No visual elements were formed, so the best-scoring places are shown as they are."
-    sound = sum(not c.doubts for c in clusters)
-    tested = any(c.p_value is not None for c in clusters)
-    level = f"several images, p ≤ {SIGNIFICANT}{' corrected for many tests' if adjusted else ''}"
-    test = level if tested else "several images; no significance test was run"
-    return f"{sound} of the {plural(len(clusters), 'visual element')} shown hold up ({test}); the others are marked."
+    formed, tested = plural(len(clusters), "visual element"), sum(c.p_value is not None for c in clusters)
+    rules = f"several images, stability of at least {STABLE}"
+    if not tested:
+        doubtful = sum(bool(c.doubts) for c in clusters)
+        return (
+            f"None of the {formed} shown was tested, so none is said to hold up: a model that was fine-tuned on the "
+            "images it scores gives high scores to what it has memorised as well. Mine with --folds 2 to have images "
+            "scored by a model that has not seen them, and visual elements tested against images without the label. "
+            f"Marked as doubtful ({rules}): {doubtful}."
+        )
+    left = "" if tested == len(clusters) else f" {count(len(clusters) - tested)} could not be tested."
+    return (
+        f"{sum(c.holds for c in clusters)} of the {formed} shown hold up ({rules}, p ≤ {SIGNIFICANT} corrected for "
+        "many tests); the others are marked. The test asks whether images of the label have the visual element more "
+        f"often than the same search finds it in images without, all scored by models that have not seen them.{left}"
+    )
 
 
-def _p_value(row: Mapping[str, Any]) -> float | None:
-    """The cluster's p-value, corrected for the number of clusters tested where the run says so."""
-    adjusted = _finite(row.get("adjusted_p_value"))
-    return _finite(row["p_value"]) if adjusted is None else adjusted
-
-
-def _score(value: float | None, standard_error: float | None) -> Score:
-    return Score(_finite(value) or 0.0, _finite(standard_error) or 0.0)
+def _score(value: float | None, error: float | None, factor: float = 1.0) -> Score:
+    """A score whose interval reaches `factor` times `error` to both sides."""
+    known = _finite(error)
+    return Score(_finite(value) or 0.0, None if known is None else factor * known)
 
 
 def _finite(value: float | None) -> float | None:

@@ -5,8 +5,7 @@
   const read = (id) => JSON.parse($(id).textContent);
   const state = read("state");
   let images = null, maps = null; // read when the first picture is opened
-  const Z90 = 1.6448536;
-  const LABEL = 0, CLUSTER = 1, IMAGE = 2, BOX = 3, SCORE = 4, ERROR = 5, SPECIFIC = 6, PLACE = 7, ALIKE = 8;
+  const LABEL = 0, CLUSTER = 1, IMAGE = 2, BOX = 3, SCORE = 4, HALF = 5, SPECIFIC = 6, PLACE = 7, ALIKE = 8;
 
   const milli = (value) => {
     const size = Math.abs(value * 1000);
@@ -59,8 +58,8 @@
     box: node.querySelector(".clusters"),
     clusters: all(".cluster", node).map((cluster) => ({
       node: cluster,
-      sound: !cluster.classList.contains("doubtful"),
-      sure: Number(!cluster.classList.contains("doubtful")), rank: Number(cluster.dataset.rank), size: Number(cluster.dataset.size), images: Number(cluster.dataset.images),
+      sound: cluster.dataset.sound === "1",
+      sure: Number(cluster.dataset.sound), rank: Number(cluster.dataset.rank), size: Number(cluster.dataset.size), images: Number(cluster.dataset.images),
       tiles: all(".tile", cluster).map((tile) => ({
         node: tile, number: Number(tile.dataset.n), hidden: false,
       })),
@@ -228,11 +227,11 @@
     $("box-where").textContent = state.labels[item[LABEL]] + (cluster
       ? (cluster[0] < 0 ? " · best places" : " · visual element " + cluster[1]) : " · " + item[PLACE] + " typical images");
     $("box-title").firstChild.textContent = image[0];
-    const half = Z90 * item[ERROR], low = item[SCORE] - half, high = item[SCORE] + half;
+    const half = item[HALF] ?? 0, low = item[SCORE] - half, high = item[SCORE] + half;
     $("box-score").textContent = milli(item[SCORE]);
     $("box-score").parentNode.classList.toggle("below", item[SCORE] < 0);
-    $("box-range").textContent = "90% interval " + milli(low) + " to " + milli(high)
-      + (low > 0 || high < 0 ? "" : ": includes zero, so no evidence");
+    $("box-range").textContent = item[HALF] === null ? "too few draws for an interval, so no evidence"
+      : "90% interval " + milli(low) + " to " + milli(high) + (low > 0 || high < 0 ? "" : ": includes zero, so no evidence");
     interval(low, high, item[SCORE]);
     facts(item, image, cluster);
     others(item, image);
@@ -253,6 +252,7 @@
       rows.push(["Visual element", "rank " + cluster[1] + ", median " + milli(cluster[2]) + ", " + cluster[3] + " in " + cluster[4] + (cluster[4] === 1 ? " image" : " images")]);
       rows.push(["Cluster", "number " + cluster[0] + ", member " + item[PLACE]]);
       for (const doubt of cluster[5]) rows.push(["Doubt", doubt]);
+      for (const pair of cluster[6]) rows.push(pair);
     }
     if (item[BOX]) rows.push(["Place", (item[BOX][2] - item[BOX][0]) + " × " + (item[BOX][3] - item[BOX][1]) + " px at x " + item[BOX][0] + ", y " + item[BOX][1]]);
     if (image[1]) rows.push(["Image", image[1] + " × " + image[2] + " px"]);
