@@ -503,7 +503,7 @@ def test_a_run_keeps_its_model_and_its_settings(tuned_folder: Path, tmp_path: Pa
     assert after["stages"]["finetune"] == before["stages"]["finetune"]
     for changes, message in (
         ({"prompt": {"template": "a {label}"}}, "leave out prompt"),
-        ({"model": {"dtype": "bf16"}}, "leave out --model"),
+        ({"model": {"dtype": "bf16"}}, "--dtype"),
         ({"finetune": {"steps": 3}}, "finetune.steps"),
         ({"dataset": {"label_separator": "l"}}, "without the labels"),
     ):
