@@ -11,7 +11,7 @@ import typer
 from typicality.errors import SettingsError
 
 from .console import print_json, print_text, say
-from .evaluation import AtLeast, Write, finish, parse_limits
+from .evaluation import AtLeast, Write, finish, parse_limits, show_plan
 from .mining import existing_run
 from .options import WORK, Common, RunArgument, with_options
 
@@ -55,8 +55,9 @@ def translate(
 ) -> None:
     """Re-synthesise the images of one label as another, and score both sides with the same noise."""
     from typicality.applications.translate.methods import TranslateOptions, evaluations_of
+    from typicality.applications.translate.run import check_pair, translate_all_pairs
     from typicality.applications.translate.run import translate as translate_pair
-    from typicality.applications.translate.run import translate_all_pairs
+    from typicality.dataset import load_dataset
 
     common.reject("out")
     if all_pairs == (source is not None or target is not None) or (source is None) != (target is None):
@@ -64,6 +65,8 @@ def translate(
     options = TranslateOptions(method.value, strength, guidance, inject, sampler_steps, draws).resolved()
     settings = common.settings(str(existing_run(run)))
     if common.dry_run:
+        if source is not None and target is not None:
+            check_pair(load_dataset(settings.dataset), source, target)
         plan = {"run": str(run), "options": options.as_dict(), "unet_evaluations_an_image": evaluations_of(options)}
         show(plan | {"settings": settings.model_dump(mode="json")}, common, None)
         return
@@ -123,7 +126,7 @@ def evaluate_translate(
         list[MethodName] | None, typer.Option("--methods", help="Again for more; all by default.")
     ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Choose strength and guidance on a part of the subjects.")
+        bool, typer.Option("--tune", help="Choose strength, guidance and injection on a part of the subjects.")
     ] = False,
     images: Annotated[int | None, typer.Option("--images", min=1, help="Test subjects at most.")] = None,
     tune_images: Annotated[int, typer.Option("--tune-images", min=1, help="Tuning subjects at most.")] = 30,
@@ -137,17 +140,23 @@ def evaluate_translate(
     """Translations against the truth: the same subject exists with the other label."""
     from typicality.applications.translate.methods import METHODS
     from typicality.evaluation.translate import evaluate_translate as evaluate
+    from typicality.evaluation.translate import plan_of
 
     common.reject("out", "fresh")
     limits = parse_limits(at_least)
     settings = common.settings(str(existing_run(run)))
     chosen = cast("list[Method]", [m.value for m in methods]) if methods else METHODS
+    work: dict[str, Any] = {
+        "images": images, "tune": tune, "tune_images": tune_images, "steps": sampler_steps, "draws": draws,
+    }  # fmt: skip
+    if common.dry_run:
+        return show_plan(plan_of(settings, run, source, target, chosen, **work), common, settings)
     result = evaluate(
-        run, source, target, chosen, images=images, tune=tune,
-        tune_images=tune_images, steps=sampler_steps, draws=draws, epochs=epochs, picture=picture, settings=settings,
+        run, source, target, chosen, **work, epochs=epochs, picture=picture, settings=settings,
         progress=common.progress,
     )  # fmt: skip
     finish("translate", result, limits, common, write)
+    return None
 
 
 def show(document: dict[str, Any], common: Common, write: Path | None, text: bool = True) -> None:

@@ -161,6 +161,27 @@ def test_the_command_writes_what_it_prints(folder: Path, tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
 
 
+def test_a_dry_run_does_nothing_and_says_what_would_be_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Five subjects: two to tune on, three for the test. sdedit of 2 steps at guidance 4: 4 evaluations an image.
+
+    Six candidates x 2 + 3 = 15 translations, and the test's classification: 3 x 4 draws x (1 + 2 prompts).
+    """
+    monkeypatch.setattr("typicality.evaluation.translate.open_finished", None)  # nothing may call it
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    words = ["evaluate", "translate", str(folder), "--from", "2016", "--methods", "sdedit", "--tune", "--dry-run"]
+    work = ["--sampler-steps", "2", "--draws", "4", "--json"]
+    assert command([*words, *work, "--to", "2024"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["test subjects at most"], plan["tuning subjects at most"]) == (3, 2)
+    assert plan["option sets tried"] == {"sdedit": 6}
+    assert plan["UNet evaluations at most"] == 15 * 4 + 3 * 4 * 3
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+    assert command([*words, *work, "--to", "2042"]) == 2
+    assert "'2024'" in capsys.readouterr().err
+
+
 def test_labels_without_common_subjects(run: Run):
     with pytest.raises(DatasetError, match="'2024'"):
         find_subjects(run, "2016", "2042")

@@ -31,13 +31,14 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from torch import Tensor
 
-from typicality.applications.translate.methods import METHODS, Method, TranslateOptions
+from typicality.applications.translate.methods import METHODS, Method, TranslateOptions, evaluations_of
 from typicality.applications.translate.pictures import source_pixels, to_bytes, translated_pixels
-from typicality.applications.translate.run import batches, translate_images
+from typicality.applications.translate.run import batches, check_pair, translate_images
 from typicality.applications.translate.scoring import rival_labels, score_latents
 from typicality.config import Settings, key_of
+from typicality.dataset import load_dataset
 from typicality.dataset.split import unit_hash
-from typicality.errors import DatasetError, InputError, nearest
+from typicality.errors import DatasetError, InputError
 from typicality.evaluation.likeness import (
     coarse_edges,
     edge_alignment,
@@ -211,6 +212,42 @@ def evaluate_translate(
     }  # fmt: skip
 
 
+def plan_of(
+    settings: Settings,
+    folder: Path,
+    source: str,
+    target: str,
+    methods: Sequence[Method] = METHODS,
+    *,
+    images: int | None = None,
+    tune: bool = False,
+    tune_images: int = 30,
+    steps: int = 25,
+    draws: int = 8,
+) -> dict[str, Any]:
+    """Return what `evaluate_translate` would do, for `--dry-run`: no image is read and nothing is written.
+
+    Raises
+    ------
+    DatasetError, SettingsError : for labels and options that cannot work.
+    """
+    dataset = load_dataset(settings.dataset)
+    check_pair(dataset, source, target)
+    options = {m: TranslateOptions(method=m, steps=steps, draws=draws).resolved() for m in methods}
+    tried = {m: len(candidates_of(o)) if tune else int(len(methods) > 1) for m, o in options.items()}
+    _, pairs = _pairs(dataset.held_out()[1], source, target)
+    tuning = sum(_is_for_tuning(a) for a, _ in pairs)
+    test = len(pairs) - tuning
+    tuning, test = min(tuning, tune_images), test if images is None else min(test, images)
+    classified = draws * (1 + len(rival_labels(dataset.labels, source, target)))
+    work = sum((tuning * tried[m] + test) * evaluations_of(o) + test * classified for m, o in options.items())
+    return {
+        "run": str(folder), "from": source, "to": target, "test subjects at most": test,
+        "tuning subjects at most": tuning if any(tried.values()) else 0, "option sets tried": tried,
+        "UNet evaluations at most": work,
+    }  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------ subjects
 
 
@@ -219,18 +256,9 @@ def find_subjects(run: Run, source: str, target: str) -> tuple[Subjects, list[La
 
     Subjects are ordered by a hash. One image a side stands for a subject: the first by image_id.
     """
-    for label in (source, target):
-        if label not in run.dataset.labels:
-            raise DatasetError(f"{run.dataset.name} has no label {label!r}; {nearest(label, run.dataset.labels)}")
+    check_pair(run.dataset, source, target)
     held = [i for i in run.dataset.held_out()[1] if i.image_id in run.held_out]
-    by_label: dict[str, dict[str, LabelledImage]] = {source: {}, target: {}}
-    for image in held:
-        for label in (source, target):
-            if label in image.labels:
-                by_label[label].setdefault(image.group, image)
-    both = sorted(set(by_label[source]) & set(by_label[target]), key=lambda g: unit_hash(g, "subject"))
-    pairs = [(by_label[source][g], by_label[target][g]) for g in both]
-    pairs = [(a, b) for a, b in pairs if a.image_id != b.image_id]
+    sources, pairs = _pairs(held, source, target)
     if not pairs:
         raise DatasetError(
             f"no held-out group has an image of {source!r} and one of {target!r}: there is no truth to compare with; "
@@ -246,13 +274,31 @@ def find_subjects(run: Run, source: str, target: str) -> tuple[Subjects, list[La
     differ = root_mean_square(before.numpy(), wanted.numpy()) / 2 >= DIFFERS
     restyled = edge_alignment(before.numpy(), wanted.numpy()) >= RESTYLED
     subjects = Subjects([a for a, _ in pairs], [b for _, b in pairs], before, wanted, restyled)
-    gallery = [i for g, i in sorted(by_label[source].items()) if run.latents.shape_of(i) == common]
+    gallery = [i for _, i in sorted(sources.items()) if run.latents.shape_of(i) == common]
     return subjects.part(np.flatnonzero(differ)), gallery
+
+
+def _pairs(
+    images: Sequence[LabelledImage], source: str, target: str
+) -> tuple[dict[str, LabelledImage], list[tuple[LabelledImage, LabelledImage]]]:
+    """Return group -> its image of the source label, and (source, target) images of the groups that have both."""
+    by_label: dict[str, dict[str, LabelledImage]] = {source: {}, target: {}}
+    for image in images:
+        for label in (source, target):
+            if label in image.labels:
+                by_label[label].setdefault(image.group, image)
+    both = sorted(set(by_label[source]) & set(by_label[target]), key=lambda g: unit_hash(g, "subject"))
+    pairs = [(by_label[source][g], by_label[target][g]) for g in both]
+    return by_label[source], [(a, b) for a, b in pairs if a.image_id != b.image_id]
+
+
+def _is_for_tuning(image: LabelledImage) -> bool:
+    return unit_hash(image.group, "tuning") < TUNING_SHARE
 
 
 def split(subjects: Subjects) -> tuple[Subjects, Subjects]:
     """Split into (tuning, test) by a hash of the group."""
-    tuning = np.array([unit_hash(i.group, "tuning") < TUNING_SHARE for i in subjects.source], dtype=bool)
+    tuning = np.array([_is_for_tuning(i) for i in subjects.source], dtype=bool)
     return subjects.part(np.flatnonzero(tuning)), subjects.part(np.flatnonzero(~tuning))
 
 

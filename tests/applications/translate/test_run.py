@@ -219,6 +219,7 @@ def test_the_command_prints_one_document(run: Path, capsys: pytest.CaptureFixtur
         (["--from", "2016"], "--all-pairs"),
         ([], "--all-pairs"),
         (["--from", "2016", "--to", "2025"], "'2024'"),
+        (["--from", "2016", "--to", "2025", "--dry-run"], "'2024'"),
         (["--from", "2016", "--to", "2016"], "two labels"),
         (["--from", "2016", "--to", "2024", "--strength", "2"], "--strength"),
     ],

@@ -33,6 +33,7 @@ from typicality.applications.translate.pictures import (
 )
 from typicality.applications.translate.scoring import rival_labels, score_latents
 from typicality.config import Settings, key_of
+from typicality.dataset import LabelledImages
 from typicality.dataset.split import unit_hash
 from typicality.errors import DatasetError, InterruptedRun, nearest
 from typicality.mining.boxes import best_boxes, box_means
@@ -172,11 +173,7 @@ def translate_pair(
     run: Run, source: str, target: str, options: TranslateOptions, images: int | None = None, fresh: bool = False
 ) -> Translation:
     """Translate one pair of labels in an open run whose lock is held: see `translate`."""
-    for label in (source, target):
-        if label not in run.dataset.labels:
-            raise DatasetError(f"{run.dataset.name} has no label {label!r}; {nearest(label, run.dataset.labels)}")
-    if source == target:
-        raise DatasetError(f"--from and --to are both {source!r}; name two labels")
+    check_pair(run.dataset, source, target)
     chosen = sorted(
         (i for i in run.dataset if source in i.labels and target not in i.labels),
         key=lambda i: (unit_hash(i.group, "translate"), i.image_id),
@@ -201,6 +198,20 @@ def translate_pair(
         found = _finish(run, folder, source, target, options, [i.image_id for i in chosen])
         entry |= {"images": found.table.num_rows, "translated_now": len(pending), "folder": folder.name}
     return found
+
+
+def check_pair(dataset: LabelledImages, source: str, target: str) -> None:
+    """Check that a data set has both labels, and that they are two.
+
+    Raises
+    ------
+    DatasetError
+    """
+    for label in (source, target):
+        if label not in dataset.labels:
+            raise DatasetError(f"{dataset.name} has no label {label!r}; {nearest(label, dataset.labels)}")
+    if source == target:
+        raise DatasetError(f"--from and --to are both {source!r}; name two labels")
 
 
 def safe(label: str) -> str:
