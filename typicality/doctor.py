@@ -61,6 +61,6 @@ def examine(settings: ModelSettings) -> dict[str, Any]:
 def _on_offer(device: torch.device) -> list[tuple[str, torch.dtype]]:
     """The precisions that a device computes in: float32, and half precisions where they are more than emulated."""
     names = {"cpu": ["fp32", "bf16"], "cuda": ["fp32", "fp16"], "mps": ["fp32", "fp16"]}[device.type]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         names.append("bf16")
     return [(name, DTYPES[name]) for name in names]

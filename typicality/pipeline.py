@@ -469,8 +469,9 @@ def _features(run: Run, patches: Sequence[Patch]) -> np.ndarray:
     mine, denoiser, labels = run.settings.mine, run.feature_denoiser, run.dataset.labels
     states = dict(zip(labels, denoiser.encode_prompts(run.prompts.of_all(labels))[1:], strict=True))
     extractor = FeatureExtractor(
-        denoiser, states.__getitem__, mine.noises, mine.timestep, mine.up_block, run.settings.seed
-    )
+        denoiser, states.__getitem__, mine.noises, mine.timestep, mine.up_block, run.settings.seed,
+        min(64, run.batch_size),
+    )  # fmt: skip
     return extractor(patches, run.latents.get, run.progress)
 
 

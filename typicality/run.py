@@ -18,7 +18,7 @@ from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import OutputError, SettingsError
 from typicality.model.checkpoint import Checkpoint, load_checkpoint
 from typicality.model.crossfit import SHARED, folds_of
-from typicality.model.denoiser import Denoiser, choose_device, choose_dtype, has_bfloat16
+from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, has_bfloat16
 from typicality.model.latents import LatentStore
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
@@ -195,8 +195,7 @@ class Run:
         if self.settings.score.batch_size:
             return self.settings.score.batch_size
         cells = (self.latents.size // self.base.factor) ** 2
-        budget = 160 * 256 if self.device.type == "cpu" else 64 * 4096
-        return max(4, budget // cells)
+        return max(1, cells_at_once(self.device, self.dtype) // cells)
 
     def plan(self, draws: int) -> DrawPlan:
         score = self.settings.score

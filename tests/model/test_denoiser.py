@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.conftest import tiny_checkpoint
-from typicality.errors import SettingsError
-from typicality.model.denoiser import Denoiser, choose_device, choose_dtype, prompt_tokens
+from typicality.errors import InputError, SettingsError
+from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, prompt_tokens
 
 CPU = torch.device("cpu")
 PROMPTS = ["an image", "an image of red", "an image of blue"]
@@ -55,6 +57,53 @@ def test_velocity_becomes_noise() -> None:
     v = plain.predict_noise(z, t, states)
     a = plain.alphas_cumprod[t][:, None, None, None]
     torch.testing.assert_close(velocity.predict_noise(z, t, states), a.sqrt() * v + (1 - a).sqrt() * z)
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "dtype", "images"),
+    [(80, torch.bfloat16, 64), (8, torch.bfloat16, 12), (8, torch.float32, 6), (2, torch.bfloat16, 0)],
+)
+def test_batches_follow_from_the_memory_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, gibibytes: int, dtype: torch.dtype, images: int
+) -> None:
+    """3 GiB for the weights, 100 KiB a cell in half precision: 5 GiB of 8 are 52,428 cells or 12 images of 512 px."""
+    properties = SimpleNamespace(total_memory=gibibytes * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert cells_at_once(torch.device("cuda"), dtype) // 4096 == images
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("MPS backend out of memory")],
+)
+def test_exhausted_memory_names_what_to_change(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    denoiser = Denoiser(tiny_checkpoint(), CPU, torch.float32)
+    z, t = inputs()
+    states = denoiser.encode_prompts(PROMPTS)
+
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(denoiser.unet.conv_in, "forward", fail)
+    monkeypatch.setattr(denoiser.vae.encoder, "forward", fail)
+    with pytest.raises(InputError, match=r"out of memory.*score\.batch_size"):
+        denoiser.predict_noise(z, t, states)
+    with pytest.raises(InputError, match=r"score\.batch_size"):
+        denoiser.features(z, z, 100, states[:1].expand(3, -1, -1))
+    with pytest.raises(InputError, match=r"model\.size"):
+        denoiser.encode_images(torch.zeros(1, 3, 32, 32))
+
+
+def test_other_errors_are_not_about_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = Denoiser(tiny_checkpoint(), CPU, torch.float32)
+    z, t = inputs()
+    with pytest.raises(RuntimeError, match="shape"):
+        denoiser.predict_noise(z, t, torch.zeros(1, 64, 3))
+
+
+def test_emulated_bfloat16_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert choose_dtype("auto", torch.device("cuda")) == torch.float16
 
 
 def test_bfloat16_agrees_with_float32() -> None:

@@ -14,7 +14,7 @@ import torch
 from tests.conftest import tiny_checkpoint
 from typicality.config import DatasetSettings, FinetuneSettings, ModelSettings, ScoreSettings
 from typicality.dataset import LabelledImages, load_dataset, prepare
-from typicality.errors import SettingsError
+from typicality.errors import InputError, SettingsError
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import Finetuner, TrainingSet, default_steps, divided, parts_of, validation_interval
@@ -174,6 +174,33 @@ def test_a_loss_that_is_no_number_names_the_rate(data: tuple[TrainingSet, Latent
         tuner.checkpoint.unet.conv_in.weight.fill_(math.nan)
     with pytest.raises(SettingsError, match=r"finetune\.rate"):
         tuner.train_step(0.5)
+
+
+def test_training_without_enough_memory_names_the_setting(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner = trainer(data, tmp_path, micro_batch=2)
+    sizes: list[int] = []
+    forward = tuner.checkpoint.unet.conv_in.forward
+
+    def small(z: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(z))
+        return forward(z)
+
+    monkeypatch.setattr(tuner.checkpoint.unet.conv_in, "forward", small)
+    tuner.run()
+    assert max(sizes) == 2  # validation, too
+
+    def fail(z: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tuner.checkpoint.unet.conv_in, "forward", fail)
+    with pytest.raises(InputError, match=r"finetune\.micro_batch"):
+        tuner.validate()
+    again = trainer(data, tmp_path / "again")
+    monkeypatch.setattr(again.checkpoint.unet.conv_in, "forward", fail)
+    with pytest.raises(InputError, match=r"finetune\.micro_batch"):
+        again.run()
 
 
 def test_a_resumed_optimizer_is_where_its_weights_are(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:

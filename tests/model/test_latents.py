@@ -54,6 +54,27 @@ def test_two_processes_encode_disjoint_parts_of_the_same_latents(
         assert shared.view(image.image_id) == whole.view(image.image_id)
 
 
+def test_large_images_are_encoded_a_few_at_a_time(
+    denoiser: Denoiser, dataset: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 x 32 and 32 x 48 (cropped to multiples of 16) with room for 3,200 pixels: batches of 3 and of 2 at most."""
+    sizes: list[tuple[int, ...]] = []
+    encode_images = Denoiser.encode_images
+
+    def spy(self: Denoiser, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(images.shape))
+        return encode_images(self, images)
+
+    monkeypatch.setattr(Denoiser, "encode_images", spy)
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 3200)
+    store = LatentStore(tmp_path, 32, 16, 2.0)
+    assert store.encode(dataset, denoiser) == len(dataset)
+    assert sum(n for n, *_ in sizes) == len(dataset)
+    assert max(n * height * width for n, _, height, width in sizes) <= 3200
+    assert max(n for n, *_ in sizes) == 3
+    assert len({(height, width) for _, _, height, width in sizes}) == 2
+
+
 def test_few_shards_are_open_at_a_time(
     denoiser: Denoiser, dataset: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,8 @@ chosen precision, so that differences of predictions are taken in float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -15,10 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from typicality.config import Device, Dtype
-from typicality.errors import SettingsError
+from typicality.errors import InputError, SettingsError
 from typicality.model.checkpoint import Checkpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+CPU_CELLS = 160 * 256  # latent cells in one UNet call on a CPU, all its evaluations together
+GPU_CELLS = 64 * 4096  # the most elsewhere
+WEIGHT_BYTES = 3 * 2**30  # of Stable Diffusion and what else lies on the device
+CELL_BYTES = 100 * 2**10  # that a cell of Stable Diffusion takes in half precision: an estimate, not measured
 FEW_CELLS = 1024  # below this many latent cells, plain attention trains faster than the fused kernel on a CPU
 
 
@@ -41,7 +47,7 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
             raise SettingsError("--dtype fp16 is not supported on a CPU; use bf16, fp32 or auto")
         return DTYPES[dtype]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
         return torch.float16
     return torch.bfloat16 if has_bfloat16() else torch.float32
@@ -50,6 +56,38 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; others emulate it, twenty times slower than float32."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def cells_at_once(device: torch.device, dtype: torch.dtype) -> int:
+    """Return how many latent cells one UNet call may hold, all its evaluations together: fewer on a small GPU.
+
+    It follows from the device's whole memory and not from what is free, so that the same machine has the same batches.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    elif device.type == "mps":
+        memory = torch.mps.recommended_max_memory()
+    else:
+        return CPU_CELLS
+    fit = (memory - WEIGHT_BYTES) // (CELL_BYTES * dtype.itemsize // 2)
+    return int(max(0, min(GPU_CELLS, fit)))
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """Turn exhausted memory, whatever the device, into one message with a remedy.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error).splitlines()[0] if str(error) else ""
+        if not isinstance(error, torch.OutOfMemoryError) and not any(m in message.lower() for m in OUT_OF_MEMORY):
+            raise
+        raise InputError(f"the memory of the device does not suffice ({message}); {remedy}") from error
 
 
 def use_small_attention(unet: UNet2DConditionModel, device: torch.device) -> None:
@@ -95,6 +133,7 @@ class Denoiser:
             return x.pin_memory().to(self.device, non_blocking=True)
         return x.to(self.device)
 
+    @enough_memory("make the images smaller (model.size), or use --device cpu")
     @torch.inference_mode()
     def encode_images(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
         """Return scaled posterior means, never samples, float32 on the CPU. `images` lie in [-1, 1]."""
@@ -116,6 +155,7 @@ class Denoiser:
         tokens = prompt_tokens(self.checkpoint.tokenizer, prompts).to(self.device)
         return self.text_encoder(tokens).last_hidden_state.float()
 
+    @enough_memory("set score.batch_size to less, 4 for instance, or make the images smaller (model.size)")
     @torch.inference_mode()
     def predict_noise(
         self,
@@ -149,6 +189,7 @@ class Denoiser:
             prediction = a.sqrt() * prediction + (1 - a).sqrt() * z
         return prediction
 
+    @enough_memory("set score.batch_size to less, 4 for instance, or make the images smaller (model.size)")
     @torch.inference_mode()
     def features(
         self,

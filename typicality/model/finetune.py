@@ -41,7 +41,7 @@ from typicality.dataset import LabelledImages
 from typicality.errors import SettingsError
 from typicality.model.average import Average
 from typicality.model.checkpoint import Checkpoint, save_adapter, save_checkpoint
-from typicality.model.denoiser import predict, prompt_tokens, use_small_attention
+from typicality.model.denoiser import enough_memory, predict, prompt_tokens, use_small_attention
 from typicality.model.latents import LatentStore
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
@@ -330,14 +330,15 @@ class Finetuner:
         total = len(self.abar)
         states = self._states() if self.frozen_states is None else self.frozen_states
         position = {label: i + 1 for i, label in enumerate(self.data.labels)}
+        size = self.settings.micro_batch or 32
         values = []
         shapes: dict[tuple[int, int], list[str]] = {}
         for image_id in ids:
             view = self.latents.view(image_id)
             shapes.setdefault((view.height, view.width), []).append(image_id)
         for group in shapes.values():
-            for start in range(0, len(group), 32):
-                part = group[start : start + 32]
+            for start in range(0, len(group), size):
+                part = group[start : start + size]
                 z = self.latents.stack(part).to(self.device)
                 own = torch.tensor([position[self.data.labels_of[i][0]] for i in part], device=self.device)
                 total_of = torch.zeros(len(part))
@@ -370,7 +371,8 @@ class Finetuner:
         for name, ids in (("held_out_typicality", self.data.validation), ("train_typicality", self.data.training)):
             if ids:
                 chosen = rng.permutation(len(ids))[: self.settings.validation_images].tolist()
-                values = self.typicality_of([ids[i] for i in chosen])
+                with enough_memory("set finetune.micro_batch to less, 1 for instance"):
+                    values = self.typicality_of([ids[i] for i in chosen])
                 entry[name] = float(values.mean())
                 if ids is self.data.validation:
                     self.validation_values = values.tolist()
@@ -394,7 +396,8 @@ class Finetuner:
         while not finished:
             elapsed = time.monotonic() - began
             share = elapsed / limit if limit else self.step / self.steps
-            loss = self.train_step(share)
+            with enough_memory("set finetune.micro_batch to less than finetune.batch_size, 1 for instance"):
+                loss = self.train_step(share)
             self.losses = [*self.losses[-99:], loss]
             self.seconds = time.monotonic() - began
             if limit:  # the number of steps follows from the time one takes

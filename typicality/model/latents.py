@@ -30,6 +30,8 @@ from typicality.records import LabelledImage, ModelView
 from typicality.store import write_arrays, write_table
 
 SHARD_IMAGES = 512
+PIXELS_AT_ONCE = 64 * 128 * 128
+"""Pixels in one call of the autoencoder: 64 images of up to 128 px, 4 of 512 px."""
 OPEN_SHARDS = 16
 """Shards that are mapped into memory at once; opening one takes far less than one UNet evaluation."""
 VIEW_FIELDS = ("width", "height", "scale_x", "scale_y", "left", "top")
@@ -105,6 +107,8 @@ class LatentStore:
     ) -> int:
         """Encode what is missing, shard by shard, reading ahead while the autoencoder works.
 
+        `batch` is the most images at once; large ones go in fewer (`PIXELS_AT_ONCE`).
+
         Which images share a batch depends on the data set alone, not on what is missing nor on the number of
         processes, so that a latent does not change in its last bit either (images added later make batches of their
         own). Returns the number of images that all processes together had to encode; they wait for one another.
@@ -112,16 +116,21 @@ class LatentStore:
         by_shape: dict[tuple[int, int], list[LabelledImage]] = defaultdict(list)
         for image in dataset:
             by_shape[self.shape_of(image)].append(image)
-        size = max(batch, min(SHARD_IMAGES, -(-len(dataset) // processes.count)) // batch * batch)
-        shards = [images[start : start + size] for images in by_shape.values() for start in range(0, len(images), size)]
+        share = min(SHARD_IMAGES, -(-len(dataset) // processes.count))
         # shards hold whole batches, so what an interrupted run has left are whole batches too
-        missing = [left for shard in shards if (left := [image for image in shard if image.image_id not in self])]
+        missing = []
+        for (height, width), images in by_shape.items():
+            at_once = max(1, min(batch, PIXELS_AT_ONCE // (height * width)))
+            size = max(at_once, share // at_once * at_once)
+            for start in range(0, len(images), size):
+                if left := [image for image in images[start : start + size] if image.image_id not in self]:
+                    missing.append((at_once, left))
         processes.wait()  # now all have seen the same state, and may write
         own = processes.share(missing)
-        progress.start("encode mirror images" if self.mirror else "encode images", sum(map(len, own)))
-        for images in own:
+        progress.start("encode mirror images" if self.mirror else "encode images", sum(len(left) for _, left in own))
+        for at_once, images in own:
             views, latents = [], []
-            for part in self._prepared(dataset, images, batch):
+            for part in self._prepared(dataset, images, at_once):
                 pixels = torch.from_numpy(np.stack([p for p, _ in part]))
                 if self.mirror:
                     pixels = pixels.flip(-1)
@@ -132,7 +141,7 @@ class LatentStore:
         progress.finish()
         processes.wait()
         self.reload()
-        return sum(map(len, missing))
+        return sum(len(left) for _, left in missing)
 
     def _prepared(
         self, dataset: LabelledImages, images: Sequence[LabelledImage], batch: int
