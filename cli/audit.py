@@ -10,7 +10,7 @@ import typer
 from .console import print_json, print_text, say
 from .evaluation import Write
 from .mining import dry_run
-from .options import WORK, Common, Data, DatasetArgument, Scoring, Training, with_options
+from .options import WORK, Common, Data, DatasetArgument, Scoring, Training, given, with_options
 
 SHOWN = 25
 
@@ -38,19 +38,37 @@ def audit(
     label_draws: Annotated[
         int, typer.Option("--label-draws", help="Draws for labels that are not ruled out.", rich_help_panel=WORK)
     ] = 16,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            "--masks", metavar="COLUMN", help="Column with paths of masks: is what is typical outside of them?"
+        ),
+    ] = None,
+    boxes: Annotated[
+        str | None, typer.Option("--boxes", metavar="FILE", help="The same of boxes: COCO file, or column(s).")
+    ] = None,
     write: Write = None,
 ) -> None:
     """Look for wrong labels, confusable labels, shortcuts and near-duplicate images."""
     from typicality.applications.audit.auditing import audit as examine
+    from typicality.applications.audit.auditing import plan_of, with_folds
     from typicality.applications.audit.gates import parse_conditions
+    from typicality.dataset import load_dataset
+    from typicality.run import default_folder
     from typicality.store import write_text
 
     if fail_on:
         parse_conditions(fail_on)
-    settings = common.settings(dataset, data.layer(), training.layer(), scoring.layer())
+    if boxes is not None and Path(boxes).is_file():
+        boxes = str(Path(boxes).resolve())  # it is kept in run.json, for commands from anywhere
+    truth = {"dataset": given(masks=masks, boxes=boxes)}
+    settings = common.settings(dataset, data.layer(), truth, training.layer(), scoring.layer())
     folder = common.folder(dataset)
     if common.dry_run:
-        return dry_run(settings, folder, common)
+        images = load_dataset(settings.dataset)
+        folder = folder or default_folder(images)
+        settings = with_folds(settings, folder)
+        return dry_run(settings, folder, common, plan_of(settings, images, label_draws, images_only))
     result = examine(
         settings, folder, draws=label_draws, images_only=images_only, fail_on=fail_on, baseline=baseline,
         fresh=common.fresh, progress=common.progress,
@@ -67,6 +85,7 @@ def audit(
             more = f", {len(new) - SHOWN} more" if len(new) > SHOWN else ""
             known = f", {len(result.findings) - len(new)} known" if len(new) < len(result.findings) else ""
             say(f"{len(new)} findings{more}{known}")
+            say(f"report: {result.report}")
         print_text(str(result.folder / "findings.json"))
     for breach in result.breaches:
         say(breach)

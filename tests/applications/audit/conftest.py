@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from typicality.applications.audit.elements import Element, elements_of
 from typicality.applications.audit.images import ImageFacts, examine
 from typicality.config import resolve
 from typicality.dataset import LabelledImages, load_dataset
+from typicality.mining.boxes import box_means
+from typicality.mining.clusters import cluster_elements
+from typicality.mining.patches import PatchSelection, top_patches
+from typicality.mining.tables import elements_table, in_table_order
+from typicality.records import ModelView, ScoreMap
 
 SIDE = 64
 Change = Callable[[np.ndarray, str, int, np.random.Generator], np.ndarray]
@@ -62,3 +68,44 @@ def facts_of(tmp_path: Path) -> Callable[..., ImageFacts]:
         return examine(dataset, list(dataset))
 
     return make
+
+
+CELL, PATCH = 4, 4
+"""Pixels of a cell, and cells of a patch."""
+
+
+def colours(pixels: np.ndarray) -> np.ndarray:
+    """(...) number of the colour of each pixel (..., 3): six levels a channel."""
+    return (pixels // 43).astype(np.int64) @ np.array([36, 6, 1])
+
+
+def colour_maps(facts: ImageFacts) -> list[ScoreMap]:
+    """Maps of every image under its label from a model that knows one thing: in how many images a colour occurs.
+
+    The typicality of a pixel is the log odds that an image with its colour carries the label.
+    """
+    found = colours(facts.thumbnails)
+    present = np.stack([np.bincount(image.ravel(), minlength=216) > 0 for image in found])
+    maps = []
+    for i, image in enumerate(facts.images):
+        own = facts.carries(image.labels[0])
+        odds = (present[own].sum(0) + 1) / (present[~own].sum(0) * own.sum() / (~own).sum() + 1)
+        cells = np.log(odds)[found[i]].reshape(SIDE // CELL, CELL, SIDE // CELL, CELL).mean((1, 3)).astype(np.float32)
+        squares = {PATCH: (box_means(cells[None], PATCH)[0] ** 2 + 1e-4).astype(np.float32)}
+        view = ModelView(SIDE, SIDE, 1.0, 1.0, 0.0, 0.0)
+        maps.append(ScoreMap(image.image_id, image.labels[0], view, 4, cells, squares, cells, cells))
+    return maps
+
+
+def mined(facts: ImageFacts) -> tuple[list[Element], list[ScoreMap]]:
+    """Elements as `mine` makes them, but from `colour_maps` and by the colours of each patch; and the maps."""
+    maps = colour_maps(facts)
+    patches = in_table_order(top_patches(maps, PatchSelection(PATCH, CELL, per_image=2), lambda _: (SIDE, SIDE)))
+    row_of = {image.image_id: i for i, image in enumerate(facts.images)}
+    features = np.zeros((len(patches), 216), dtype=np.float32)
+    for features_of, patch in zip(features, patches, strict=True):
+        x0, y0, x1, y1 = patch.box
+        part = colours(facts.thumbnails[row_of[patch.image_id], y0:y1, x0:x1])
+        features_of[:] = np.sqrt(np.bincount(part.ravel(), minlength=216) / part.size)
+    clustering = cluster_elements(patches, features, str, clusters=3, min_images=3)
+    return elements_of(facts, elements_table(patches, clustering, str)), maps

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import typicality
+from tests.applications.audit.conftest import load, write_images
 from typicality.api import settings_for
 from typicality.applications.audit.labels import label_scores
 from typicality.cli.app import run as command
+from typicality.dataset.split import fold_of
 from typicality.run import open_run, resolve_settings
 
 QUICK = {
@@ -81,12 +84,98 @@ def test_wrong_input_ends_with_code_2(tiny_folder: Path, tmp_path: Path, capsys)
     assert not (tmp_path / "run").exists()
 
 
+def copies(folder: Path, numbers: range) -> Path:
+    """Add the pictures of these numbers of the label a once more, other bytes under the same label."""
+    for i in numbers:
+        picture = Image.open(folder / "a" / f"{i}.png")
+        picture.save(folder / "a" / f"again-{i}.jpg", quality=98, subsampling=0)
+    return folder
+
+
+@pytest.mark.parametrize("folds", [None, 2, 1])
+def test_near_duplicates_across_folds_or_the_split(folds: int | None, tmp_path: Path):
+    """A copy and its picture are groups of their own, so that hashes put some pairs on two sides: of the two folds that
+    an audit has by default, and with one fold of the split that fine-tuning makes.
+    """
+    folder = copies(write_images(tmp_path / "images", labels=("a", "b")), range(20))
+    options = {} if folds is None else {"finetune": {"folds": folds}}
+    result = typicality.audit(folder, "folder", out=tmp_path / "run", images_only=True, **options)
+    dataset = load(folder)
+    held_out = {i.image_id for i in dataset.held_out()[1]}
+    side = {i.file_name: i.image_id in held_out if folds == 1 else fold_of(i.group, 2) for i in dataset}
+    crossing = sum(side[f"a/{i}.png"] != side[f"a/again-{i}.jpg"] for i in range(20))
+    assert crossing >= 3
+    found = [f for f in result.findings if f.kind == "near_duplicates"]
+    assert [(f.title, f.details["pairs"]) for f in found] == [
+        ("near-duplicate images lie on both sides of the split", crossing)
+    ]
+    assert result.document["measures"]["near_duplicates"] == pytest.approx(2 * crossing / len(dataset), abs=1e-6)
+
+
+def test_a_baseline_hides_known_images_and_no_others(tmp_path: Path, capsys):
+    """Twelve copies are in the baseline; twelve more are new: only their images count, and they are shown first."""
+    folder = copies(write_images(tmp_path / "images", labels=("a", "b")), range(12))
+    out, baseline = tmp_path / "run", tmp_path / "baseline.json"
+    arguments = ["audit", str(folder), "--label", "folder", "--out", str(out), "--images-only", "--quiet"]
+    gates = ["--fail-on", "near_duplicates>0,duplicates:low", "--baseline", str(baseline)]
+    assert command(arguments) == 0
+    document = json.loads((out / "findings.json").read_text())
+    baseline.write_text(json.dumps(document))
+    before = {i for f in document["findings"] for i in f["concerns"]}
+    assert command([*arguments, *gates]) == 0
+    document = json.loads((out / "findings.json").read_text())
+    assert document["known"] == len(document["findings"]) > 0
+    assert (sum(document["counts"].values()), document["measures"]["findings"]) == (0, 0)
+    assert "Nothing is new" in (out / "index.html").read_text()
+
+    copies(folder, range(12, 24))
+    assert command([*arguments, *gates]) == 1
+    document = json.loads((out / "findings.json").read_text())
+    split = next(f for f in document["findings"] if "split" in f["title"])
+    new = set(split["concerns"]) - before
+    assert split["new"]
+    assert document["measures"]["near_duplicates"] == pytest.approx(len(new) / (80 + 24), abs=1e-6)
+    assert set(split["image_ids"][: len(new)]) == new
+    capsys.readouterr()
+
+
+def test_a_dry_run_plans_the_folds_and_writes_nothing(tiny_folder: Path, tmp_path: Path, capsys, monkeypatch):
+    """Two folds unless told otherwise; without the model there is no fine-tuning. A file of boxes is named in full."""
+    monkeypatch.chdir(tmp_path)
+    content = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": [{"image_id": 1, "bbox": [1, 1, 5, 5]}]}
+    Path("boxes.json").write_text(json.dumps(content))
+    arguments = ["audit", str(tiny_folder), "--label", "folder", "--dry-run", "--json", "--boxes", "boxes.json"]
+    assert command(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["settings"]["finetune"]["folds"] == 2
+    assert document["settings"]["dataset"]["boxes"] == str(tmp_path / "boxes.json")
+    assert document["plan"]["fine-tuning"].startswith("2 folds")
+    assert document["plan"]["UNet evaluations for labels"].startswith(f"{32 * 3 * 4} to {32 * 3 * 16}")
+    assert command([*arguments, "--images-only"]) == 0
+    assert "not used" in json.loads(capsys.readouterr().out)["plan"]["model"]
+    assert [p.name for p in tmp_path.iterdir()] == ["boxes.json"]
+
+
+def test_a_look_at_the_images_changes_nothing_else_of_a_run(tiny_folder: Path, result, capsys):
+    """run.json keeps the settings of the model that is there; the report of the run shows the findings."""
+    record = json.loads((result.folder / "run.json").read_text())
+    kept = (result.folder / "findings.json").read_text()
+    arguments = ["audit", str(tiny_folder), "--label", "folder", "--out", str(result.folder), "--images-only", "-q"]
+    assert command(arguments) == 0
+    after = json.loads((result.folder / "run.json").read_text())
+    assert {name: after[name] for name in ("settings", "seed")} == {name: record[name] for name in ("settings", "seed")}
+    assert 'id="elements"' in (result.folder / "index.html").read_text(), "the report of the run, and not a page alone"
+    (result.folder / "findings.json").write_text(kept)
+    capsys.readouterr()
+
+
 def test_without_the_model(tiny_folder: Path, tmp_path: Path, capsys):
     """No model is named and none is loaded; findings are written, and label measures cannot be asked for."""
     arguments = ["audit", str(tiny_folder), "--label", "folder", "--out", str(tmp_path / "run"), "--images-only"]
     assert command([*arguments, "--quiet"]) == 0
     document = json.loads((tmp_path / "run" / "findings.json").read_text())
     assert document["label_matrix"] is None
+    assert "What to check in" in (tmp_path / "run" / "index.html").read_text()
     assert not (tmp_path / "run" / "model").exists()
     assert command([*arguments, "--quiet", "--fail-on", "label_errors>2%"]) == 2
     capsys.readouterr()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.applications.audit.conftest import load, marker, unchanged, write_images
+from tests.applications.audit.conftest import load, marker, mined, unchanged, write_images
 from typicality.applications.audit.duplicates import duplicate_findings, near_duplicates
 from typicality.applications.audit.elements import (
     column_findings,
@@ -20,7 +23,9 @@ from typicality.applications.audit.elements import (
 from typicality.applications.audit.findings import in_order
 from typicality.applications.audit.giveaways import giveaway_findings, permute_by_group
 from typicality.applications.audit.images import detail_vector, examine, stroke_density
+from typicality.applications.audit.maps import map_findings, shares_of, truth_of
 from typicality.applications.audit.places import association, mark_findings, text_findings
+from typicality.records import LabelledImage, ModelView, ScoreMap
 
 LABELS = ("a", "b", "c")
 
@@ -59,6 +64,24 @@ def test_images_without_a_defect_have_no_grave_finding(facts_of):
     """The labels of these images are random: nothing can be of high or medium severity."""
     found = all_model_free(facts_of())
     assert [f.title for f in found if f.severity != "low"] == []
+
+
+def test_two_marks_in_one_corner_are_two_findings(facts_of):
+    """12 images of b carry the cross at the top right, 12 others of b a blue square near the same place."""
+
+    def two(pixels, label, i, rng):
+        if label == "b" and 5 <= i % 10 < 8:
+            pixels = pixels.copy()
+            pixels[6:16, 46:56] = (20, 20, 230)
+            pixels[9:12, 48:54] = (240, 230, 20)
+            return pixels
+        return planted(pixels, label, i, rng)
+
+    found = [f for f in in_order(mark_findings(facts_of(two), LABELS)) if f.labels == ("b",)]
+    assert [len(f.concerns) for f in found] == [12, 12]
+    assert all("top right" in f.title for f in found)
+    assert set(found[0].concerns).isdisjoint(found[1].concerns)
+    assert found[0].id != found[1].id
 
 
 def test_a_mark_in_all_labels_is_no_grave_finding(facts_of):
@@ -104,8 +127,9 @@ def clusters_of_markers(facts):
 
 
 def test_a_mark_that_moves_is_found_among_the_elements(facts_of):
+    """Elements are mined, by maps of which colours go with a label: nothing there knows of the cross or its place."""
     facts = facts_of(planted_anywhere)
-    found = in_order(object_findings(facts, clusters_of_markers(facts)))
+    found = in_order(object_findings(facts, mined(facts)[0]))
     assert (found[0].kind, found[0].severity, found[0].labels) == ("repeated_object", "high", ("b",))
     for shown in found[0].evidence:
         row = [i.image_id for i in facts.images].index(shown.image_id)
@@ -119,6 +143,50 @@ def test_a_mark_that_stays_is_a_finding_of_the_same_place(facts_of):
     facts = facts_of(planted)
     found = in_order(object_findings(facts, clusters_of_markers(facts)))
     assert (found[0].kind, found[0].severity) == ("same_place", "high")
+
+
+def test_elements_and_maps_of_images_without_a_defect_have_no_grave_finding(tmp_path):
+    """Labels are random, and so is a column: what is mined all the same is no defect."""
+    dataset = load(write_images(tmp_path / "images"))
+    rng = np.random.default_rng(3)
+    images = tuple(replace(i, metadata={**i.metadata, "camera": str(rng.integers(0, 4))}) for i in dataset)
+    facts = examine(dataset, images)
+    elements, maps = mined(facts)
+    assert {e.label for e in elements} == set(LABELS)
+    by_id = {image.image_id: image for image in images}
+    found = [
+        *object_findings(facts, elements), *place_findings(facts, elements),
+        *column_findings(facts, elements, ["camera"], "folder"),
+        *map_findings(shares_of(maps, dataset, by_id), by_id, LABELS),
+    ]  # fmt: skip
+    assert [f.title for f in found if f.severity != "low"] == []
+
+
+def test_the_name_of_an_element_is_not_its_members(facts_of):
+    """Fine-tuned anew, the same place is found in other images: the id stays."""
+    facts = facts_of()
+    rows = np.flatnonzero(facts.carries("a"))
+    boxes = [(20, 20, 36, 36)] * len(rows)
+    ids = {
+        f.id
+        for part in (slice(0, 20), slice(10, 40))
+        for f in place_findings(
+            facts, elements_of(facts, table_of(facts, {"a": list(zip(rows, boxes, strict=True))[part]}))
+        )
+    }
+    assert len(ids) == 1
+
+
+def test_boxes_of_another_label_are_not_the_label_s_own():
+    """An image of a and b with a box of each: a map of a is compared with a's box, the left half of the picture."""
+    image = LabelledImage("i", "i.png", ("a", "b"), "i", 8, 8, None, boxes=((0, 0, 4, 8), (4, 0, 8, 8)))
+    dataset = SimpleNamespace(mask=lambda image: None)
+    values = np.ones((2, 2), dtype=np.float32)
+    of_a = ScoreMap("i", "a", ModelView(8, 8, 1.0, 1.0, 0.0, 0.0), 2, values, {}, values, values)
+    named = replace(image, box_labels=("a", "b"))
+    assert truth_of(named, of_a, dataset, named=True).tolist() == [[1, 0], [1, 0]]
+    assert truth_of(image, of_a, dataset) is None, "nothing says of which label the boxes are"
+    assert truth_of(replace(image, labels=("a",)), of_a, dataset).tolist() == [[1, 1], [1, 1]]
 
 
 def test_elements_that_show_no_pasted_thing_are_left_alone(facts_of):
@@ -205,7 +273,7 @@ def test_near_duplicates_survive_exposure_and_size(tmp_path):
     found = near_duplicates(facts)
     names = {tuple(sorted(facts.images[i].file_name for i in pair)) for pair in found.pairs}
     assert names == {(f"s1-{i}.png", f"s2-{i}.png") for i in range(10)}
-    findings, _ = duplicate_findings(facts, found, ["series"], frozenset(), False)
+    findings, _ = duplicate_findings(facts, found, ["series"], {}, False)
     assert [f.title for f in findings] == ["series of series share near-duplicate images"]
     assert findings[0].score == pytest.approx(20 / 60)
     assert findings[0].details["pairs"] == 10
@@ -219,7 +287,7 @@ def test_the_same_picture_under_two_labels(tmp_path):
         picture.save(tmp_path / "x" / "b" / f"again-{i}.jpg", quality=98, subsampling=0)
     dataset = load(tmp_path / "x")
     facts = examine(dataset, list(dataset))
-    findings, share = duplicate_findings(facts, near_duplicates(facts), [], frozenset(), False)
+    findings, share = duplicate_findings(facts, near_duplicates(facts), [], {}, False)
     assert [f.title for f in findings] == ["the same picture carries different labels"]
     assert share == pytest.approx(10 / 45)
     assert findings[0].severity == "high"

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from typicality.applications.audit import auditing
 from typicality.applications.audit.auditing import label_findings, label_matrix
 from typicality.applications.audit.findings import (
+    NO_BASELINE,
+    Baseline,
     Evidence,
     Finding,
     Severity,
@@ -91,7 +97,7 @@ def test_random_labels_give_no_label_errors():
         errors = label_error_score(scores)
         assert not errors.reported.any()
         images = {i: image_of(i) for i in scores.image_ids}
-        findings, measures = label_findings(scores, errors, images)
+        findings, measures, _ = label_findings(scores, errors, images)
         assert all(f.severity != "high" for f in findings)
         assert measures["label_errors"] == 0
         assert measures["confusable_labels"] <= 1
@@ -206,7 +212,15 @@ def test_findings_are_sorted_by_severity_then_score():
 def test_ids_do_not_depend_on_scores():
     assert finding(score=0.2, severity="low").id == finding(score=0.9).id
     assert finding(identity="y").id != finding().id
-    assert len(in_order([finding(), finding(score=0.5)])) == 1
+
+
+def test_two_things_of_one_name_are_two_findings():
+    """They get ids of their own, the better one that of the name; sorting again changes nothing."""
+    both = in_order([finding(score=0.5), finding(), finding(identity="y")])
+    assert [f.score for f in both if f.identity == "x"] == [1.0, 0.5]
+    assert len({f.id for f in both}) == 3
+    assert finding().id in {f.id for f in both}
+    assert [f.id for f in in_order(both)] == [f.id for f in both]
 
 
 def test_severity_needs_effect_and_significance():
@@ -225,9 +239,91 @@ def test_a_baseline_hides_what_is_known(tmp_path):
     assert breaches(parse_conditions("shortcut:high"), marked[:1], {}) == []
     assert len(breaches(parse_conditions("shortcut:high"), marked, {})) == 1
     assert json.loads((tmp_path / "findings.json").read_text())["findings"][0]["evidence"][0]["box"] == [0, 0, 4, 4]
+    assert pq.read_table(tmp_path / "findings.parquet")["new"].to_pylist() == [True]
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(InputError, match=r"no findings\.json"):
         read_baseline(tmp_path / "other.json")
+
+
+def test_what_grew_is_new(tmp_path):
+    """Graver, one more image with a wrong label, a third more images with a mark; a fifth more is the threshold's."""
+
+    def concerning(kind: str, n: int, severity: Severity = "low") -> Finding:
+        return replace(finding(kind, severity), concerns=tuple(map(str, range(n))))
+
+    earlier = [concerning("label_error", 8), concerning("same_place", 8), concerning("near_duplicates", 8)]
+    write_findings(tmp_path, {"findings": [f.as_dict() for f in earlier]})
+    known = read_baseline(tmp_path / "findings.json")
+    now = [
+        (concerning("label_error", 8), False), (concerning("label_error", 6), False),
+        (concerning("label_error", 9), True), (concerning("near_duplicates", 9), True),
+        (concerning("same_place", 10), False), (concerning("same_place", 12), True),
+        (concerning("label_error", 8, "medium"), True), (concerning("borders", 0), True),
+    ]  # fmt: skip
+    assert [f.new for f in against_baseline([f for f, _ in now], known)] == [new for _, new in now]
+
+
+def baseline_of(findings, pairs=()) -> Baseline:
+    return Baseline(
+        {f.id: f.severity for f in findings}, {f.id: frozenset(f.concerns) for f in findings},
+        frozenset(frozenset(pair.labels) for pair in pairs),
+    )  # fmt: skip
+
+
+def test_measures_of_labels_are_of_what_is_new():
+    """Against its own findings every measure is 0; without half of the suspects in the baseline it is the other half.
+
+    Those that are new are shown first. d is at chance, and the pair a, b cannot be told apart.
+    """
+    scores, _ = simulated(effect=1.0, flips=0.1)
+    units = scores.units.copy()
+    units[:, 3] = np.random.default_rng(2).normal(-1, 0.5, units[:, 3].shape)
+    units[:, 1] = units[:, 0] + np.random.default_rng(1).normal(0, 0.3, units[:, 0].shape)
+    scores = replace(scores, units=units)
+    errors, images = label_error_score(scores), {i: image_of(i) for i in scores.image_ids}
+    found, measures, pairs = label_findings(scores, errors, images)
+    assert min(measures.values()) > 0
+    assert not any(f.new for f in against_baseline(found, baseline_of(found, pairs)))
+    assert set(label_findings(scores, errors, images, baseline_of(found, pairs))[1].values()) == {0}
+
+    wrong = next(f for f in found if f.kind == "label_error")
+    kept = wrong.concerns[: len(wrong.concerns) // 2]
+    part = baseline_of([replace(f, concerns=kept if f is wrong else f.concerns) for f in found], pairs)
+    again, fewer, _ = label_findings(scores, errors, images, part)
+    assert fewer["label_errors"] == pytest.approx((len(wrong.concerns) - len(kept)) / N)
+    new = [f for f in against_baseline(again, part) if f.new]
+    assert [f.id for f in new] == [wrong.id]
+    assert new[0].evidence[0].image_id not in kept
+
+
+def test_labels_are_judged_by_images_that_the_model_had_not_seen(tmp_path, monkeypatch):
+    """The model saw the first 200 images and knows their labels by heart, wrong ones too; of the other 100 it says it.
+
+    Shares, matrix and suspects are those of the 100 alone; labels.parquet has all.
+    """
+    scores, _ = simulated(effect=1.0, flips=0.1)
+    units, seen = scores.units.copy(), np.arange(N) < 200
+    units[seen] = -5 + 10 * scores.given[seen][:, :, None]
+    scores = replace(scores, units=units, held_out=~seen)
+    monkeypatch.setattr(auditing, "label_scores", lambda run, draws, progress: scores)
+    monkeypatch.setattr(auditing, "label_probe", lambda run, image_ids: None)
+    dataset = type("Images", (list,), {"labels": LABELS})([image_of(i) for i in scores.image_ids])
+    run = SimpleNamespace(dataset=dataset, directory=SimpleNamespace(path=lambda name: tmp_path / name))
+
+    parts = auditing._Parts([], {}, [])
+    auditing._add_labels(parts, run, 16, NO_BASELINE, auditing.SILENT)
+    suspects = {i for f in parts.findings if f.kind == "label_error" for i in f.concerns}
+    assert suspects
+    assert suspects <= set(scores.image_ids[200:])
+    assert parts.measures["label_errors"] == pytest.approx(len(suspects) / 100)
+    assert parts.matrix == label_matrix(scores.part(~seen))
+    assert "100 of 300 images" in parts.notes[0]
+    assert pq.read_table(tmp_path / "labels.parquet").num_rows == N
+
+    monkeypatch.setattr(auditing, "label_scores", lambda *a, **k: replace(scores, held_out=np.zeros(N, dtype=bool)))
+    nothing = auditing._Parts([], {}, [])
+    auditing._add_labels(nothing, run, 16, NO_BASELINE, auditing.SILENT)
+    assert (nothing.findings, nothing.measures, nothing.matrix) == ([], {}, None)
 
 
 @pytest.mark.parametrize(

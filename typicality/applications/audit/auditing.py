@@ -20,22 +20,27 @@ from typicality.applications.audit.duplicates import duplicate_findings, near_du
 from typicality.applications.audit.elements import column_findings, elements_of, object_findings, place_findings
 from typicality.applications.audit.findings import (
     EVIDENCE,
+    NO_BASELINE,
     REPORTED,
     SCHEMA_VERSION,
+    Baseline,
     Finding,
     against_baseline,
     counts_of,
+    id_of,
     in_order,
     read_baseline,
     severity_of,
     show,
     write_findings,
 )
-from typicality.applications.audit.gates import breaches, parse_conditions
+from typicality.applications.audit.gates import OF_LABELS, Comparison, breaches, parse_conditions
 from typicality.applications.audit.giveaways import giveaway_findings
 from typicality.applications.audit.images import MOST_IMAGES, ImageFacts, examine, sample_of
 from typicality.applications.audit.labels import (
+    FIRST_ROUND,
     SURE,
+    ConfusablePair,
     LabelErrors,
     LabelScores,
     chance_p_values,
@@ -48,12 +53,13 @@ from typicality.applications.audit.maps import map_findings, shares_of
 from typicality.applications.audit.places import mark_findings, text_findings
 from typicality.applications.audit.probe import label_probe
 from typicality.config import Settings, key_of
-from typicality.dataset import load_dataset
-from typicality.errors import OutputError
+from typicality.dataset import LabelledImages, load_dataset
+from typicality.errors import DatasetError, OutputError, SettingsError
 from typicality.mining.significance import adjusted_p_values
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
-from typicality.run import Run, default_folder, open_run, run_record
+from typicality.report.checks import write_checks
+from typicality.run import Run, default_folder, open_run, resolve_settings, run_record
 from typicality.scoring.shards import ScoreReader
 
 FOLDS = 2
@@ -70,12 +76,14 @@ class Audit:
     Attributes
     ----------
     folder : the run directory; it holds findings.json, findings.parquet and labels.parquet
+    report : index.html; of the findings alone where the run has not been mined
     document : the content of findings.json; see `findings`
     findings : the worst first
     breaches : a sentence for every condition of `fail_on` that holds
     """
 
     folder: Path
+    report: Path
     document: dict[str, Any]
     findings: tuple[Finding, ...]
     breaches: tuple[str, ...]
@@ -101,41 +109,57 @@ def audit(
     draws : UNet draws an image and label that is not ruled out earlier; even, at least 4
     images_only : do without the model: files, near-duplicates, marks and text only
     fail_on : conditions, see `gates`
-    baseline : a findings.json; what it has is not new and breaches no condition
+    baseline : a findings.json; what it has is not new, is in no measure and breaches no condition
 
     Raises
     ------
     InputError : with one message that says what to change.
     """
     conditions = parse_conditions(fail_on) if fail_on else []
-    known = read_baseline(baseline) if baseline is not None else frozenset()
+    if images_only and (needed := [c for c in conditions if isinstance(c, Comparison) and c.measure in OF_LABELS]):
+        raise SettingsError(f"--fail-on {needed[0].text!r} needs the model: leave out --images-only")
+    known = read_baseline(baseline) if baseline is not None else NO_BASELINE
     folder = out or default_folder(load_dataset(settings.dataset))
     settings = with_folds(settings, folder)
     if not images_only:
         pipeline.mine(settings, folder, fresh, progress)
+    before = (run_record(str(folder)) if images_only and not fresh else None) or {"stages": {}}
     run = open_run(settings, folder, fresh and images_only, progress)
+    if before["stages"].get("latents"):  # a look at the images is no reason to say something else of the run's model
+        run.directory.record |= {name: before[name] for name in ("settings", "seed", "dataset")}
     with run.directory.lock():
         run.directory.save()
-        found, measures, matrix, notes = _examine(run, draws, images_only, progress)
-        findings = against_baseline(in_order(found), known)
+        parts = _examine(run, draws, images_only, known, progress)
+        findings = against_baseline(in_order(parts.findings), known)
         new = [finding for finding in findings if finding.new]
-        measures |= {"findings": float(len(new)), **{name: float(n) for name, n in counts_of(new).items()}}
+        measures = parts.measures | {"findings": float(len(new))}
+        measures |= {name: float(n) for name, n in counts_of(new).items()}
         document = {
             "schema_version": SCHEMA_VERSION,
             "dataset": {
                 "name": run.dataset.name, "label": run.dataset.label, "n_images": len(run.dataset),
                 "fingerprint": run.dataset.fingerprint,
             },
-            "counts": counts_of(findings),
+            "counts": counts_of(new),
+            "known": len(findings) - len(new),
             "measures": {name: None if v is None else round(v, 6) for name, v in measures.items()},
-            "label_matrix": matrix,
-            "notes": notes,
+            "label_matrix": parts.matrix,
+            "confusable": [list(pair.labels) for pair in parts.confusable],
+            "notes": parts.notes,
             "findings": [finding.as_dict() for finding in findings],
         }  # fmt: skip
         write_findings(folder, document)
-    if not images_only:
-        pipeline.report(settings, folder, progress)
-    return Audit(folder, document, tuple(findings), tuple(breaches(conditions, findings, measures)))
+        mined = run.directory.record["stages"].get("mine", {}).get("state") == "done"
+        if not mined:
+            images = {image.image_id: image for image in run.dataset}
+            report = write_checks(
+                folder, run.dataset.name, run.dataset.label, {i: image.file_name for i, image in images.items()},
+                lambda image_id: run.dataset.open(images[image_id]), settings.report,
+            )  # fmt: skip
+    if mined:
+        of_run = resolve_settings(str(folder)) if images_only else settings
+        report = pipeline.report(of_run, folder, progress).report
+    return Audit(folder, report, document, tuple(findings), tuple(breaches(conditions, findings, measures)))
 
 
 def with_folds(settings: Settings, folder: Path) -> Settings:
@@ -149,49 +173,103 @@ def with_folds(settings: Settings, folder: Path) -> Settings:
     return settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"folds": folds})})
 
 
-def _examine(
-    run: Run, draws: int, images_only: bool, progress: Progress
-) -> tuple[list[Finding], dict[str, float | None], dict[str, Any] | None, list[str]]:
-    """Do all parts: findings, measures, label matrix, notes."""
-    dataset, notes = run.dataset, []
+@dataclass
+class _Parts:
+    """What the parts of an audit add to: findings, measures, notes, and of labels the matrix and confusable pairs."""
+
+    findings: list[Finding]
+    measures: dict[str, float | None]
+    notes: list[str]
+    matrix: dict[str, Any] | None = None
+    confusable: tuple[ConfusablePair, ...] = ()
+
+
+def _examine(run: Run, draws: int, images_only: bool, known: Baseline, progress: Progress) -> _Parts:
+    """Do all parts."""
+    dataset = run.dataset
+    parts = _Parts([], {}, [])
     sample = sample_of(dataset)
     if len(sample) < len(dataset):
-        notes.append(f"{MOST_IMAGES} of {len(dataset)} images were looked at for near-duplicates, marks and giveaways.")
+        parts.notes.append(
+            f"{MOST_IMAGES} of {len(dataset)} images were looked at for near-duplicates, marks and giveaways."
+        )
     with run.directory.stage("audit images", key_of([dataset.fingerprint])) as entry:
         entry["images"] = len(sample)
         facts = examine(dataset, sample, progress)
         grouped = run.settings.dataset.group is not None
         columns = [c for c in dataset.columns if c not in (dataset.label, "file_name", run.settings.dataset.group)]
-        findings, share = duplicate_findings(facts, near_duplicates(facts), columns, run.held_out, grouped)
-        giveaways, effect = giveaway_findings(facts, dataset.labels, run.settings.seed)
-        findings += [*giveaways, *mark_findings(facts, dataset.labels), *text_findings(facts, dataset.labels)]
-    measures: dict[str, float | None] = {"near_duplicates": share, "giveaway": effect}
+        try:
+            sides = sides_of(run)
+        except DatasetError as error:  # a model cannot be trained then, but images can be looked at
+            sides = {}
+            parts.notes.append(f"Near-duplicates were not looked for across folds: {error}.")
+        findings, share = duplicate_findings(facts, near_duplicates(facts), columns, sides, grouped, known)
+        giveaways, effect = giveaway_findings(facts, dataset.labels, run.settings.seed, known)
+        parts.findings += [*findings, *giveaways]
+        parts.findings += [*mark_findings(facts, dataset.labels), *text_findings(facts, dataset.labels)]
+    parts.measures |= {"near_duplicates": share, "giveaway": effect}
     if images_only:
-        notes.append("Labels and visual elements were not examined, since that needs the model (--images-only).")
-        findings += column_findings(facts, [], columns, dataset.label)
-        return findings, measures, None, notes
-    findings += _of_elements(run, facts, columns)
-    if len(dataset.labels) < 2:
-        notes.append("There is one label only, so labels could not be compared.")
-        return findings, measures, None, notes
+        parts.notes.append("Labels and visual elements were not examined, since that needs the model (--images-only).")
+        parts.findings += column_findings(facts, [], columns, dataset.label)
+        return parts
+    parts.findings += _of_elements(run, facts, columns)
+    _add_labels(parts, run, draws, known, progress)
+    return parts
+
+
+def sides_of(run: Run) -> dict[str, int]:
+    """Return the fold of every image; with one model 1 for those that `finetune.held_out` keeps apart, else 0.
+
+    Raises
+    ------
+    DatasetError : too few groups for so many folds.
+    """
+    if run.folds > 1:
+        return {image.image_id: run.fold_of(image.image_id) for image in run.dataset}
+    kept = {image.image_id for image in run.dataset.held_out(run.settings.finetune.held_out)[1]}
+    return {image.image_id: int(image.image_id in kept) for image in run.dataset}
+
+
+def _add_labels(parts: _Parts, run: Run, draws: int, known: Baseline, progress: Progress) -> None:
+    """Score all images under all labels; what is said of labels rests on images that the model had not seen."""
+    if len(run.dataset.labels) < 2:
+        parts.notes.append("There is one label only, so labels could not be compared.")
+        return
     scores = label_scores(run, draws, progress=progress)
     probe = label_probe(run, scores.image_ids)
     errors = label_error_score(scores, probe)
-    names = {image.image_id: image.file_name for image in dataset}
-    write_label_scores(run.directory.path("labels.parquet"), scores, errors, [names[i] for i in scores.image_ids])
-    if not scores.held_out.all():
-        seen = int((~scores.held_out).sum())
-        notes.append(
-            f"{seen} images were judged by a model that was trained on them and may have learnt their wrong labels: "
-            "audit with --folds 2."
+    images = {image.image_id: image for image in run.dataset}
+    names = [images[i].file_name for i in scores.image_ids]
+    write_label_scores(run.directory.path("labels.parquet"), scores, errors, names)
+    kept = scores.held_out
+    if not kept.all():
+        parts.notes.append(
+            f"What is said of labels rests on the {int(kept.sum())} of {len(kept)} images that the model had not seen: "
+            "it may have learnt wrong labels of the others, which labels.parquet ranks all the same. To judge all "
+            "images, audit with --folds 2 and another --out."
         )
-    by_label, more = label_findings(scores, errors, {image.image_id: image for image in dataset})
-    notes.append(
+    if not kept.any():
+        return
+    unseen = scores.part(kept)
+    by_label, measures, parts.confusable = label_findings(unseen, errors.part(kept), images, known)
+    parts.findings += by_label
+    parts.measures |= measures
+    parts.matrix = label_matrix(unseen)
+    parts.notes.append(
         f"Label errors rest on losses at a temperature of {errors.temperature:.3g}, on a classifier on frozen features "
         f"with a weight of {errors.probe_weight:.2g}, and on a share of random labels of {errors.noise_rate:.1%}, all "
         "fitted to the given labels."
     )
-    return findings + by_label, measures | more, label_matrix(scores), notes
+
+
+def plan_of(settings: Settings, dataset: LabelledImages, draws: int, images_only: bool) -> dict[str, Any]:
+    """Return what an audit would do, for `--dry-run`; settings are those of `with_folds`."""
+    if images_only:
+        return {"images": len(dataset), "model": "not used: files, near-duplicates, marks and text only"}
+    evaluations = [len(dataset) * (1 + len(dataset.labels)) * d for d in (min(draws, FIRST_ROUND), draws)]
+    return pipeline.plan_of(settings, dataset) | {
+        "UNet evaluations for labels": f"{evaluations[0]} to {evaluations[1]}, fewer as labels are ruled out"
+    }
 
 
 def _of_elements(run: Run, facts: ImageFacts, columns: Sequence[str]) -> list[Finding]:
@@ -214,37 +292,46 @@ def _of_elements(run: Run, facts: ImageFacts, columns: Sequence[str]) -> list[Fi
 
 
 def label_findings(
-    scores: LabelScores, errors: LabelErrors, images: dict[str, LabelledImage]
-) -> tuple[list[Finding], dict[str, float | None]]:
-    """Wrong labels, confusable pairs and labels at chance as findings, and the measures of `--fail-on`."""
-    findings = _wrong_labels(scores, errors, images)
+    scores: LabelScores, errors: LabelErrors, images: dict[str, LabelledImage], known: Baseline = NO_BASELINE
+) -> tuple[list[Finding], dict[str, float | None], tuple[ConfusablePair, ...]]:
+    """Wrong labels, confusable pairs and labels at chance.
+
+    Returns
+    -------
+    findings, the measures of `--fail-on` without what the baseline knows, and all confusable pairs
+    """
+    findings = _wrong_labels(scores, errors, images, known)
+    suspects = {i for f in findings for i in f.concerns if i not in known.concerned(f.id)}
     p_values = adjusted_p_values(chance_p_values(scores))
-    chance = [label for label, p in zip(scores.labels, p_values, strict=True) if not p <= REPORTED]
+    judged = np.isfinite(p_values)
+    chance = [label for label, p in zip(scores.labels, p_values, strict=True) if p > REPORTED]
+    at_chance = id_of("chance_labels", (), "chance")
     if chance:
-        share = len(chance) / len(scores.labels)
+        share = len(chance) / judged.sum()
         findings.append(
             Finding(
                 kind="chance_labels", severity=severity_of("chance_labels", share, None) if share > 0.25 else "low",
-                title=f"{len(chance)} of {len(scores.labels)} labels cannot be told from chance",
+                title=f"{len(chance)} of {judged.sum()} labels cannot be told from chance",
                 explanation=f"Images of {', '.join(map(repr, chance[:12]))}{' and others' if len(chance) > 12 else ''} "
                 "do not fit their label better than other images do: the label is not in the picture, there are too "
                 "few images, or the model is too small or too little trained to see it.",
                 labels=tuple(chance), score=share, standard_error=None,
-                p_value=None, evidence=(), identity="chance",
+                p_value=None, evidence=(), identity="chance", concerns=tuple(chance),
                 details={"p_values": {c: float(p_values[scores.labels.index(c)]) for c in chance[:50]}},
             )
         )  # fmt: skip
-    pairs = [
+    pairs = tuple(
         pair
         for pair in confusable_pairs(scores)
         if not set(pair.labels) & set(chance) and pair.confusion - SURE * pair.standard_error >= CONFUSABLE
-    ]
+    )
     findings += [_confusable(pair.labels, pair.confusion, pair.standard_error) for pair in pairs[:MOST_PAIRS]]
-    return findings, {
-        "label_errors": float(errors.reported.mean()),
-        "chance_labels": len(chance) / len(scores.labels),
-        "confusable_labels": float(len(pairs)),
+    measures: dict[str, float | None] = {
+        "label_errors": len(suspects) / len(scores.image_ids),
+        "chance_labels": len(set(chance) - known.concerned(at_chance)) / max(1, int(judged.sum())),
+        "confusable_labels": float(sum(frozenset(pair.labels) not in known.confusable for pair in pairs)),
     }
+    return findings, measures, pairs
 
 
 def _confusable(labels: tuple[str, str], confusion: float, error: float) -> Finding:
@@ -258,15 +345,18 @@ def _confusable(labels: tuple[str, str], confusion: float, error: float) -> Find
     )  # fmt: skip
 
 
-def _wrong_labels(scores: LabelScores, errors: LabelErrors, images: dict[str, LabelledImage]) -> list[Finding]:
-    """A finding a label with images whose label is likely wrong."""
+def _wrong_labels(
+    scores: LabelScores, errors: LabelErrors, images: dict[str, LabelledImage], known: Baseline
+) -> list[Finding]:
+    """A finding a label with images whose label is likely wrong; those that the baseline has are shown last."""
     findings = []
     for k, label in enumerate(scores.labels):
         own = np.flatnonzero(scores.given[:, k])
         wrong = [int(i) for i in own if errors.reported[i]]
         if not wrong:
             continue
-        wrong.sort(key=lambda i: (-errors.score[i], scores.image_ids[i]))
+        old = known.concerned(id_of("label_error", (label,), "wrong label"))
+        wrong.sort(key=lambda i: (scores.image_ids[i] in old, -errors.score[i], scores.image_ids[i]))
         share = len(wrong) / len(own)
         suggestions = [scores.labels[errors.likeliest[i]] for i in wrong]
         most = max(sorted(set(suggestions)), key=suggestions.count)
@@ -278,7 +368,7 @@ def _wrong_labels(scores: LabelScores, errors: LabelErrors, images: dict[str, La
                 "every image with its error; look at these first.",
                 labels=(label,), score=share, standard_error=float(np.sqrt(share * (1 - share) / len(own))),
                 p_value=None, evidence=tuple(show(images[scores.image_ids[i]], None, label) for i in wrong[:EVIDENCE]),
-                identity="wrong label",
+                identity="wrong label", concerns=tuple(scores.image_ids[i] for i in wrong),
                 details={
                     "likeliest": suggestions[:EVIDENCE],
                     "probability": [round(float(errors.probability[i]), 4) for i in wrong[:EVIDENCE]],

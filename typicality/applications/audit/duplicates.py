@@ -11,14 +11,23 @@ rate, Elias & Gygi 2007). Images that look like their own mirror image are no de
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import faiss
 import numpy as np
 
-from typicality.applications.audit.findings import EVIDENCE, Evidence, Finding, severity_of, show
+from typicality.applications.audit.findings import (
+    EVIDENCE,
+    NO_BASELINE,
+    Baseline,
+    Evidence,
+    Finding,
+    id_of,
+    severity_of,
+    show,
+)
 from typicality.applications.audit.images import ImageFacts
 from typicality.dataset.labels import text_of
 from typicality.records import LabelledImage
@@ -118,8 +127,9 @@ def duplicate_findings(
     facts: ImageFacts,
     found: NearDuplicates,
     columns: Sequence[str],
-    held_out: frozenset[str],
+    side_of: Mapping[str, object],
     group_column: bool,
+    known: Baseline = NO_BASELINE,
 ) -> tuple[list[Finding], float]:
     """Say across which boundaries near-duplicates lie. Images of one group are known relatives and do not count.
 
@@ -128,8 +138,9 @@ def duplicate_findings(
     Parameters
     ----------
     columns : metadata columns to look at
-    held_out : ids of the validation images
+    side_of : image_id -> its fold, or its side of the split; images that are not in it are on no side
     group_column : whether the data set has groups
+    known : images that a finding concerned already are shown last, and do not count in the share
 
     Returns
     -------
@@ -153,8 +164,11 @@ def duplicate_findings(
         if len(crossing) < SMALLEST and len(crossing) < 0.02 * len(images):
             return
         members = np.unique(found.pairs[crossing])
+        old = known.concerned(id_of("near_duplicates", (), identity))
+        fresh = {int(i) for i in members if images[i].image_id not in old}
         if counts:
-            concerned.update(members.tolist())
+            concerned.update(fresh)
+        shown = sorted(crossing, key=lambda k: fresh.isdisjoint(found.pairs[k].tolist()))
         share = len(members) / len(images)
         severity = severity_of("near_duplicates", share, None)
         if group_column and severity == "high":
@@ -171,8 +185,9 @@ def duplicate_findings(
                 score=share,
                 standard_error=None,
                 p_value=None,
-                evidence=_evidence(images, found, crossing),
+                evidence=_evidence(images, found, shown),
                 identity=identity,
+                concerns=tuple(images[i].image_id for i in members),
                 details={
                     "images": len(members),
                     "pairs": len(crossing),
@@ -191,10 +206,10 @@ def duplicate_findings(
         unknown & found.identical,
     )
     across(
-        lambda i: i.image_id in held_out,
+        lambda i: side_of.get(i.image_id),
         "near-duplicate images lie on both sides of the split",
-        "{images} images ({share}) have a near-duplicate on the other side of the training/validation split, so "
-        "held-out figures are too good. Give the column that links them as --group.",
+        "{images} images ({share}) have a near-duplicate in another fold, or on the other side of the "
+        "training/validation split, so held-out figures are too good. Give the column that links them as --group.",
         "split",
         unknown,
     )

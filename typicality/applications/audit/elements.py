@@ -129,7 +129,8 @@ def object_findings(facts: ImageFacts, elements: Sequence[Element]) -> list[Find
                 standard_error=error,
                 p_value=p_value,
                 evidence=tuple(_evidence(facts, int(searched[i]), at[i, k], element.label) for i in order),
-                identity=f"thing {place if fixed else 'anywhere'} {_colour(suspect.window)}",
+                identity=f"thing {place}" if fixed else "thing",
+                concerns=tuple(facts.images[int(searched[i])].image_id for i in rows),
                 details={
                     "method": "elements",
                     "cluster": element.cluster,
@@ -235,12 +236,6 @@ def _evidence(facts: ImageFacts, row: int, at: np.ndarray, label: str) -> Eviden
     return show(image, cell_box(image, (r, r + SIDE), (c, c + SIDE), THUMBNAIL), label)
 
 
-def _colour(window: np.ndarray) -> str:
-    """The signs of a window's contrasts in a 2 x 2 grid of each colour: the same for the same thing."""
-    coarse = window.reshape(3, 2, SIDE // 2, 2, SIDE // 2).mean((2, 4))
-    return "".join("+" if value > 0 else "-" for value in coarse.ravel())
-
-
 def _distinct(findings: Sequence[Finding]) -> list[Finding]:
     """Findings of one label that the same images show are one: the one with the smallest p-value stays."""
     kept: list[Finding] = []
@@ -300,7 +295,7 @@ def place_findings(facts: ImageFacts, elements: Sequence[Element], seed: int = 0
                     show(facts.images[i], box, element.label)
                     for i, box in list(zip(element.images, element.boxes, strict=True))[:EVIDENCE]
                 ),
-                identity=f"element {_first_ids(facts, element)}",
+                identity="element",
                 details={
                     "method": "positions",
                     "cluster": element.cluster,
@@ -318,10 +313,6 @@ def nearest_distance(places: np.ndarray) -> float:
     distance = np.sqrt((difference**2).sum(2))
     np.fill_diagonal(distance, np.inf)
     return float(distance.min(1).mean())
-
-
-def _first_ids(facts: ImageFacts, element: Element) -> str:
-    return " ".join(facts.images[i].image_id[:8] for i in element.images[:3])
 
 
 # ------------------------------------------------------------------------------------------- another column
@@ -365,7 +356,7 @@ def column_findings(
             labels=(element.label,), score=score, standard_error=error, p_value=float(p_value),
             evidence=tuple(show(facts.images[i], box, element.label)
                            for i, box in list(zip(element.images, element.boxes, strict=True))[:EVIDENCE]),
-            identity=f"{column}={value} {_first_ids(facts, element)}",
+            identity=f"{column}={value}",
             details={"column": column, "value": value, "cluster": element.cluster, "precision": round(precision, 4)},
         )  # fmt: skip
         key = (element.label, element.cluster)

@@ -4,13 +4,17 @@
 
     schema_version   1
     dataset          name, label, n_images, fingerprint
-    counts           severity -> number of findings
-    measures         name -> number; what `--fail-on` may compare (shares are in [0, 1])
+    counts           severity -> number of new findings
+    known            number of findings that a baseline had already
+    measures         name -> number; what `--fail-on` may compare (shares are in [0, 1]). With a baseline they measure
+                     what is new
     label_matrix     labels, confusion (a row a true label: share of its images that fit the column's label best)
+    confusable       list of [label, label], the most easily confused first: all pairs, also those beyond the findings
     notes            sentences on what was not examined, and why
-    findings         list, the worst first; each with
+    findings         list, the worst first, known ones included: the file is the next baseline; each with
 
-        id               16 hexadecimal digits; the same finding has the same id in another run of the same data
+        id               16 hexadecimal digits: kind, labels and place or column. What a model or a threshold chooses
+                         is not part of it, so that it is the same after fine-tuning anew
         kind             one of KINDS
         family           one of FAMILIES: what kinds have in common
         severity         high, medium or low
@@ -23,11 +27,16 @@
         evidence         list of {image_id, file_name, label, box}; box is [x0, y0, x1, y1] in pixels of the original or
                          null for the whole image
         image_ids        of the evidence, without repeats
+        concerns         ids of all images that the finding is about, or for `chance_labels` the labels; empty where it
+                         is about a label or the data set as a whole
         details          numbers behind the explanation, by name
-        new              false where a baseline has the same id
+        new              false where a baseline has the same id, no lower severity, and what the finding concerns
 
-`findings.parquet` has a row a finding and image: id, kind, severity, title, score, image_id, file_name, label, x0, y0,
-x1, y1.
+`findings.parquet` has a row a finding and image: id, kind, severity, new, title, score, image_id, file_name, label, x0,
+y0, x1, y1.
+
+A finding that a baseline has is new again when it became graver, or concerns images that it did not concern before. Of
+the family `shortcut` more than GROWN of the images must be such: which images show a thing depends on a threshold.
 
 Severity rests on effect **and** significance, by SEVERITY below: high needs the first effect and p <= 0.001, medium
 the second effect and p <= 0.01; the rest is low. Kinds without a row there are capped as CAPS says. A finding with
@@ -39,6 +48,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -85,6 +95,8 @@ SEVERITY: dict[str, tuple[float, float]] = {
 """Effect sizes from which a significant finding is of high and of medium severity."""
 CAPS: dict[str, Severity] = {"confusable_labels": "medium", "chance_labels": "medium", "borders": "medium"}
 """Kinds that are never graver than this: they describe the labels or the framing rather than a defect."""
+GROWN = {"shortcut": 0.25}
+"""Family -> share of a finding's images that may be unknown to the baseline before the finding is new; else 0."""
 LEVELS = (0.001, 0.01)
 REPORTED = 0.05
 
@@ -101,7 +113,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One result of an audit; see the module for the meaning of the fields."""
+    """One result of an audit; see the module for the meaning of the fields. `identity` is what `id` names beside them.
+
+    `ordinal` counts findings of one kind, labels and identity, which are different things all the same.
+    """
 
     kind: str
     severity: Severity
@@ -114,13 +129,14 @@ class Finding:
     evidence: tuple[Evidence, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
     identity: str = ""
+    concerns: tuple[str, ...] = ()
+    ordinal: int = 1
     new: bool = True
 
     @property
     def id(self) -> str:
         """A hash of kind, labels and what makes the finding this one; free of scores and of the order of images."""
-        content = json.dumps([self.kind, sorted(self.labels), self.identity], ensure_ascii=False)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return id_of(self.kind, self.labels, self.identity, self.ordinal)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -136,9 +152,17 @@ class Finding:
             "p_value": _number(self.p_value),
             "evidence": [asdict(e) | {"box": list(e.box) if e.box else None} for e in self.evidence],
             "image_ids": list(dict.fromkeys(e.image_id for e in self.evidence)),
+            "concerns": list(self.concerns),
             "details": dict(self.details),
             "new": self.new,
         }
+
+
+def id_of(kind: str, labels: Iterable[str], identity: str, ordinal: int = 1) -> str:
+    """Return the id of a finding. Which labels are at chance is what `chance_labels` concerns, and not part of it."""
+    named = [] if kind == "chance_labels" else sorted(labels)
+    content = json.dumps([kind, named, identity, *([ordinal] if ordinal > 1 else [])], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def severity_of(kind: str, score: float, p_value: float | None) -> Severity:
@@ -160,20 +184,47 @@ def show(image: LabelledImage, box: Box | None = None, label: str | None = None)
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort by severity, then by score, then by id; of two findings with one id the first stays."""
-    unique: dict[str, Finding] = {}
-    for finding in sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -f.score, f.id)):
-        unique.setdefault(finding.id, finding)
-    return list(unique.values())
+    """Sort by severity, then by score, then by id; findings of one kind, labels and identity are numbered."""
+    seen: Counter[str] = Counter()
+    ordered = []
+    for finding in sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -f.score, f.id, f.concerns)):
+        name = id_of(finding.kind, finding.labels, finding.identity)
+        seen[name] += 1
+        ordered.append(replace(finding, ordinal=seen[name]))
+    return ordered
 
 
-def against_baseline(findings: Sequence[Finding], known: frozenset[str]) -> list[Finding]:
-    """Mark the findings whose id the baseline has as not new."""
-    return [replace(finding, new=finding.id not in known) for finding in findings]
+@dataclass(frozen=True)
+class Baseline:
+    """What an earlier audit found: by id of the finding its severity and what it concerns; and the confusable pairs."""
+
+    severities: Mapping[str, Severity] = field(default_factory=dict)
+    concerns: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    confusable: frozenset[frozenset[str]] = frozenset()
+
+    def concerned(self, finding_id: str) -> frozenset[str]:
+        """What the finding concerned then; nothing where there was none."""
+        return self.concerns.get(finding_id, frozenset())
+
+    def knows(self, finding: Finding) -> bool:
+        """Whether the finding is neither graver than it was nor about more; GROWN says how much more is let pass."""
+        before = self.severities.get(finding.id)
+        if before is None or SEVERITIES.index(finding.severity) < SEVERITIES.index(before):
+            return False
+        gained = len(set(finding.concerns) - self.concerned(finding.id))
+        return gained <= GROWN.get(KINDS[finding.kind], 0.0) * len(finding.concerns)
 
 
-def read_baseline(path: Path) -> frozenset[str]:
-    """Return the ids in a findings.json.
+NO_BASELINE = Baseline()
+
+
+def against_baseline(findings: Sequence[Finding], known: Baseline) -> list[Finding]:
+    """Mark the findings that the baseline knows as not new."""
+    return [replace(finding, new=not known.knows(finding)) for finding in findings]
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Return what a findings.json says.
 
     Raises
     ------
@@ -181,7 +232,12 @@ def read_baseline(path: Path) -> frozenset[str]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return frozenset(str(finding["id"]) for finding in document["findings"])
+        rows = document["findings"]
+        return Baseline(
+            {str(row["id"]): SEVERITIES[SEVERITIES.index(row["severity"])] for row in rows},
+            {str(row["id"]): frozenset(map(str, row.get("concerns", row["image_ids"]))) for row in rows},
+            frozenset(frozenset(map(str, pair)) for pair in document.get("confusable", ())),
+        )
     except OSError as error:
         raise InputError(f"cannot read the baseline {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
@@ -197,7 +253,9 @@ def counts_of(findings: Iterable[Finding]) -> dict[str, int]:
 
 PARQUET_SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("id", "kind", "severity", "title")),
+        *((name, pa.string()) for name in ("id", "kind", "severity")),
+        ("new", pa.bool_()),
+        ("title", pa.string()),
         ("score", pa.float64()),
         *((name, pa.string()) for name in ("image_id", "file_name", "label")),
         *((name, pa.int32()) for name in ("x0", "y0", "x1", "y1")),
@@ -209,7 +267,7 @@ def write_findings(folder: Path, document: Mapping[str, Any]) -> None:
     """Write findings.parquet, then findings.json."""
     rows = []
     for finding in document["findings"]:
-        head = {name: finding[name] for name in ("id", "kind", "severity", "title", "score")}
+        head = {name: finding[name] for name in ("id", "kind", "severity", "new", "title", "score")}
         for shown in finding["evidence"] or [{"image_id": None, "file_name": None, "label": None, "box": None}]:
             corners = dict(zip(("x0", "y0", "x1", "y1"), shown["box"] or [None] * 4, strict=True))
             rows.append(head | {name: shown[name] for name in ("image_id", "file_name", "label")} | corners)

@@ -5,7 +5,7 @@
     kind        = a kind or family of findings, or "any"
 
 `label_errors>2%` compares a measure of the audit; `shortcut:high` holds where a finding of that kind or family is at
-least that severe. With a baseline only new findings count.
+least that severe. With a baseline only new findings count, and measures are of what is new.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ MEASURES: dict[str, str] = {
     "medium": "number of findings of medium severity",
     "low": "number of findings of low severity",
 }
+OF_LABELS = ("label_errors", "chance_labels", "confusable_labels")
+"""Measures that need the model."""
 EXAMPLE = "label_errors>2%,shortcut:high"
 COMPARISON = re.compile(r"(?P<name>[\w-]+)\s*(?P<sign>>=|>)\s*(?P<number>[0-9.]+)\s*(?P<percent>%?)")
 FINDING = re.compile(r"(?P<name>[\w-]+)\s*:\s*(?P<severity>[\w-]+)")

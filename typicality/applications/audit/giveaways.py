@@ -12,7 +12,15 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
-from typicality.applications.audit.findings import EVIDENCE, REPORTED, Finding, severity_of, show
+from typicality.applications.audit.findings import (
+    EVIDENCE,
+    NO_BASELINE,
+    REPORTED,
+    Baseline,
+    Finding,
+    severity_of,
+    show,
+)
 from typicality.applications.audit.images import FILE_MEASURES, TONE_MEASURES, ImageFacts
 
 DEPTH = 3
@@ -26,12 +34,15 @@ SMALLEST = 0.1
 """Effects below this are not reported, however significant."""
 
 
-def giveaway_findings(facts: ImageFacts, labels: Sequence[str], seed: int = 0) -> tuple[list[Finding], float | None]:
+def giveaway_findings(
+    facts: ImageFacts, labels: Sequence[str], seed: int = 0, known: Baseline = NO_BASELINE
+) -> tuple[list[Finding], float | None]:
     """Look for image-level giveaways among the file's measures and among the tones.
 
     Returns
     -------
-    findings, and the largest effect: (balanced accuracy - chance) / (1 - chance), None where nothing could be tested
+    findings, and the largest effect: (balanced accuracy - chance) / (1 - chance), None where nothing could be tested;
+    0 for what the baseline knows
     """
     findings, effects = [], []
     for family, names in (("file", FILE_MEASURES), ("tone", TONE_MEASURES)):
@@ -52,28 +63,29 @@ def giveaway_findings(facts: ImageFacts, labels: Sequence[str], seed: int = 0) -
         )
         if family == "tone" and severity == "high":
             severity = "medium"  # brightness is part of what an image shows, and often rightly tells the label
-        findings.append(
-            Finding(
-                kind="giveaway",
-                severity=severity,
-                title=f"{best.replace('_', ' ')} alone helps to tell the label" if len(importance) else "giveaway",
-                explanation=f"A decision tree of depth {DEPTH} over {', '.join(names).replace('_', ' ')} finds the "
-                f"label with a balanced accuracy of {accuracy:.0%} on groups it has not seen; chance is "
-                f"{1 / len(classes):.0%}. Most of it comes from {best.replace('_', ' ')}. {meaning}",
-                labels=(),
-                score=effect,
-                standard_error=error,
-                p_value=p_value,
-                evidence=tuple(show(facts.images[i]) for i in _extremes(facts, best, classes)),
-                identity=family,
-                details={
-                    "balanced_accuracy": round(accuracy, 4),
-                    "chance": round(1 / len(classes), 4),
-                    "importance": {name: round(value, 3) for name, value in importance.items() if value > 0},
-                    "median": {c: round(float(np.median(facts.measures[best][facts.carries(c)])), 3) for c in classes},
-                },
-            )
+        finding = Finding(
+            kind="giveaway",
+            severity=severity,
+            title=f"{best.replace('_', ' ')} alone helps to tell the label" if len(importance) else "giveaway",
+            explanation=f"A decision tree of depth {DEPTH} over {', '.join(names).replace('_', ' ')} finds the "
+            f"label with a balanced accuracy of {accuracy:.0%} on groups it has not seen; chance is "
+            f"{1 / len(classes):.0%}. Most of it comes from {best.replace('_', ' ')}. {meaning}",
+            labels=(),
+            score=effect,
+            standard_error=error,
+            p_value=p_value,
+            evidence=tuple(show(facts.images[i]) for i in _extremes(facts, best, classes)),
+            identity=family,
+            details={
+                "balanced_accuracy": round(accuracy, 4),
+                "chance": round(1 / len(classes), 4),
+                "importance": {name: round(value, 3) for name, value in importance.items() if value > 0},
+                "median": {c: round(float(np.median(facts.measures[best][facts.carries(c)])), 3) for c in classes},
+            },
         )
+        if known.knows(finding):
+            effects[-1] = 0.0
+        findings.append(finding)
     return findings, max(effects, default=None)
 
 

@@ -75,6 +75,14 @@ class LabelScores:
     rounds: tuple[int, ...]
     held_out: np.ndarray
 
+    def part(self, rows: np.ndarray) -> LabelScores:
+        """The same of some of the images; rows: (n,) bool."""
+        at = np.flatnonzero(rows)
+        return replace(
+            self, image_ids=tuple(self.image_ids[i] for i in at), groups=tuple(self.groups[i] for i in at),
+            given=self.given[at], units=self.units[at], held_out=self.held_out[at],
+        )  # fmt: skip
+
     @property
     def mean(self) -> np.ndarray:
         """(n, K) float64 score; where a label was ruled out, in reference to the same draws of the given ones.
@@ -141,6 +149,11 @@ class LabelErrors:
     temperature: float
     noise_rate: float
     probe_weight: float = 0.0
+
+    def part(self, rows: np.ndarray) -> LabelErrors:
+        """The same of some of the images; rows: (n,) bool."""
+        names = ("score", "standard_error", "probability", "p", "likeliest", "reported")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Share:
 def shares_of(scores: Iterable[ScoreMap], dataset: LabelledImages, images: Mapping[str, LabelledImage]) -> list[Share]:
     """Measure every map of an image under its own label; one map in memory at a time."""
     found = []
+    named = any(name in dataset.labels for image in images.values() for name in image.box_labels)
     for score in scores:
         image = images.get(score.image_id)
         if image is None or score.label not in image.labels:
@@ -51,7 +52,7 @@ def shares_of(scores: Iterable[ScoreMap], dataset: LabelledImages, images: Mappi
         if total <= 0:
             continue
         frame, corners = frame_of(*positive.shape)
-        truth = truth_of(image, score, dataset)
+        truth = truth_of(image, score, dataset, named)
         usable = truth is not None and 0 < truth.mean() < 1
         found.append(
             Share(
@@ -74,14 +75,22 @@ def frame_of(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, None] | columns, rows[:, None] & columns
 
 
-def truth_of(image: LabelledImage, score: ScoreMap, dataset: LabelledImages) -> np.ndarray | None:
-    """(h, w) share of each cell that lies in the given boxes or mask; None where the image has neither."""
-    if image.mask is None and not image.boxes:
+def truth_of(image: LabelledImage, score: ScoreMap, dataset: LabelledImages, named: bool = False) -> np.ndarray | None:
+    """(h, w) share of each cell that lies in the boxes or mask of the map's label; None where none is known.
+
+    Parameters
+    ----------
+    named : boxes have names that are labels: those with another name do not count. Masks, and boxes without a name,
+        do not say of which label they are, so that they count only where the image carries one.
+    """
+    names = image.box_labels if named and image.box_labels else ("",) * len(image.boxes)
+    own = [box for box, name in zip(image.boxes, names, strict=True) if name in ("", score.label)]
+    if (image.mask is None and not own) or (len(image.labels) > 1 and (image.mask is not None or "" in names)):
         return None
     full = dataset.mask(image)
     if full is None:
         full = np.zeros((image.height, image.width), dtype=bool)
-        for x0, y0, x1, y1 in image.boxes:
+        for x0, y0, x1, y1 in own:
             full[y0:y1, x0:x1] = True
     view = score.view
     height, width = score.typicality.shape

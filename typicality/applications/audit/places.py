@@ -38,6 +38,9 @@ LEAST = 5
 PIVOTS_A_PLACE = 16
 MOST_MARKS = 40
 
+SAME_IMAGES = 0.5
+"""Share of the fewer images from which two windows, or two places with text, are one thing."""
+
 STROKES = 0.1
 """Share of a cell's pixels in strokes from which it may hold text."""
 TEXT_SHARE, TEXT_EXCESS = 0.25, 0.12
@@ -193,21 +196,37 @@ def _pasted(copies: np.ndarray, row: int, column: int, pivot: int, shown: np.nda
 
 
 def _merged(found: Sequence[Mark]) -> list[Mark]:
-    """Windows that lie side by side and that the same images show are one mark; the MOST_MARKS commonest are kept."""
-    merged: list[Mark] = []
-    for mark in sorted(found, key=lambda m: (-int(m.shown.sum()), m.rows, m.columns)):
-        for i, other in enumerate(merged):
-            alike = (mark.shown & other.shown).sum() / min(mark.shown.sum(), other.shown.sum())
-            near = _gap(mark.rows, other.rows) <= STRIDE and _gap(mark.columns, other.columns) <= STRIDE
-            if near and alike >= 0.5:
-                rows = (min(mark.rows[0], other.rows[0]), max(mark.rows[1], other.rows[1]))
-                columns = (min(mark.columns[0], other.columns[0]), max(mark.columns[1], other.columns[1]))
-                merged[i] = replace(other, rows=rows, columns=columns)
-                break
-        else:
-            if len(merged) < MOST_MARKS:
-                merged.append(mark)
-    return merged
+    """Windows that the same images show, side by side or in one third of the picture, are one mark.
+
+    The MOST_MARKS commonest are kept.
+    """
+    marks = sorted(found, key=lambda m: (-int(m.shown.sum()), m.rows, m.columns))
+    while True:
+        merged: list[Mark] = []
+        for mark in marks:
+            place = _place(mark)
+            for i, other in enumerate(merged):
+                near = _gap(mark.rows, other.rows) <= STRIDE and _gap(mark.columns, other.columns) <= STRIDE
+                if (near or place == _place(other)) and _shared(mark.shown, other.shown) >= SAME_IMAGES:
+                    rows = (min(mark.rows[0], other.rows[0]), max(mark.rows[1], other.rows[1]))
+                    columns = (min(mark.columns[0], other.columns[0]), max(mark.columns[1], other.columns[1]))
+                    merged[i] = replace(other, rows=rows, columns=columns)
+                    break
+            else:
+                if len(merged) < MOST_MARKS:
+                    merged.append(mark)
+        if len(merged) == len(marks):
+            return merged
+        marks = merged  # again, for what has grown may have come near to another
+
+
+def _place(mark: Mark) -> str:
+    return place_name(mark.rows, mark.columns, THUMBNAIL)
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of the smaller of two sets (n,) bool that the other has too; neither is empty."""
+    return float((a & b).sum() / min(a.sum(), b.sum()))
 
 
 def _gap(a: tuple[int, int], b: tuple[int, int]) -> int:
@@ -224,7 +243,7 @@ def mark_findings(facts: ImageFacts, labels: Sequence[str]) -> list[Finding]:
             show(facts.images[i], cell_box(facts.images[i], mark.rows, mark.columns, THUMBNAIL), mark.label)
             for i in _one_a_group(facts, shown)[:EVIDENCE]
         )
-        place = place_name(mark.rows, mark.columns, THUMBNAIL)
+        place = _place(mark)
         score, error = 0.0, 0.0
         share = len(shown) / len(facts)
         where = f"of {mark.label!r}" if mark.label else "of any label"
@@ -251,6 +270,7 @@ def mark_findings(facts: ImageFacts, labels: Sequence[str]) -> list[Finding]:
                 p_value=mark.p_value,
                 evidence=evidence,
                 identity=f"mark {place}",
+                concerns=tuple(facts.images[i].image_id for i in shown),
                 details={
                     "method": "pixels",
                     "images": len(shown),
@@ -275,15 +295,46 @@ def text_findings(facts: ImageFacts, labels: Sequence[str]) -> list[Finding]:
             continue
         p_values, share = _text_cells(shown[chosen])
         cells = (share >= TEXT_SHARE) & (p_values * tests <= LEVEL_TEXT)
-        blobs, n = connected(cells, structure=np.ones((3, 3)))
-        for blob in range(1, n + 1):
-            finding = _text_finding(facts, shown, blobs == blob, label, p_values, tests)
+        for blob in _blobs(cells, shown):
+            finding = _text_finding(facts, shown, blob, label, p_values, tests)
             if finding is not None:
                 findings.append(finding)
     return findings
 
 
 LEVEL_TEXT = 0.01
+
+
+def _blobs(cells: np.ndarray, shown: np.ndarray) -> list[np.ndarray]:
+    """Connected cells, (16, 16) bool each; those in one third of the picture that the same images show are one."""
+    numbers, n = connected(cells, structure=np.ones((3, 3)))
+    blobs: list[np.ndarray] = []
+    for number in range(1, n + 1):
+        blob = numbers == number
+        for i, other in enumerate(blobs):
+            both = _with_text(shown, blob), _with_text(shown, other)
+            if _cells_place(blob) == _cells_place(other) and all(map(np.any, both)) and _shared(*both) >= SAME_IMAGES:
+                blobs[i] = blob | other
+                break
+        else:
+            blobs.append(blob)
+    return blobs
+
+
+def _with_text(shown: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """(n,) bool, the images in which half of the cells or more hold strokes."""
+    return np.asarray(shown[:, cells].mean(1) >= 0.5)
+
+
+def _span(cells: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns (start, end) that cover the cells."""
+    where = np.argwhere(cells)
+    (top, left), (bottom, right) = where.min(0), where.max(0) + 1
+    return (int(top), int(bottom)), (int(left), int(right))
+
+
+def _cells_place(cells: np.ndarray) -> str:
+    return place_name(*_span(cells), STROKE_CELLS)
 
 
 def _text_cells(shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -303,12 +354,10 @@ def _text_cells(shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _text_finding(
     facts: ImageFacts, shown: np.ndarray, cells: np.ndarray, label: str | None, p_values: np.ndarray, tests: int
 ) -> Finding | None:
-    where = np.argwhere(cells)
-    if len(where) < 2:
+    if cells.sum() < 2:
         return None
-    rows = (int(where[:, 0].min()), int(where[:, 0].max()) + 1)
-    columns = (int(where[:, 1].min()), int(where[:, 1].max()) + 1)
-    has = shown[:, cells].mean(1) >= 0.5
+    rows, columns = _span(cells)
+    has = _with_text(shown, cells)
     place = place_name(rows, columns, STROKE_CELLS)
     p_value = min(1.0, float(p_values[cells].min()) * tests)
     score = error = 0.0
@@ -323,7 +372,8 @@ def _text_finding(
     else:
         share = float(has.mean())
         meaning = "It may differ between cameras or sources and so give labels away"
-    density = np.where(has & (facts.carries(label) if label else True), facts.strokes[:, cells].mean(1), 0)
+    concerned = has & facts.carries(label) if label else has
+    density = np.where(concerned, facts.strokes[:, cells].mean(1), 0)
     order = np.argsort(-density, kind="stable")
     best = _one_a_group(facts, [int(i) for i in order if density[i] > 0])
     return Finding(
@@ -336,6 +386,7 @@ def _text_finding(
         evidence=tuple(show(facts.images[i], cell_box(facts.images[i], rows, columns, STROKE_CELLS), label)
                        for i in best[:EVIDENCE]),
         identity=f"text {place}",
+        concerns=tuple(image.image_id for image, it in zip(facts.images, concerned, strict=True) if it),
         details={
             "method": "strokes", "images": int(has.sum()), "share": round(share, 4), "text_like": True,
             "groups": sorted({facts.images[i].group for i in best})[:50], "n_groups": len(best),

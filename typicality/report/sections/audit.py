@@ -43,11 +43,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings(Section):
-    """All findings, the most severe first; `counts` holds (severity, how many), `more` those that are not shown."""
+    """New findings, the most severe first; `counts` holds (severity, how many), `more` those that are not shown.
+
+    `known` is the number of findings that the baseline of the audit had already.
+    """
 
     findings: tuple[Finding, ...]
     counts: tuple[tuple[str, int], ...]
     more: int
+    known: int
     notes: tuple[str, ...]
     matrix: PlotView | None
 
@@ -65,6 +69,8 @@ class Findings(Section):
         rows = [row for row in mappings(document.get("findings")) if row.get("title")]
         if not rows:
             return None
+        n_all = len(rows)
+        rows = [row for row in rows if row.get("new") is not False]
         order = {name: position for position, name in enumerate(SEVERITIES)}
         rows.sort(key=lambda row: order.get(str(row.get("severity")), len(order)))  # stable: their own order within
         counts = tuple((name, sum(row.get("severity") == name for row in rows)) for name in SEVERITIES)
@@ -72,6 +78,7 @@ class Findings(Section):
             findings=tuple(_finding(row, source) for row in rows[:MOST]),
             counts=tuple((name, n) for name, n in counts if n),
             more=max(0, len(rows) - MOST),
+            known=n_all - len(rows),
             notes=tuple(map(clean, words(document.get("notes")))),
             matrix=_matrix(document.get("label_matrix")),
         )
