@@ -19,11 +19,13 @@ if TYPE_CHECKING:
         classify,
         diff,
         estimate,
+        evaluate_autoencoder,
         evaluate_elements,
         evaluate_estimator,
         evaluate_labels,
         evaluate_localize,
         evaluate_planted,
+        evaluate_translate,
         export,
         finetune,
         localize,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         report,
         score,
         translate,
+        translate_all_pairs,
         trends,
     )
 
@@ -42,11 +45,13 @@ __all__ = [
     "classify",
     "diff",
     "estimate",
+    "evaluate_autoencoder",
     "evaluate_elements",
     "evaluate_estimator",
     "evaluate_labels",
     "evaluate_localize",
     "evaluate_planted",
+    "evaluate_translate",
     "export",
     "finetune",
     "localize",
@@ -55,6 +60,7 @@ __all__ = [
     "report",
     "score",
     "translate",
+    "translate_all_pairs",
     "trends",
 ]
 

@@ -6,9 +6,13 @@ and any setting as `section={"name": value}`; see `typicality.config.Settings` f
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pyarrow as pa
 
 from typicality import pipeline
 from typicality.applications.audit.auditing import Audit
@@ -21,12 +25,14 @@ from typicality.applications.export import export as export_elements
 from typicality.applications.localize import Localization
 from typicality.applications.localize import localize as locate
 from typicality.applications.localize.work import DRAWS, Options
-from typicality.applications.translate.methods import Method, TranslateOptions
+from typicality.applications.translate.methods import METHODS, Method, TranslateOptions
 from typicality.applications.translate.run import Translation
 from typicality.applications.translate.run import translate as translate_pair
+from typicality.applications.translate.run import translate_all_pairs as translate_pairs
 from typicality.applications.trends.run import Trends
 from typicality.applications.trends.run import trends as follow_trends
 from typicality.config import Settings
+from typicality.evaluation.autoencoder import Reconstruction, reconstruct
 from typicality.evaluation.classify import Classification
 from typicality.evaluation.classify import classify as evaluate_classify
 from typicality.evaluation.elements import ElementsBenchmark
@@ -40,6 +46,7 @@ from typicality.evaluation.planted import PlantedBenchmark
 from typicality.evaluation.planted import planted as benchmark_planted
 from typicality.evaluation.planting import Planting
 from typicality.evaluation.speed import bench as measure_speed
+from typicality.evaluation.translate import evaluate_translate as benchmark_translate
 from typicality.model.pretrain import PretrainSettings
 from typicality.model.pretrain import pretrain as train_base
 from typicality.pipeline import Result
@@ -130,6 +137,16 @@ def report(run: str | Path, *, progress: Progress = SILENT, **options: Any) -> R
     return pipeline.report(settings_for(run, **options), Path(run), progress)
 
 
+class _ReportPackage(ModuleType):
+    """The package `typicality.report`, which hides the function of the same name as soon as it has been imported."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Result:
+        return report(*arguments, **options)
+
+
+sys.modules["typicality.report"].__class__ = _ReportPackage
+
+
 def translate(
     run: str | Path,
     source: str,
@@ -149,6 +166,25 @@ def translate(
     """Re-synthesise images of one label of a run as another, and score both sides with the same noise."""
     chosen = TranslateOptions(method, strength, guidance, inject, steps, draws)
     return translate_pair(Path(run), source, target, chosen, images, fresh, settings_for(run, **options), progress)
+
+
+def translate_all_pairs(
+    run: str | Path,
+    *,
+    method: Method = "delta",
+    strength: float | None = None,
+    guidance: float | None = None,
+    inject: float = 0.8,
+    steps: int = 25,
+    draws: int = 8,
+    images: int | None = None,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> pa.Table:
+    """Translate between all ordered pairs of a run's labels; return a row a pair, as in `translate/pairs.parquet`."""
+    chosen = TranslateOptions(method, strength, guidance, inject, steps, draws)
+    return translate_pairs(Path(run), chosen, images, fresh, settings_for(run, **options), progress)
 
 
 def trends(
@@ -223,6 +259,28 @@ def evaluate_localize(
         settings, Path(run), Options(against, draws, tuple(ranges)), before=before, epochs=epochs,
         picture=None if picture is None else Path(picture), progress=progress,
     )  # fmt: skip
+
+
+def evaluate_translate(
+    run: str | Path, source: str, target: str, methods: Sequence[Method] = METHODS, *, images: int | None = None,
+    tune: bool = False, tune_images: int = 30, steps: int = 25, draws: int = 8, epochs: int = 12,
+    picture: str | Path | None = None, progress: Progress = SILENT, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure translations on held-out subjects of a run whose true image under the other label exists."""
+    return benchmark_translate(
+        Path(run), source, target, methods, images=images, tune=tune, tune_images=tune_images, steps=steps,
+        draws=draws, epochs=epochs, picture=None if picture is None else Path(picture),
+        settings=settings_for(run, **options), progress=progress,
+    )  # fmt: skip
+
+
+def evaluate_autoencoder(
+    source: str | Path = "emoji", label: str | None = None, *, images: int = 500,
+    picture: str | Path | None = None, progress: Progress = SILENT, **options: Any,
+) -> Reconstruction:  # fmt: skip
+    """Measure how well the model's autoencoder keeps held-out images; what it loses cannot be mined."""
+    where = None if picture is None else Path(picture)
+    return reconstruct(settings_for(source, label, **options), images, where, progress)
 
 
 def export(

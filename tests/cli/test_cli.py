@@ -10,15 +10,19 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 import typicality
-from typicality.cli.app import run
+from typicality.cli.app import app, run
 from typicality.config import Settings
+from typicality.errors import DatasetError
 
 
 class Outcome:
@@ -280,6 +284,27 @@ def test_help_lists_the_commands_in_the_order_a_user_meets_them(typical, words: 
     assert {"mine", "finetune", "score", "report", "evaluate", "datasets", "doctor"} <= set(listed)
     assert listed == sorted(listed, key=ORDER.index)
     assert "error" not in text
+
+
+def commands(group: Any, prefix: str = "") -> Iterator[str]:
+    """Names of all commands, those of a group with its name before them: evaluate_labels."""
+    for name, command in group.commands.items():
+        yield from commands(command, f"{name}_") if hasattr(command, "commands") else [prefix + name]
+
+
+def test_every_command_that_works_on_data_is_a_python_function():
+    """`datasets` and `doctor` only tell what there is. `evaluate classify` is `typicality.classify`."""
+    names = set(commands(typer.main.get_command(app))) - {"datasets", "doctor"}
+    missing = {name for name in names if not {name, name.removeprefix("evaluate_")} & set(typicality.__all__)}
+    assert missing == set()
+    for _ in range(2):  # importing the package `report` puts it where the function of that name was
+        assert [name for name in typicality.__all__ if not callable(getattr(typicality, name))] == []
+
+
+def test_report_is_a_function_whatever_has_been_imported(tmp_path: Path):
+    assert typicality.mine  # imports all
+    with pytest.raises(DatasetError, match="there is no data set"):
+        typicality.report(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("command", ["mine", "finetune", "score", "report", "pretrain", "datasets", "doctor"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import typicality
 from tests.applications.redesigned import mine
 from typicality.applications.translate.methods import METHODS, TranslateOptions
 from typicality.cli.app import run as command
@@ -180,6 +181,11 @@ def test_a_dry_run_does_nothing_and_says_what_would_be_done(
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
     assert command([*words, *work, "--to", "2042"]) == 2
     assert "'2024'" in capsys.readouterr().err
+
+
+def test_the_python_function_measures_the_same(folder: Path):
+    result = typicality.evaluate_translate(folder, "2016", "2024", ["sdedit"], steps=2, draws=4, epochs=1, seed=3)
+    assert (result["best"], result["best_chosen_on"], result["n"]) == ("sdedit", "the only method", 3)
 
 
 def test_labels_without_common_subjects(run: Run):

@@ -409,7 +409,8 @@ class Measurement:
 def candidates_of(options: TranslateOptions) -> list[TranslateOptions]:
     """Return the options that tuning tries for a method."""
     grid = GRID[options.method]
-    return [replace(options, **dict(zip(grid, values, strict=True))) for values in product(*grid.values())]
+    combinations: list[dict[str, Any]] = [dict(zip(grid, v, strict=True)) for v in product(*grid.values())]
+    return [replace(options, **combination) for combination in combinations]
 
 
 def _named(options: TranslateOptions) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import typicality
 from tests.applications.redesigned import SUBJECTS, mine
 from typicality.api import settings_for
 from typicality.applications.translate.methods import TranslateOptions
@@ -141,6 +142,11 @@ def test_all_pairs_are_listed(run: Path):
         ("2024", "2016"),
     ]
     assert pq.read_table(run / "translate" / "pairs.parquet").equals(table)
+
+
+def test_all_pairs_from_python(run: Path):
+    table = typicality.translate_all_pairs(run, method="sdedit", steps=2, draws=4, images=1)
+    assert table["n"].to_pylist() == [1, 1]
 
 
 def test_the_record_of_the_run_keeps_its_settings(run: Path):

@@ -175,12 +175,12 @@ def _at_label(at: Mapping[str, Any], found: Any, source: Source) -> AtLabel:
     places = mappings(found.get(at.get("label"))) if isinstance(found, Mapping) else []
     crops = (source.crop(str(place.get("image_id")), box_of(place.get("box"))) for place in places[:MATCHES])
     rate, low, high = (number(at.get(name)) for name in ("rate", "low", "high"))
-    typicality = [number(at.get(f"typicality{end}")) for end in ("", "_low", "_high")]
+    typicality, lowest, highest = (number(at.get(f"typicality{end}")) for end in ("", "_low", "_high"))
     return AtLabel(
         label=clean(at.get("label", "")),
         found="n/a" if rate is None else f"{rate:.0%}{_between(low, high, '{:.0%}'.format)}",
         n_images=int(number(at.get("n_images")) or 0),
-        typicality="n/a" if typicality[0] is None else milli(typicality[0]) + _between(*typicality[1:], milli),
+        typicality="n/a" if typicality is None else milli(typicality) + _between(lowest, highest, milli),
         matches=tuple(crop for crop in crops if crop is not None),
     )
 
