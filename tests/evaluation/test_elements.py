@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import typicality
 from typicality.errors import InputError, OutputError
-from typicality.evaluation.detection import Workbench, in_turn, without_own_group
+from typicality.evaluation.detection import Workbench, in_halves, in_turn
 from typicality.evaluation.elements import elements
+from typicality.mining.tables import ELEMENTS_SCHEMA
 from typicality.progress import SILENT
+from typicality.records import LabelledImage, Patch
 from typicality.run import open_run, resolve_settings
 
 METHODS = [
-    ("ours", "dift"), ("random", "dift"), ("least typical", "dift"), ("hog svm", "dift"), ("hog svm", "hog"),
-    ("gradcam", "dift"), ("gradcam", "cnn"),
+    ("ours", "dift"), ("published", "dift"), ("random", "dift"), ("least typical", "dift"), ("hog svm", "dift"),
+    ("hog svm", "hog"), ("gradcam", "dift"), ("gradcam", "cnn"),
 ]  # fmt: skip
 
 
@@ -27,13 +33,16 @@ def test_members_in_turn():
     assert in_turn([]) == []
 
 
-def test_an_element_tells_nothing_about_its_own_group():
-    """Element 0 is of group a: its matches there become the mean of the others, 0.3; element 1 is of no image here."""
-    matches = np.array([[1.0, 0.5], [0.9, 0.6], [0.2, 0.7], [0.4, 0.8]])
-    found = without_own_group(matches, np.array(["a", "a", "b", "c"]), ["a", "z"])
-    assert found[:, 0] == pytest.approx([0.3, 0.3, 0.2, 0.4])
-    assert np.array_equal(found[:, 1], matches[:, 1])
-    assert matches[0, 0] == 1, "the argument is not changed"
+def test_halves_keep_relatives_together():
+    """Five groups of two images: three groups on one side, two on the other, whatever the order of the images."""
+    images = [
+        LabelledImage(str(i), f"{i}.png", ("a",), group=f"g{i // 2}", width=8, height=8, source=None) for i in range(10)
+    ]
+    first, second = in_halves(images)
+    assert (len(first), len(second)) == (6, 4)
+    assert not {i.group for i in first} & {i.group for i in second}
+    again = in_halves(images[::-1])
+    assert {i.image_id for i in again[0]} == {i.image_id for i in first}
 
 
 def test_without_a_run(tmp_path: Path):
@@ -54,16 +63,17 @@ def run(tiny_folder: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.slow
-def test_elements_come_from_training_images_alone(run: Path):
-    """No element of any method lies in an image of a held-out group, and all methods have equally many."""
+def test_elements_come_from_one_half_of_the_training_images(run: Path):
+    """No element of any method lies in a group that is fitted or measured on, and all methods have equally many."""
     work = Workbench(open_run(resolve_settings(str(run)), run), 100, SILENT)
-    held_out = {image.group for image in work.held_out}
-    assert held_out
+    kept = {image.group for image in (*work.held_out, *work.fitting)}
+    assert min(map(len, (work.making, work.fitting, work.held_out))) > 0
+    assert not {image.group for image in work.making} & kept
     with work.run.directory.lock():
         sets = work.element_sets(3, 0, 2)
     assert [(s.method, s.space) for s in sets] == METHODS
     for made in sets:
-        assert not {work.groups[p.image_id] for p in made.patches} & held_out
+        assert not {work.groups[p.image_id] for p in made.patches} & kept
         assert [p.label for p in made.patches].count("red") == [p.label for p in made.patches].count("blue") == 3
         for patch in made.patches:
             assert patch.label in work.run.labels_of[patch.image_id]
@@ -76,9 +86,87 @@ def test_elements_come_from_training_images_alone(run: Path):
 def test_features_of_the_detector_do_not_know_the_label(run: Path):
     """The same place under another label has the same features: the null prompt is all that is shown."""
     work = Workbench(open_run(resolve_settings(str(run)), run), 100, SILENT)
-    image = work.training[0].image_id
+    image = work.making[0].image_id
     found = work.features([work.patch(image, label, 1, 2) for label in work.labels])
     assert np.array_equal(found[0], found[1])
+
+
+@pytest.mark.slow
+def test_elements_of_other_images_play_no_part_in_ours(run: Path, tmp_path: Path):
+    """Elements of held-out and of fitting images, whatever their scores and clusters, change none of ours."""
+    work = Workbench(open_run(resolve_settings(str(run)), run), 100, SILENT)
+    making = {image.image_id for image in work.making}
+    before = work._ours(3)
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    table = pq.read_table(copy / "elements.parquet").to_pylist()
+    others = [row for row in table if row["image_id"] not in making]
+    assert others
+    for row in others:
+        row |= {"typicality": 99.0, "cluster": 0, "rank_in_cluster": 0}
+    pq.write_table(pa.Table.from_pylist(table, schema=ELEMENTS_SCHEMA), copy / "elements.parquet")
+    after = Workbench(open_run(resolve_settings(str(copy)), copy), 100, SILENT)._ours(3)
+    assert after == before
+
+
+@pytest.mark.slow
+def test_a_run_with_folds_is_refused(run: Path):
+    opened = open_run(resolve_settings(str(run)), run)
+    tuning = opened.settings.finetune.model_copy(update={"folds": 2})
+    opened.settings = opened.settings.model_copy(update={"finetune": tuning})
+    with pytest.raises(InputError, match="--folds 1"):
+        Workbench(opened, 100, SILENT)
+
+
+@pytest.mark.slow
+def test_elements_that_are_what_tells_the_labels_apart_beat_random_ones(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Mined elements are put where the squares are, whose colour is the label: ours must win against chance.
+
+    Features are mean colours here, for those of a random model do not tell red from blue.
+    """
+    monkeypatch.setattr(Workbench, "features", mean_colours)
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    work = Workbench(open_run(resolve_settings(str(copy)), copy), 100, SILENT)
+    patches = [
+        work.patch(image.image_id, image.labels[0], *square(work, image))
+        for image in sorted(work.making, key=lambda image: image.labels)
+    ]
+    blank = dict.fromkeys(ELEMENTS_SCHEMA.names, 0) | {"file_name": "", "typicality": 1.0}
+    where = ("image_id", "label", "row", "column", "side")
+    rows = [blank | {name: getattr(p, name) for name in where} for p in patches]
+    pq.write_table(pa.Table.from_pylist(rows, schema=ELEMENTS_SCHEMA), copy / "elements.parquet")
+    np.save(copy / "features.npy", mean_colours(work, patches))
+    found = elements(copy, count=4, seeds=2, epochs=1)
+    ours, chance = found.rows[0], next(r for r in found.rows if r.method == "random")
+    assert found.area_ours > 0.95
+    assert found.area_ours > chance.area + 0.1
+    assert found.area_ours > ours.chance_area + 0.2
+    assert found.accuracy_ours > found.chance + 0.2
+
+
+def mean_colours(work: Workbench, patches: Sequence[Patch]) -> np.ndarray:
+    """(n, 3) unit float32 rows: the mean colour of every patch."""
+    images = {image.image_id: image for image in (*work.making, *work.fitting, *work.held_out)}
+    pixels = {image_id: work.pixels(images[image_id]) for image_id in {p.image_id for p in patches}}
+    factor = work.run.base.factor
+    found = []
+    for p in patches:
+        top, left, side = (n * factor for n in (p.row, p.column, p.side))
+        found.append(pixels[p.image_id][:, top : top + side, left : left + side].mean((1, 2)))
+    return (np.array(found) / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def square(work: Workbench, image: LabelledImage) -> tuple[int, int]:
+    """Row and column, in cells, of the patch with the most colour: where the square is."""
+    pixels, factor = work.pixels(image), work.run.base.factor
+    colour = np.abs(pixels[0] - pixels[2])
+    cells = colour.reshape(colour.shape[0] // factor, factor, colour.shape[1] // factor, factor).mean((1, 3))
+    sums = np.lib.stride_tricks.sliding_window_view(cells, (work.side, work.side)).sum((2, 3))
+    row, column = np.unravel_index(int(sums.argmax()), sums.shape)
+    return int(row), int(column)
 
 
 @pytest.mark.slow
@@ -86,7 +174,7 @@ def test_the_whole_benchmark(run: Path, tmp_path: Path):
     found = elements(run, count=3, seeds=2, epochs=3, picture=tmp_path / "curves.png")
     assert [(r.method, r.space) for r in found.rows] == METHODS
     assert (tmp_path / "curves.png").stat().st_size > 1000
-    assert found.n_held_out + found.n_training == 32
+    assert found.n_held_out + found.n_training + found.n_fitting == 32
     assert found.area_ours == found.rows[0].area
     assert found.rows[0].area_difference == (0, 0, 0)
     for row in found.rows:

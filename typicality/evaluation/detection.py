@@ -22,9 +22,10 @@ from typicality.errors import InputError, OutputError
 from typicality.evaluation.rivals.gradcam import SmallCnn, cnn_features, cnn_probabilities, gradcam, train_cnn
 from typicality.evaluation.rivals.patches import STRIDE, PatchPool, descriptors, discriminative_patches
 from typicality.mining.boxes import best_boxes, box_means
+from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor, patch_features
 from typicality.mining.patches import PatchSelection, patch_side, top_patches
-from typicality.model.denoiser import Denoiser
+from typicality.mining.tables import in_table_order
 from typicality.pipeline import FIRST_PASS, score_pass
 from typicality.progress import Progress
 from typicality.records import LabelledImage, Patch
@@ -32,6 +33,7 @@ from typicality.run import Run
 from typicality.scoring.scorer import Job
 
 OURS = "ours"
+PUBLISHED = "published"
 SPARE = 2
 """A method offers so many times the elements that are drawn from it with each seed."""
 POOL = 5
@@ -43,6 +45,9 @@ CNN_SIZE = 128
 """Longest short side in pixels that the CNN sees; its maps are resized to the latent grid."""
 POOL_BYTES = 2**30
 """Descriptors of training images that `hog svm` holds at once; beyond it uses fewer images, and the result says so."""
+
+
+Offered = dict[str, list[Patch]] | None
 
 
 @dataclass(frozen=True)
@@ -89,33 +94,49 @@ class Workbench:
     ----------
     run : mined
     images : of each side of the split at most, chosen by their content
+    paper_draws : draws an image of the published protocol
+
+    Attributes
+    ----------
+    making : images that elements come from and rivals learn from
+    fitting : images of other groups, on which matches become predictions of labels
+    held_out : images on which everything is measured
+
+    Raises
+    ------
+    InputError : where nothing is held out, a label lacks images to fit on, or each image has a model of its fold.
     """
 
-    def __init__(self, run: Run, images: int, progress: Progress) -> None:
-        self.run, self.progress, self.warnings = run, progress, []
+    def __init__(self, run: Run, images: int, progress: Progress, paper_draws: int = 16) -> None:
+        self.run, self.progress, self.paper_draws = run, progress, paper_draws
+        self.warnings: list[str] = []
+        if run.folds > 1:
+            raise InputError(
+                f"{run.directory.folder} was mined with {run.folds} folds: its elements were chosen in view of the "
+                "held-out images. Mine with --folds 1 into another --out, and give that run"
+            )
         share = run.settings.finetune.held_out
         training, held_out = run.dataset.held_out(share)
         if not held_out or not training:
             raise InputError("no image is held out: finetune.held_out is 0, or there are too few groups")
-        self.training = _some(training, images)
+        self.making, self.fitting = in_halves(_some(training, images))
         self.held_out = _some(held_out, images)
+        single = {image.labels[0] for image in self.fitting if len(image.labels) == 1}
+        carried = {label for image in self.making for label in image.labels}
+        if short := [label for label in run.dataset.labels if label not in single & carried]:
+            raise InputError(
+                f"too few groups of training images carry {', '.join(short[:5])}: half of them give elements and the "
+                "other half show what elements tell of labels. Raise --images, or leave these labels out"
+            )
         self.side = patch_side(run.latents.size, run.settings.mine.patch, run.base.factor)
         self.labels = run.dataset.labels
         self.groups = {image.image_id: image.group for image in run.dataset}
+        self._sizes = {image.image_id: (image.width, image.height) for image in run.dataset}
         self._small: dict[str, np.ndarray] = {}
         self._cnns: dict[int, SmallCnn] = {}
-        self._lowest: dict[str, list[Patch]] | None = None
-        if run.folds > 1:
-            self.detector = "base"
-            denoiser = Denoiser(run.base, run.device, run.dtype)
-            self.warnings.append(
-                "With folds every model has seen a part of the held-out images: detection uses the base without "
-                "fine-tuning, but our elements were chosen in view of those images. Mine with --folds 1 for this."
-            )
-        else:
-            self.detector = "fine-tuned" if run.settings.finetune.enabled else "base"
-            denoiser = run.denoiser
-        mine = run.settings.mine
+        self._lowest, self._mined, self._by_paper = (None,) * 3  # type: tuple[Offered, Offered, Offered]
+        self.detector = "fine-tuned" if run.settings.finetune.enabled else "base"
+        mine, denoiser = run.settings.mine, run.denoiser
         null = denoiser.encode_prompts([run.prompts.null])[0]
         self.extract = FeatureExtractor(
             denoiser, lambda _: null, min(NOISES, mine.noises), mine.timestep, mine.up_block, run.settings.seed
@@ -160,8 +181,8 @@ class Workbench:
 
     def cnn(self, seed: int, epochs: int) -> SmallCnn:
         if seed not in self._cnns:
-            images = [self.small(image) for image in self.training]
-            targets = self.truth(self.training).astype(np.float32)
+            images = [self.small(image) for image in self.making]
+            targets = self.truth(self.making).astype(np.float32)
             self._cnns[seed] = train_cnn(images, targets, seed, epochs, device=self.run.device, progress=self.progress)
         return self._cnns[seed]
 
@@ -190,6 +211,7 @@ class Workbench:
 
         return [
             self._by_dift(OURS, seed, self._drawn(self._ours(count), count, rng)),
+            self._by_dift(PUBLISHED, seed, self._drawn(self._published(count), count, rng)),
             self._by_dift("random", seed, self._random(count, rng)),
             self._by_dift("least typical", seed, self._drawn(self._least_typical(count), count, rng)),
             self._by_dift("hog svm", seed, hog[0]),
@@ -211,32 +233,83 @@ class Workbench:
         return drawn
 
     def _ours(self, count: int) -> dict[str, list[Patch]]:
-        """Members of the clusters in training images, cluster by cluster in turn."""
-        table = pq.read_table(self.run.directory.path("elements.parquet")).to_pylist()
-        clusters = pq.read_table(self.run.directory.path("clusters.parquet")).to_pylist()
-        rank = {(c["label"], c["cluster"]): c["rank"] for c in clusters}
-        training = {image.image_id for image in self.run.dataset.held_out(self.run.settings.finetune.held_out)[0]}
-        offered: dict[str, list[Patch]] = {}
-        for label in self.labels:
-            members: dict[int, list[dict[str, Any]]] = {}
-            own = [e for e in table if e["label"] == label and e["image_id"] in training]
-            for element in sorted(own, key=lambda e: e["rank_in_cluster"]):
-                if (label, element["cluster"]) in rank:
-                    members.setdefault(rank[label, element["cluster"]], []).append(element)
-            turns = [members[r] for r in sorted(members)]
-            offered[label] = [
-                self.patch(e["image_id"], label, e["row"], e["column"]) for e in in_turn(turns)[: SPARE * count]
-            ]
-        if not any(offered.values()):
-            raise InputError(
-                "none of the mined elements lies in a training image: mine with a smaller finetune.held_out"
+        """Mined elements in the images of `making`, by clusters that are formed and ranked from these alone.
+
+        The clusters of the run hold elements of held-out images as well, which were scored under their own labels:
+        neither their ranks nor their centroids are used.
+        """
+        if self._mined is None:
+            table = pq.read_table(self.run.directory.path("elements.parquet")).to_pylist()
+            features = np.load(self.run.directory.path("features.npy"), allow_pickle=False)
+            if sides := {e["side"] for e in table} - {self.side}:
+                raise OutputError(
+                    f"the elements have sides {sides}, not {self.side} cells; run `typicality mine` again"
+                )
+            making = {image.image_id for image in self.making}
+            rows = [i for i, element in enumerate(table) if element["image_id"] in making]
+            if not rows:
+                raise InputError(
+                    "none of the mined elements lies in an image that elements may come from: raise --images"
+                )
+            patches = [
+                replace(
+                    self.patch(e["image_id"], e["label"], e["row"], e["column"]), typicality=e["typicality"],
+                    specificity=e["specificity"],
+                )
+                for e in (table[i] for i in rows)
+            ]  # fmt: skip
+            similarity = self.run.settings.mine.merge_similarity
+            self._mined = self._by_clusters(patches, np.ascontiguousarray(features[rows]), similarity)
+        return self._enough(self._mined, count, "mined")
+
+    def _published(self, count: int) -> dict[str, list[Patch]]:
+        """The method as published, on the same images and with the same model.
+
+        One pass of independent draws scores every image of `making`, its best patches are elements at those scores,
+        and k-means alone makes clusters of them. With 16 draws instead of the published 100, or as many as
+        `--paper-draws` asks for, the pass costs as much as this comparison can bear.
+        """
+        if self._by_paper is None:
+            run, mine = self.run, self.run.settings.mine
+            settings = run.settings.model_copy(
+                update={"score": run.settings.score.model_copy(update={"protocol": "paper"})}
             )
-        short = [label for label, found in offered.items() if len(found) < count]
-        if short:
-            self._warn(f"fewer than {count} mined elements lie in training images for: {', '.join(short)}")
-        if sides := {e["side"] for e in table} - {self.side}:
-            raise OutputError(f"the elements have sides {sides}, not {self.side} cells; run `typicality mine` again")
+            paper = replace(run, settings=settings)
+            paper.take_model(run)
+            jobs = [Job(image.image_id, image.labels) for image in self.making]
+            reader = score_pass(paper, "evaluate elements, published", PUBLISHED, self.paper_draws, jobs)
+            wanted = {(job.image_id, label) for job in jobs for label in job.labels}
+            selection = replace(self._selection, per_label=mine.per_label, share=mine.share)
+            maps = (m for m in reader if (m.image_id, m.label) in wanted)
+            found = in_table_order(top_patches(maps, selection, self._size_of))
+            states = dict(
+                zip(self.labels, run.denoiser.encode_prompts(run.prompts.of_all(self.labels))[1:], strict=True)
+            )
+            extract = FeatureExtractor(
+                run.denoiser, states.__getitem__, mine.noises, mine.timestep, mine.up_block, run.settings.seed
+            )
+            self._by_paper = self._by_clusters(found, extract(found, run.latents.get), 1.0)
+        return self._enough(self._by_paper, count, PUBLISHED)
+
+    def _by_clusters(self, patches: Sequence[Patch], features: np.ndarray, similarity: float) -> dict[str, list[Patch]]:
+        """Every label's patches: the most central of each cluster, clusters by rank, then the next of each, ..."""
+        mine = self.run.settings.mine
+        found = cluster_elements(
+            patches, features, self.groups.__getitem__, clusters=mine.clusters, merge_similarity=similarity,
+            min_images=mine.min_images, seed=self.run.settings.seed,
+        )  # fmt: skip
+        offered: dict[str, list[Patch]] = {label: [] for label in self.labels}
+        for i in np.lexsort((found.cluster, found.rank_in_cluster)):
+            offered[patches[i].label].append(patches[i])
         return offered
+
+    def _enough(self, offered: dict[str, list[Patch]], count: int, name: str) -> dict[str, list[Patch]]:
+        if short := [label for label, found in offered.items() if len(found) < count]:
+            self._warn(f"fewer than {count} {name} elements lie in the images used for: {', '.join(short)}")
+        return offered
+
+    def _size_of(self, image_id: str) -> tuple[int, int]:
+        return self._sizes[image_id]
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
@@ -245,7 +318,7 @@ class Workbench:
     def _random(self, count: int, rng: np.random.Generator) -> list[Patch]:
         found = []
         for label in self.labels:
-            own = [image for image in self.training if label in image.labels]
+            own = [image for image in self.making if label in image.labels]
             for i in rng.integers(0, len(own), count) if own else ():
                 height, width = self.cells(own[i].image_id)
                 row, column = rng.integers(0, height - self.side + 1), rng.integers(0, width - self.side + 1)
@@ -260,19 +333,18 @@ class Workbench:
         """The lowest scores of the run's first pass, one of every cluster of their features in turn."""
         if self._lowest is None:
             run = self.run
-            jobs = [Job(image.image_id, image.labels) for image in self.training]
+            jobs = [Job(image.image_id, image.labels) for image in self.making]
             reader = score_pass(run, "evaluate elements", FIRST_PASS, run.first_draws, jobs)
             wanted = {(job.image_id, label) for job in jobs for label in job.labels}
             turned = (replace(m, typicality=-m.typicality) for m in reader if (m.image_id, m.label) in wanted)
-            sizes = {image.image_id: (image.width, image.height) for image in run.dataset}
             selection = replace(self._selection, per_label=POOL * count)
-            self._lowest = self._clustered(top_patches(turned, selection, sizes.__getitem__), count)
+            self._lowest = self._clustered(top_patches(turned, selection, self._size_of), count)
         return self._lowest
 
     def _gradcam(self, model: SmallCnn, count: int) -> dict[str, list[Patch]]:
         """The boxes with the highest mean Grad-CAM of their image's label, one of every cluster in turn."""
         best: dict[str, list[tuple[float, Patch]]] = {label: [] for label in self.labels}
-        for image in self.training:
+        for image in self.making:
             pixels, shape = self.small(image), self.cells(image.image_id)
             for label in image.labels:
                 cam = torch.from_numpy(gradcam(model, pixels, self.labels.index(label)))
@@ -309,13 +381,11 @@ class Workbench:
     @cached_property
     def _pool(self) -> PatchPool:
         cell, stride = self.run.base.factor, max(STRIDE, self.side // 2)
-        first = descriptors(self.pixels(self.training[0]), cell, self.side)[::stride, ::stride]
+        first = descriptors(self.pixels(self.making[0]), cell, self.side)[::stride, ::stride]
         fit = max(2, POOL_BYTES // first.nbytes)
-        chosen = _some(self.training, fit)
-        if len(chosen) < len(self.training):
-            self._warn(
-                f"hog svm learned from {len(chosen)} of {len(self.training)} training images, for want of memory"
-            )
+        chosen = _some(self.making, fit)
+        if len(chosen) < len(self.making):
+            self._warn(f"hog svm learned from {len(chosen)} of {len(self.making)} images, for want of memory")
         return PatchPool.of(((i.image_id, self.pixels(i)) for i in chosen), cell, self.side, stride)
 
     def _hog(self, count: int, seed: int, rng: np.random.Generator) -> tuple[list[Patch], np.ndarray]:
@@ -334,7 +404,7 @@ class Workbench:
         return patches, np.stack(weights)
 
     def _cnn_features(self, model: SmallCnn, patches: Sequence[Patch]) -> np.ndarray:
-        images = {image.image_id: image for image in self.training}
+        images = {image.image_id: image for image in self.making}
         found = [
             patch_features(cnn_features(model, self.small(images[p.image_id])), [p], self.cells(p.image_id))
             for p in patches
@@ -344,11 +414,11 @@ class Workbench:
     # ---------------------------------------------------------------------------------------- detection
 
     def matches(self, sets: Sequence[ElementSet]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For every set the best match of each element in each training and each held-out image: (n, elements) each.
+        """For every set the best match of each element in images of `fitting` and of `held_out`: (n, elements) each.
 
-        A training image of an element's own group would match itself; there it gets the mean over the others.
+        No element comes from either, and no detector was trained on them.
         """
-        everything = [*self.training, *self.held_out]
+        everything = [*self.fitting, *self.held_out]
         found: list[list[np.ndarray]] = [[] for _ in sets]
         self.progress.start("detect elements", len(everything))
         for start in range(0, len(everything), IMAGES_AT_ONCE):
@@ -362,14 +432,8 @@ class Workbench:
                     values.append(made.match(seen))
             self.progress.advance(len(part))
         self.progress.finish()
-        groups = np.array([image.group for image in self.training])
-        n = len(self.training)
-        result = []
-        for values, made in zip(found, sets, strict=True):
-            whole = np.stack(values).astype(np.float64)
-            training = without_own_group(whole[:n], groups, [self.groups[p.image_id] for p in made.patches])
-            result.append((training, whole[n:]))
-        return result
+        wholes = [np.stack(values).astype(np.float64) for values in found]
+        return [(whole[: len(self.fitting)], whole[len(self.fitting) :]) for whole in wholes]
 
 
 def in_turn(members: Sequence[Sequence[Any]]) -> list[Any]:
@@ -378,15 +442,11 @@ def in_turn(members: Sequence[Sequence[Any]]) -> list[Any]:
     return [some[i] for i in range(longest) for some in members if i < len(some)]
 
 
-def without_own_group(matches: np.ndarray, groups: np.ndarray, own: Sequence[str]) -> np.ndarray:
-    """Replace the matches (n, elements) of an element in images of its own group by its mean over the others."""
-    result = matches.copy()
-    for element, group in enumerate(own):
-        inside = groups == group
-        if inside.all() or not inside.any():
-            continue
-        result[inside, element] = matches[~inside, element].mean()
-    return result
+def in_halves(images: Sequence[LabelledImage]) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Divide images into two parts of as many groups, by a hash of the groups' names; relatives stay together."""
+    names = sorted({image.group for image in images}, key=lambda name: unit_hash(name, "evaluate elements, halves"))
+    first = set(names[::2])
+    return [i for i in images if i.group in first], [i for i in images if i.group not in first]
 
 
 def _some(images: Sequence[LabelledImage], limit: int) -> list[LabelledImage]:

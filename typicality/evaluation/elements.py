@@ -5,9 +5,13 @@ fine-tuning nor any rival has seen: the best match of an element in an image is 
 coverage.py: the area under purity-coverage (Doersch et al., NIPS 2013), and the accuracy of logistic regression that
 knows of an image only how well each element matches it.
 
+Training groups are divided in two. Elements of all methods come from one half, on which also detectors and the CNN are
+trained; the regression is fitted on the other, where no method has an advantage that it loses on held-out images.
+
 The same number of elements comes from each method:
 
-- `ours`: members of the label's clusters, first of every cluster in order of rank, then second, and so on;
+- `ours`: mined elements, clustered: first of every cluster in order of rank, then second, and so on;
+- `published`: the same from the published protocol, independent draws and k-means alone (detection.py);
 - `random`: any patch of any training image of the label;
 - `least typical`: patches with the lowest typicality, one of every k-means cluster in turn;
 - `hog svm`: discriminative patches (rivals/patches.py);
@@ -82,6 +86,8 @@ class ElementsBenchmark:
     chance : share of the most frequent label among the held-out images
     cnn_accuracy : of the whole CNN as a classifier on the held-out images, for orientation
     detector : whose DIFT features were compared
+    n_training, n_fitting, n_held_out : images that elements came from, that matches were fitted on, and measured on
+    paper_draws : draws an image of `published`
     """
 
     dataset: str
@@ -97,6 +103,8 @@ class ElementsBenchmark:
     seeds: int
     n_held_out: int
     n_training: int
+    n_fitting: int
+    paper_draws: int
     detector: str
     warnings: list[str]
     seconds: float
@@ -112,6 +120,7 @@ def elements(
     seeds: int = 3,
     images: int = 4000,
     epochs: int = 15,
+    paper_draws: int = 16,
     picture: Path | None = None,
     progress: Progress = SILENT,
 ) -> ElementsBenchmark:
@@ -124,19 +133,20 @@ def elements(
     seeds : how often elements are drawn and rivals trained
     images : training images, and held-out ones, at most
     epochs : of the CNN
+    paper_draws : of the published protocol, which takes 100 of every image where this takes 16 of a half
     picture : PNG of the purity-coverage curves
 
     Raises
     ------
     OutputError : when `folder` has not been mined, or the data set has images that it does not know.
-    InputError : when nothing is held out, or a number is impossible.
+    InputError : when nothing is held out, the run has folds, or a number is impossible.
     """
     started = time.monotonic()
-    if min(count, seeds, images, epochs) < 1:
-        raise InputError("--elements, --seeds, --images and --epochs must be at least 1")
+    if min(count, seeds, images, epochs, paper_draws - 1) < 1:
+        raise InputError("--elements, --seeds, --images and --epochs must be at least 1, and --paper-draws 2")
     run = open_finished(folder, "mine", progress=progress)
     with run.directory.lock():
-        work = Workbench(run, images, progress)
+        work = Workbench(run, images, progress, paper_draws)
         sets = [made for seed in range(seeds) for made in work.element_sets(count, seed, epochs)]
         matches = work.matches(sets)
     rows, curves = compare(sets, matches, work)
@@ -158,7 +168,9 @@ def elements(
         elements=count,
         seeds=seeds,
         n_held_out=len(work.held_out),
-        n_training=len(work.training),
+        n_training=len(work.making),
+        n_fitting=len(work.fitting),
+        paper_draws=paper_draws,
         detector=work.detector,
         warnings=work.warnings,
         seconds=round(time.monotonic() - started, 1),
@@ -177,18 +189,18 @@ def compare(
     -------
     rows, and the mean purity at each coverage of LEVELS by name of method and space
     """
-    truth, targets = work.truth(work.held_out), work.truth(work.training)
+    truth, targets = work.truth(work.held_out), work.truth(work.fitting)
     groups = [image.group for image in work.held_out]
     weights = group_weights(groups, np.random.default_rng(work.run.settings.seed), RESAMPLES)
     samples = [np.repeat(np.arange(len(groups)), w) for w in weights]
     single = np.flatnonzero(targets.sum(1) == 1)
-    names = [image.group for image in work.training]
+    names = [image.group for image in work.fitting]
     measured: dict[tuple[str, str], list[Measured]] = {}
-    for made, (training, held_out) in zip(sets, matches, strict=True):
+    for made, (fitting, held_out) in zip(sets, matches, strict=True):
         of = np.array([work.labels.index(p.label) for p in made.patches])
         reached = purity_when_reached(held_out, of, truth)
         model = fit_logistic(
-            training[single], targets[single].argmax(1), [names[i] for i in single], work.run.settings.seed
+            fitting[single], targets[single].argmax(1), [names[i] for i in single], work.run.settings.seed
         )
         right = truth[np.arange(len(truth)), model.predict(held_out)]
         chance = chance_area(held_out, of, truth, np.random.default_rng(made.seed), times=5)
