@@ -17,7 +17,17 @@ from typicality.dataset import LabelledImages, load_dataset, prepare
 from typicality.errors import InputError, SettingsError
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import Finetuner, TrainingSet, default_steps, divided, parts_of, validation_interval
+from typicality.model.finetune import (
+    VALIDATION_PAIRS,
+    Finetuner,
+    Recipe,
+    TrainingSet,
+    default_steps,
+    divided,
+    parts_of,
+    recipe_of,
+    validation_interval,
+)
 from typicality.model.latents import LatentStore
 from typicality.progress import Progress
 from typicality.prompts import Prompts
@@ -129,6 +139,50 @@ def test_patience_can_run_out_before_the_end(steps: int, minutes: float | None) 
     assert 20 <= interval <= steps / 6
     assert (1 + settings.patience) * interval < steps
     assert validation_interval(FinetuneSettings(validate_every=7), steps) == 7
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_validation_computes_what_no_prompt_changes_once(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path, prediction_type: str
+) -> None:
+    """Two calls of the plain UNet, from the same noise, give the same typicality: the mean of D (2 eps - c - null)."""
+    training, store = data
+    settings = FinetuneSettings(steps=1, validation_images=4)
+    checkpoint = tiny_checkpoint(prediction_type=prediction_type)
+    tuner = Finetuner(checkpoint, training, store, settings, ScoreSettings(), tmp_path, CPU, torch.float32, seed=0)
+    seen: list[int] = []
+    hook = checkpoint.unet.conv_in.register_forward_hook(lambda _, args, result: seen.append(len(args[0])))
+    image_id = training.training[0]
+    value = tuner.typicality_of([image_id])
+    hook.remove()
+    assert seen == [1] * 2 * VALIDATION_PAIRS
+    z = store.stack([image_id])
+    states, label = tuner._states().detach(), training.labels.index(training.labels_of[image_id][0]) + 1
+    expected = []
+    for pair in range(VALIDATION_PAIRS):
+        rng = np.random.default_rng([0, 29, 0, pair])
+        share = (pair + rng.random(1)) / VALIDATION_PAIRS
+        t = torch.from_numpy(((tuner.score.t_min + share * (tuner.score.t_max - tuner.score.t_min)) * 1000).astype(int))
+        a = tuner.abar[t].item()
+        noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32))
+        for eps in (noise, -noise):
+            noisy = a**0.5 * z + (1 - a) ** 0.5 * eps
+            with torch.no_grad():
+                null, own = (checkpoint.unet(noisy, t, states[i : i + 1]).sample for i in (0, label))
+            if prediction_type == "v_prediction":
+                null, own = (a**0.5 * p + (1 - a) ** 0.5 * noisy for p in (null, own))
+            expected.append(float(((own - null) * (2 * eps - own - null)).mean()))
+    assert value[0] == pytest.approx(np.mean(expected), rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_kind_of_model_fills_what_settings_leave_open(method: str) -> None:
+    """Measured defaults for the base; an adapter takes the published loss; what is set stays as it is."""
+    full = method == "full"
+    found = recipe_of(FinetuneSettings(method=method), tiny_checkpoint())
+    assert found == Recipe(not full, 6e-4, 12.0 if full else 1.0, 8.0 if full else 0.0, "cosine")
+    chosen = {"rate": 1e-5, "cross_attention_rate": 2.0, "contrast": 0.0, "schedule": "constant"}
+    assert recipe_of(FinetuneSettings(method=method, **chosen), tiny_checkpoint()) == Recipe(not full, *chosen.values())
 
 
 def test_training_stops_when_patience_runs_out(

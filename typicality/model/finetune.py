@@ -50,6 +50,7 @@ from typicality.store import write_arrays, write_text
 
 logger = logging.getLogger(__name__)
 
+RATE, PUBLISHED_RATE = 6e-4, 1e-4  # of the base, and of others
 CROSS_ATTENTION_RATE = 12.0  # of the base; measured in reports/benchmarks/README.md
 CONTRAST = 8.0  # of the base; measured there too
 MARGIN = 0.01  # of the loss: about how much better the own label should do than another
@@ -80,6 +81,40 @@ class FinetuneResult:
     history: list[dict[str, float]]
     warnings: tuple[str, ...]
     images: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the settings may leave to the kind of model, resolved.
+
+    Attributes
+    ----------
+    lora : train an adapter instead of all weights
+    rate : peak learning rate
+    cross_attention_rate : of the weights that see the label, as a multiple
+    contrast : weight of the margin by which the own label should beat another
+    schedule : of the rate, "cosine" or "constant"
+    """
+
+    lora: bool
+    rate: float
+    cross_attention_rate: float
+    contrast: float
+    schedule: str
+
+
+def recipe_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> Recipe:
+    """Return the settings, with what was measured for the bundled base or what was published for other models."""
+    lora = settings.method == "lora" or (settings.method == "auto" and checkpoint.parameters > FULL_SIZE)
+    small, whole = checkpoint.is_small, checkpoint.is_small and not lora
+    multiple, contrast, schedule = settings.cross_attention_rate, settings.contrast, settings.schedule
+    return Recipe(
+        lora=lora,
+        rate=settings.rate or (RATE if small else PUBLISHED_RATE),
+        cross_attention_rate=(CROSS_ATTENTION_RATE if whole else 1.0) if multiple is None else multiple,
+        contrast=(CONTRAST if whole else 0.0) if contrast is None else contrast,
+        schedule=("cosine" if small else "constant") if schedule == "auto" else schedule,
+    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +176,8 @@ class Finetuner:
         mixed = "bf16" if dtype == torch.bfloat16 else "no"
         AcceleratorState._reset_state()  # another precision may have been trained in this process before
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
-        self.lora = settings.method == "lora" or (settings.method == "auto" and checkpoint.parameters > FULL_SIZE)
+        self.recipe = recipe_of(settings, checkpoint)
+        self.lora = self.recipe.lora
         self.train_text = settings.train_text_encoder
         unet, text = checkpoint.unet, checkpoint.text_encoder
         if self.lora:
@@ -158,9 +194,8 @@ class Finetuner:
         if checkpoint.parameters > FULL_SIZE:
             unet.enable_gradient_checkpointing()
         self.parameters = [p for p in [*unet.parameters(), *text.parameters()] if p.requires_grad]
-        self.rate = settings.rate or (6e-4 if checkpoint.is_small else 1e-4)
         self.optimizer = torch.optim.AdamW(
-            self._rate_groups(), lr=self.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True
+            self._rate_groups(), lr=self.recipe.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True
         )
         self.average = Average(self.parameters, settings.ema)
         self.steps = settings.steps or default_steps(len(data.training), settings.batch_size)
@@ -170,11 +205,8 @@ class Finetuner:
         self.best_values: list[float] = []
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
-        contrast = settings.contrast
-        if contrast is None:
-            contrast = CONTRAST if checkpoint.is_small and not self.lora else 0.0
         self.shift = settings.shift or 0
-        self.contrast = contrast if part.labelled and len(data.labels) > 1 else 0.0
+        self.contrast = self.recipe.contrast if part.labelled and len(data.labels) > 1 else 0.0
         self.tokens = prompt_tokens(checkpoint.tokenizer, data.prompts.of_all(data.labels)).to(device)
         self.abar = checkpoint.scheduler.alphas_cumprod.float().to(device)
         self.velocity = checkpoint.scheduler.config.prediction_type == "v_prediction"
@@ -190,9 +222,7 @@ class Finetuner:
 
         Only cross-attention sees the label. A base that already denoises well moves slowly where the label comes in.
         """
-        multiple = self.settings.cross_attention_rate
-        if multiple is None:
-            multiple = CROSS_ATTENTION_RATE if self.checkpoint.is_small and not self.lora else 1.0
+        multiple = self.recipe.cross_attention_rate
         crosses = {id(p) for name, p in self.checkpoint.unet.named_parameters() if ".attn2." in name}
         return [
             {"params": [p for p in self.parameters if id(p) in crosses], "multiple": multiple},
@@ -229,15 +259,13 @@ class Finetuner:
         return self._cached_order[1]
 
     def _learning_rate(self, progress: float) -> float:
-        schedule = self.settings.schedule
-        if schedule == "auto":
-            schedule = "cosine" if self.checkpoint.is_small else "constant"
+        rate = self.recipe.rate
         begun, until = self.part.begun, self.part.until
         progress = max(0.0, progress - begun) / (until - begun)
         warm = min(1.0, progress / self.settings.warmup) if self.settings.warmup > 0 else 1.0
-        if schedule == "constant":
-            return self.rate * warm
-        return self.rate * warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))) + 1e-3 * self.rate
+        if self.recipe.schedule == "constant":
+            return rate * warm
+        return rate * warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))) + 1e-3 * rate
 
     def _loss(self, ids: Sequence[str], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return what is minimised on one micro-batch, and the mean squared error of the noise alone.
@@ -314,7 +342,8 @@ class Finetuner:
             loss += float(error.detach()) * (len(part) / len(ids))
         if not math.isfinite(loss):
             raise SettingsError(
-                f"fine-tuning diverged: the loss is {loss} at step {self.step}; lower finetune.rate ({self.rate:g} now)"
+                f"fine-tuning diverged: the loss is {loss} at step {self.step}; lower finetune.rate "
+                f"({self.recipe.rate:g} now)"
             )
         self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
@@ -352,8 +381,9 @@ class Finetuner:
                     for eps in (noise, -noise):
                         noisy = a.sqrt() * z + (1 - a).sqrt() * eps
                         with self.accelerator.autocast():
-                            null = self.checkpoint.unet(noisy, t, states[:1].expand(len(part), -1, -1)).sample.float()
-                            label = self.checkpoint.unet(noisy, t, states[own]).sample.float()
+                            hidden = torch.cat([states[:1].expand(len(part), -1, -1), states[own]])
+                            predicted = predict(self.checkpoint.unet, noisy, t, hidden, 2).float()
+                        null, label = predicted.unflatten(0, (2, -1))
                         if self.velocity:
                             null, label = (a.sqrt() * p + (1 - a).sqrt() * noisy for p in (null, label))
                         total_of += ((label - null) * (2 * eps - label - null)).mean((1, 2, 3)).cpu()
