@@ -213,11 +213,17 @@ class Training:
     no_finetune: Annotated[
         bool, typer.Option("--no-finetune", help="Score with the model as it is.", rich_help_panel=WORK)
     ] = False
+    keep_model: Annotated[
+        bool,
+        typer.Option("--keep-model", help="Images were added: score them with the model there.", rich_help_panel=WORK),
+    ] = False
 
     def layer(self) -> dict[str, Any]:
         finetune = given(steps=self.steps, minutes=self.minutes, folds=self.folds)
         if self.no_finetune:
             finetune["enabled"] = False
+        if self.keep_model:
+            finetune["keep"] = True
         return {"finetune": finetune}
 
 

@@ -111,6 +111,9 @@ class FinetuneSettings(Section):
         96, ge=1, description="of the training groups, kept to choose the step; at most held_out of the groups"
     )
     patience: int = Field(3, ge=1, description="validations without gain before training stops")
+    keep: bool = Field(
+        False, description="go on with the model that is there when images, but no labels, have been added since"
+    )
     folds: int = Field(1, ge=1, description="score each image with a model that has not seen it, one model a fold")
     shared: float = Field(
         0.25, ge=0, lt=1, description="with folds: share of the steps taken once for all of them, without any label"

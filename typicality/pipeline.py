@@ -47,11 +47,11 @@ from typicality.prompts import Prompts
 from typicality.records import Patch, ScoreMap
 from typicality.report.render import write_report
 from typicality.report.view import ReportInput
-from typicality.run import Run, open_run
+from typicality.run import Run, is_cross_fitted, open_run
 from typicality.scoring.adaptive import effort_of
 from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoreReader
-from typicality.store import is_full_disk, write_table, write_whole
+from typicality.store import hash_of_weights, is_full_disk, write_table, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +128,12 @@ def ensure_model(run: Run) -> None:
         "device": str(run.device), "dtype": str(run.dtype).removeprefix("torch."),
     }  # fmt: skip
     if not settings.enabled or run.directory.is_done("finetune", run.finetune_key):
+        if settings.enabled and run.images_since:
+            run.directory.record["model"]["images_since"] = run.images_since
+            run.progress.say(f"the model is kept; {run.images_since} images were added since it was fine-tuned")
         run.directory.save()
         return
+    _announce(run)
     if run.folds > 1:
         _ensure_folds(run)
         return
@@ -159,8 +163,28 @@ def ensure_model(run: Run) -> None:
         }  # fmt: skip
         card = model_card(run.dataset, run.base.title, run.settings, entry)
         trainer.save(run.directory.path("model"), card)
+        entry |= _finished(run)
     for warning in result.warnings:
         run.progress.say(f"warning: {warning}")
+
+
+def _announce(run: Run) -> None:
+    """Say why a finished model is about to be replaced."""
+    before = run.directory.record["stages"].get("finetune", {})
+    if before.get("state") != "done":
+        return
+    if before.get("training_key") == run.training_key:
+        run.progress.say(
+            "the data set has changed since the model was fine-tuned: fine-tuning anew (--keep-model would keep it)"
+        )
+    else:
+        run.progress.say("settings or labels have changed since the model was fine-tuned: fine-tuning anew")
+
+
+def _finished(run: Run) -> dict[str, Any]:
+    """What is recorded of finished models: a hash of their weights, under which maps may be reused, and for `keep`."""
+    run.remember_seen()
+    return {"weights": hash_of_weights(run.directory.path("model")), "training_key": run.training_key}
 
 
 def _ensure_folds(run: Run) -> None:
@@ -180,6 +204,7 @@ def _ensure_folds(run: Run) -> None:
     )
     with run.directory.stage("finetune", run.finetune_key) as entry:
         entry |= crossfit.run(run.progress)
+        entry |= _finished(run)
     for warning in entry["warnings"]:
         run.progress.say(f"warning: {warning}")
 
@@ -239,7 +264,7 @@ class _FoldedScorer(Scorer):
 
 def ensure_scores(run: Run) -> None:
     """Score every image under its own labels, then the winners anew with more draws and against other labels."""
-    jobs = _with_controls(run)
+    jobs = first_jobs(run.settings, run.dataset)
     first = score_pass(run, "score", FIRST_PASS, run.first_draws, jobs)
     if run.directory.processes.main:
         write_table(run.directory.path("images.parquet"), _images_table(run, first))
@@ -379,8 +404,11 @@ def ensure_elements(run: Run) -> None:
     if adaptive:
         passes.append(run.score_folder(REFINEMENT, _refine_draws(run)).name)
     key = key_of(
-        [passes, settings.mine.model_dump(), settings.score.model_dump(), run.dataset.fingerprint, settings.seed]
-    )
+        [
+            passes, settings.mine.model_dump(), settings.score.model_dump(), run.dataset.fingerprint,
+            run.dataset.grouping, run.cross_fitted, settings.seed,
+        ]
+    )  # fmt: skip
     if directory.is_done("mine", key):
         return
     with directory.stage("mine", key) as entry:
@@ -412,19 +440,19 @@ def ensure_elements(run: Run) -> None:
         }  # fmt: skip
 
 
-def _controls(run: Run) -> dict[str, list[str]]:
+def controls_of(settings: Settings, dataset: LabelledImages) -> dict[str, list[str]]:
     """label -> images of other labels that are searched for it too; only where no model was shown an image's label."""
-    number = run.settings.score.controls
-    return choose_controls(run.dataset, number) if run.cross_fitted and number != 0 else {}
+    number = settings.score.controls
+    return choose_controls(dataset, number) if is_cross_fitted(settings) and number != 0 else {}
 
 
-def _with_controls(run: Run) -> list[Job]:
+def first_jobs(settings: Settings, dataset: LabelledImages) -> list[Job]:
     """Every image under its own labels, and controls also under the labels that they are controls of.
 
     The null prediction serves both, so that a control costs one more evaluation a draw.
     """
-    labels = {image_id: list(own) for image_id, own in run.labels_of.items()}
-    for label, images in _controls(run).items():
+    labels = {image.image_id: list(image.labels) for image in dataset}
+    for label, images in controls_of(settings, dataset).items():
         for image_id in images:
             labels[image_id].append(label)
     return [Job(image_id, tuple(found)) for image_id, found in sorted(labels.items())]
@@ -435,7 +463,7 @@ def _test_candidates(run: Run, patches: Mapping[str, Sequence[Patch]]) -> Candid
 
     As many as a label's elements would be if controls carried the label too; features of all of them.
     """
-    controls, labels_of = _controls(run), run.labels_of
+    controls, labels_of = controls_of(run.settings, run.dataset), run.labels_of
     if not any(controls.values()):
         return None
     images = {label: [i for i, own in labels_of.items() if label in own] + found for label, found in controls.items()}
@@ -515,7 +543,7 @@ def ensure_report(run: Run) -> Path:
                 settings=settings.report,
                 metadata={image.image_id: image.metadata for image in dataset},
                 features=np.load(directory.path("features.npy"), allow_pickle=False),
-                in_sample=settings.finetune.enabled,
+                in_sample=not run.cross_fitted,
                 folder=directory.folder,
             ),
             directory.folder,
@@ -634,6 +662,8 @@ def plan_of(settings: Settings, dataset: LabelledImages) -> dict[str, Any]:
         "labels": {label: dataset.number_of(label) for label in dataset.labels},
         "prompts": Prompts(settings.prompt.template, settings.prompt.null).of_all(dataset.labels)[:6],
         "fine-tuning": training if finetune.enabled else "none",
-        "UNet evaluations of the first pass": sum((1 + len(i.labels)) * draws for i in dataset),
+        "UNet evaluations of the first pass": sum(
+            (1 + len(job.labels)) * draws for job in first_jobs(settings, dataset)
+        ),
         "unreadable images": len(dataset.unreadable),
     }

@@ -11,12 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from typicality.config import ModelSettings, Settings, config_of, key_of, merge, read_config, resolve
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import OutputError, SettingsError
-from typicality.model.checkpoint import Checkpoint, load_checkpoint
+from typicality.model.card import is_fine_tuned
+from typicality.model.checkpoint import BASE, Checkpoint, choose, load_checkpoint
 from typicality.model.crossfit import SHARED, folds_of
 from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, has_bfloat16
 from typicality.model.latents import LatentStore
@@ -24,9 +27,11 @@ from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
 from typicality.scoring.noise import DrawPlan
-from typicality.store import RunDirectory, read_record
+from typicality.store import RunDirectory, read_record, write_table
 
 NO_FOLD = -1
+SEEN = ("training", "images.parquet")
+"""Where in the run directory it is written which images fine-tuning knew."""
 
 
 @dataclass
@@ -93,21 +98,84 @@ class Run:
 
     @cached_property
     def finetune_key(self) -> str:
-        settings = self.settings
-        if not settings.finetune.enabled:
+        """Key of the fine-tuning: of all that its models depend on, or that of the models which `finetune.keep` keeps.
+
+        Raises
+        ------
+        SettingsError : when a finished model was to be kept and cannot be.
+        """
+        if not self.settings.finetune.enabled:
             return key_of(["not fine-tuned", self.base_hash])
+        if self.images_since is not None:
+            return str(self._finetuned["key"])
+        return key_of([self.training_key, self.dataset.fingerprint, self.dataset.grouping])
+
+    @property
+    def training_key(self) -> str:
+        """Key of what the fine-tuned models depend on apart from the images."""
+        settings = self.settings
+        leave_out = {"keep"} if self.folds > 1 else {"keep", "folds", "shared"}
         return key_of(
             [
                 self.base_hash,
                 self.latents.folder.name,
-                self.dataset.fingerprint,
+                [settings.dataset.group, *self.dataset.labels],
                 settings.prompt.model_dump(),
-                settings.finetune.model_dump(exclude=set() if self.folds > 1 else {"folds", "shared"}),
+                settings.finetune.model_dump(exclude=leave_out),
                 [settings.score.t_min, settings.score.t_max],
                 self._model_seed,
                 str(self.dtype),
             ]
         )
+
+    @property
+    def _finetuned(self) -> dict[str, Any]:
+        """What run.json says of the fine-tuning; {} where it is not finished."""
+        entry: dict[str, Any] = self.directory.record["stages"].get("finetune", {})
+        return entry if entry.get("state") == "done" else {}
+
+    @cached_property
+    def images_since(self) -> int | None:
+        """Number of images that were added after the kept models were fine-tuned; None where no models are kept.
+
+        Raises
+        ------
+        SettingsError : when there are finished models that cannot be kept: other settings, labels or groups.
+        """
+        if not self.settings.finetune.keep or not self._finetuned:
+            return None
+        refused = f"finetune.keep: the model in {self.directory.folder} cannot be kept, for "
+        remedy = "; leave out --keep-model (or set finetune.keep=false) to fine-tune anew"
+        seen = _read_seen(self.directory.path(*SEEN))
+        if self._finetuned.get("training_key") != self.training_key or seen is None:
+            raise SettingsError(f"{refused}it was made with other settings, labels or another base{remedy}")
+        changed = [i for i in self.dataset if i.image_id in seen and seen[i.image_id][:2] != (i.labels, i.group)]
+        if changed:
+            raise SettingsError(
+                f"{refused}labels or groups of {len(changed)} images have changed, first {changed[0].file_name}{remedy}"
+            )
+        trained = {group for _, group, held_out in seen.values() if not held_out}
+        if self.folds == 1 and any(i.group in trained for i in self.dataset if i.image_id in self.held_out):
+            raise SettingsError(f"{refused}images that it was trained on would now count as held out{remedy}")
+        return sum(image.image_id not in seen for image in self.dataset)
+
+    def remember_seen(self) -> None:
+        """Write which images the models know, so that it can be told later whether they may be kept."""
+        rows = [
+            {
+                "image_id": image.image_id, "labels": list(image.labels), "group": image.group,
+                "held_out": image.image_id in self.held_out,
+            }
+            for image in self.dataset
+        ]  # fmt: skip
+        write_table(self.directory.path(*SEEN), pa.Table.from_pylist(rows))
+
+    @property
+    def weights_key(self) -> str:
+        """Key of the weights that score: a hash of the model's files where it was fine-tuned."""
+        if not self.settings.finetune.enabled:
+            return self.base_hash
+        return key_of([self.base_hash, self._finetuned.get("weights") or self.finetune_key])
 
     @property
     def _model_seed(self) -> int:
@@ -173,7 +241,7 @@ class Run:
     @property
     def cross_fitted(self) -> bool:
         """Whether no image is scored by a model that was shown its label."""
-        return self.folds > 1 or not self.settings.finetune.enabled
+        return is_cross_fitted(self.settings)
 
     @cached_property
     def labels_of(self) -> dict[str, tuple[str, ...]]:
@@ -184,10 +252,12 @@ class Run:
         """Ids of the images that are scored by a model which has not seen their group.
 
         With folds, and without fine-tuning, these are all images; else those that fine-tuning keeps apart by
-        `finetune.held_out`.
+        `finetune.held_out`, and none where the base was itself fine-tuned on labelled images, perhaps on these.
         """
         if self.cross_fitted:
             return frozenset(image.image_id for image in self.dataset)
+        if knows_labels(self.settings.model):
+            return frozenset()
         return frozenset(i.image_id for i in self.dataset.held_out(self.settings.finetune.held_out)[1])
 
     @cached_property
@@ -212,7 +282,7 @@ class Run:
         score = self.settings.score
         key = key_of(
             [
-                self.finetune_key, self.latents.folder.name, self.settings.prompt.model_dump(), purpose, draws,
+                self.weights_key, self.latents.folder.name, self.settings.prompt.model_dump(), purpose, draws,
                 score.protocol == "paper", score.t_min, score.t_max, self.settings.seed, str(self.dtype),
             ]
         )  # fmt: skip
@@ -224,12 +294,45 @@ class Run:
         if self.settings.finetune.enabled:
             stage = self.directory.record["stages"].get("finetune", {})
             found += stage.get("warnings", [])
-        if self.settings.finetune.enabled and self.folds == 1:
+        if added := self.directory.record.get("model", {}).get("images_since"):
+            found.append(
+                f"The model was kept (--keep-model): {added} of {len(self.dataset)} images were added after it had "
+                "been fine-tuned."
+            )
+        if knows_labels(self.settings.model):
+            found.append(
+                "Scores are in-sample: the model was fine-tuned on labelled images before, perhaps on these, so what "
+                "is typical of an image may in part be memorised."
+            )
+        elif self.settings.finetune.enabled and self.folds == 1:
             found.append(
                 "Scores are in-sample: most images were also used to fine-tune the model (the published protocol), "
                 "so what is typical of an image may in part be memorised."
             )
         return tuple(found)
+
+
+def knows_labels(settings: ModelSettings) -> bool:
+    """Return whether the model before fine-tuning is one that this program has fine-tuned: on labels, perhaps these.
+
+    The bundled base, models of a hub and checkpoints of other programs count as unaware of the labels.
+    """
+    names = (choose(settings)[0], settings.lora)
+    return any(name is not None and name != BASE and is_fine_tuned(Path(name)) for name in names)
+
+
+def is_cross_fitted(settings: Settings) -> bool:
+    """Return whether no image is scored by a model that was shown its label."""
+    tuning = settings.finetune
+    return (tuning.folds > 1 or not tuning.enabled) and not knows_labels(settings.model)
+
+
+def _read_seen(path: Path) -> dict[str, tuple[tuple[str, ...], str, bool]] | None:
+    """image_id -> (labels, group, whether it was held out), as fine-tuning has left it; None where nothing was."""
+    if not path.is_file():
+        return None
+    rows = pq.read_table(path).to_pylist()
+    return {row["image_id"]: (tuple(row["labels"]), row["group"], row["held_out"]) for row in rows}
 
 
 def run_record(source: str) -> dict[str, Any] | None:

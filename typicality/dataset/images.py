@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -73,6 +75,12 @@ class LabelledImages(Sequence[LabelledImage]):
     def number_of(self, label: str) -> int:
         """Return how many images carry `label`; 0 for a label that does not occur."""
         return self.counts.get(label, 0)
+
+    @cached_property
+    def grouping(self) -> str:
+        """32 hexadecimal digits over the sorted (image_id, group) pairs, by which images are split and folded."""
+        pairs = sorted((image.image_id, image.group) for image in self.images)
+        return hashlib.sha256(json.dumps(pairs, ensure_ascii=False).encode()).hexdigest()[:32]
 
     def open(self, image: LabelledImage) -> Image.Image:
         """Read the pixels of one image: RGB, 8 bits a channel, upright, transparency on white.

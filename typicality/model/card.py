@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from typicality.config import Settings
 from typicality.dataset import LabelledImages
+
+MADE_BY = "fine-tuned by `typicality`"
+
+
+def is_fine_tuned(folder: Path) -> bool:
+    """Return whether a folder holds a model that this program has fine-tuned: its card says so."""
+    card = folder / "README.md"
+    return card.is_file() and MADE_BY in card.read_text(encoding="utf-8", errors="replace")
 
 
 def model_card(dataset: LabelledImages, base: str, settings: Settings, entry: Mapping[str, Any]) -> str:
@@ -17,7 +26,7 @@ def model_card(dataset: LabelledImages, base: str, settings: Settings, entry: Ma
     warnings = "\n".join(f"- {w}" for w in entry["warnings"]) or "- none"
     return f"""# {dataset.name} by {dataset.label}
 
-A label-conditional latent diffusion model, fine-tuned by `typicality` to measure what is typical of each label.
+A label-conditional latent diffusion model, {MADE_BY} to measure what is typical of each label.
 It is a measuring instrument for this data set, not a generator of pictures to publish.
 
 - base: {base}

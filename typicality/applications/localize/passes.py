@@ -197,10 +197,8 @@ def collect(
 
 
 def weights_key(run: Run) -> str:
-    """Return the key under which the run's model was made, whatever this session's settings are."""
-    if not run.settings.finetune.enabled:
-        return run.finetune_key
-    return str(run.directory.record["stages"]["finetune"]["key"])
+    """Return the key of the weights of the run's model, whatever this session's settings are."""
+    return run.weights_key
 
 
 def _folder(run: Run, reference: str | None, span: Range, draws: int, model: str) -> Path:

@@ -1,0 +1,223 @@
+"""What of a run may be reused: not the model of another split, not the maps of another model, not a growing data set's.
+
+The data set has two labels of 16 images each and a column `photographer`, of whom each took four of either label.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import typicality
+from tests.conftest import draw
+from typicality.api import settings_for
+from typicality.errors import SettingsError
+from typicality.model.finetune import Finetuner
+from typicality.pipeline import Result, controls_of, first_jobs
+from typicality.progress import Progress
+from typicality.run import Run, open_finished, open_run
+
+QUICK: dict[str, Any] = {
+    "finetune": {"steps": 2, "batch_size": 4, "validation_images": 2},
+    "score": {"protocol": "paper", "draws": 2},
+    "mine": {"noises": 1, "share": 1.0, "per_label": 20, "clusters": 3},
+    "dtype": "fp32",
+}
+
+
+class Said(Progress):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def options(model: Path, **changes: dict[str, Any]) -> dict[str, Any]:
+    return {n: v | changes.pop(n, {}) if isinstance(v, dict) else v for n, v in QUICK.items()} | {
+        "model": str(model), **changes,
+    }  # fmt: skip
+
+
+def tabulate(source: Path) -> None:
+    rows = [f"{p.relative_to(source).as_posix()},{int(p.stem) // 4}" for p in sorted(source.rglob("*.png"))]
+    (source / "metadata.csv").write_text("\n".join(["file_name,photographer", *rows]) + "\n")
+
+
+@pytest.fixture
+def source(tiny_folder: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "squares"
+    shutil.copytree(tiny_folder, folder)
+    tabulate(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mined(tiny_folder: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data set and a run of it; tests take copies."""
+    root = tmp_path_factory.mktemp("mined")
+    shutil.copytree(tiny_folder, root / "squares")
+    tabulate(root / "squares")
+    typicality.mine(root / "squares", "folder", out=root / "run", **options(tiny_model))
+    return root
+
+
+@pytest.fixture
+def copy(mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a copy of the data set and of the run."""
+    shutil.copytree(mined, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def mine(model: Path, **changes: Any) -> Result:
+    return typicality.mine("squares", "folder", out="run", **options(model, **changes))
+
+
+def add(source: Path, n: int = 2) -> None:
+    rng = np.random.default_rng(5)
+    for i in range(n):
+        draw(rng, "red", (40, 40)).save(source / "red" / f"{20 + i}.png")
+    tabulate(source)
+
+
+def keys(result: Result, *stages: str) -> list[str]:
+    return [result.record["stages"][stage]["key"] for stage in stages]
+
+
+# --------------------------------------------------------------------------------------------------- groups
+
+
+def test_another_group_is_another_split(copy: Path, tiny_model: Path) -> None:
+    """With --group photographer whole photographers are held out: the model of single images has seen them."""
+    before = open_finished(Path("run"), "mine").directory.record["stages"]
+    after = mine(tiny_model, dataset={"group": "photographer"})
+    for stage in ("finetune", "score", "mine"):
+        assert after.record["stages"][stage]["key"] != before[stage]["key"]
+    sides: dict[str, set[bool]] = {}
+    for row in after.images.to_pylist():
+        sides.setdefault(row["group"], set()).add(row["held_out"])
+    assert all(len(found) == 1 for found in sides.values())
+
+
+def test_another_group_is_tested_anew(source: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Without fine-tuning the maps stay; counts of groups and p-values do not."""
+    runs = [
+        typicality.mine(
+            source, "folder", out=tmp_path / "run", **options(tiny_model, finetune={"enabled": False}, dataset=group)
+        )
+        for group in ({}, {"group": "photographer"})
+    ]
+    assert keys(runs[0], "score") == keys(runs[1], "score")
+    assert keys(runs[0], "mine") != keys(runs[1], "mine")
+    assert max(runs[1].clusters["n_groups"].to_pylist()) <= 4
+
+
+# -------------------------------------------------------------------------------------------------- weights
+
+
+def test_maps_of_other_weights_are_not_reused(copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training anew under the first settings gives other weights where a clock ends it; here they are shifted."""
+    first = open_finished(Path("run"), "mine").directory.record["stages"]["score"]
+    mine(tiny_model, finetune={"steps": 1})
+    with monkeypatch.context() as patched:
+        save = Finetuner.save
+
+        def shift_and_save(self: Finetuner, *arguments: Any, **named: Any) -> None:
+            with torch.no_grad():
+                self.checkpoint.unet.conv_out.bias += 0.1
+            save(self, *arguments, **named)
+
+        patched.setattr(Finetuner, "save", shift_and_save)
+        shifted = mine(tiny_model)
+    assert shifted.record["stages"]["score"]["key"] != first["key"]
+    assert shifted.record["stages"]["score"]["unet_evaluations"] == 32 * 2 * 2
+
+
+def test_maps_of_equal_weights_are_reused(copy: Path, tiny_model: Path) -> None:
+    """The same training ends with the same weights, so that the first maps still hold."""
+    first = open_finished(Path("run"), "mine").directory.record["stages"]["score"]
+    mine(tiny_model, finetune={"steps": 1})
+    again = mine(tiny_model)
+    assert again.record["stages"]["score"]["key"] == first["key"]
+    assert again.record["stages"]["score"].get("unet_evaluations", 0) == 0
+
+
+# ------------------------------------------------------------------------------------------------ in-sample
+
+
+def opened(source: str, model: Path, out: str, **finetune: Any) -> Run:
+    return open_run(settings_for(source, "folder", **options(model, finetune=finetune)), Path(out))
+
+
+def test_a_model_of_another_run_has_seen_labels(copy: Path, tiny_model: Path) -> None:
+    """Scored with a run's model, these very images are in-sample: no controls, nothing held out, and a warning.
+
+    The same is true of folds that begin with it. The base that was not fine-tuned has seen no label.
+    """
+    for out, finetune in (("a", {"enabled": False}), ("b", {"folds": 2})):
+        run = opened("squares", Path("run/model"), out, **finetune)
+        assert not run.cross_fitted
+        assert controls_of(run.settings, run.dataset) == {}
+        assert all(len(job.labels) == 1 for job in first_jobs(run.settings, run.dataset))
+        assert not run.held_out
+        assert any("in-sample" in warning for warning in run.warnings())
+        other = opened("squares", tiny_model, f"{out}-base", **finetune)
+        assert other.cross_fitted
+        assert len(other.held_out) == 32
+        assert not any("in-sample" in warning for warning in other.warnings())
+
+
+# -------------------------------------------------------------------------------------------- added images
+
+
+def test_added_images_are_scored_by_the_model_that_was_kept(copy: Path, tiny_model: Path) -> None:
+    """2 new images, null prompt and label, 2 draws; the model and the old maps stay, and the report says so."""
+    before = open_finished(Path("run"), "mine").directory.record["stages"]
+    shards = {p: p.stat().st_mtime_ns for p in Path("run/scores").rglob("*.safetensors")}
+    add(copy / "squares")
+    result = mine(tiny_model, finetune={"keep": True})
+    stages = result.record["stages"]
+    assert stages["finetune"] == before["finetune"]
+    assert stages["score"]["unet_evaluations"] == 2 * 2 * 2
+    assert {p: p.stat().st_mtime_ns for p in shards} == shards
+    assert result.images.num_rows == 34
+    assert result.record["model"]["images_since"] == 2
+    assert "2 of 34 images were added" in result.report.read_text()
+    assert typicality.classify(result.folder, draws=2).n > 0
+
+
+def test_without_being_asked_the_model_is_made_anew(copy: Path, tiny_model: Path) -> None:
+    before = open_finished(Path("run"), "mine").directory.record["stages"]
+    add(copy / "squares")
+    said = Said()
+    result = typicality.mine("squares", "folder", out="run", progress=said, **options(tiny_model))
+    assert any("fine-tuning anew" in line and "--keep-model" in line for line in said.lines)
+    assert result.record["stages"]["finetune"]["key"] != before["finetune"]["key"]
+    assert "images_since" not in result.record["model"]
+
+
+def test_a_model_that_cannot_be_kept_is_not_replaced(copy: Path, tiny_model: Path) -> None:
+    """Other steps, an image that has changed its label, a label that is new: the model does not belong to these."""
+    weights = {p: p.stat().st_mtime_ns for p in Path("run/model").rglob("*")}
+    with pytest.raises(SettingsError, match="other settings"):
+        mine(tiny_model, finetune={"keep": True, "steps": 3})
+    shutil.move("squares/red/3.png", "squares/blue/33.png")
+    tabulate(copy / "squares")
+    with pytest.raises(SettingsError, match=r"labels or groups of 1 images have changed, first blue/33\.png"):
+        mine(tiny_model, finetune={"keep": True})
+    shutil.move("squares/blue/33.png", "squares/red/3.png")
+    Path("squares/green").mkdir()
+    add(copy / "squares")
+    shutil.move("squares/red/20.png", "squares/green/20.png")
+    tabulate(copy / "squares")
+    with pytest.raises(SettingsError, match="labels"):
+        mine(tiny_model, finetune={"keep": True})
+    assert {p: p.stat().st_mtime_ns for p in Path("run/model").rglob("*")} == weights
