@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 import typicality
+from typicality.api import settings_for
 from typicality.applications import estimate as module
 from typicality.applications.estimate import Estimate, winners
+from typicality.dataset import load_dataset
+from typicality.pipeline import mine, plan_of
 
 
 def test_images_that_hold_a_winner() -> None:
@@ -31,20 +34,52 @@ def cost(folder: Path, model: Path, **options: object) -> Estimate:
 
 @pytest.mark.usefixtures("quick")
 def test_evaluations_of_a_plain_pass_are_exact(tiny_folder: Path, tiny_model: Path) -> None:
-    """32 images, null prompt and one label, 6 draws; nothing is trained and nothing refined."""
-    found = cost(tiny_folder, tiny_model, finetune={"enabled": False}, score={"protocol": "paper", "draws": 6})
+    """32 images, null prompt and one label, 6 draws; nothing is trained, refined or tested against controls."""
+    found = cost(
+        tiny_folder, tiny_model, finetune={"enabled": False}, score={"protocol": "paper", "draws": 6, "controls": 0}
+    )
     assert found.images == 32
     assert found.stages["score"].unet_evaluations == 32 * 2 * 6
-    assert set(found.stages) == {"latents", "score", "features", "clusters"}
-    assert found.seconds == pytest.approx(sum(s.seconds for s in found.stages.values()), abs=0.3)
+    assert list(found.stages) == ["data", "latents", "score", "features", "clusters", "report"]
+    assert all(stage.seconds >= 0 for stage in found.stages.values())
+    assert found.seconds == pytest.approx(sum(s.seconds for s in found.stages.values()), abs=0.4)
     assert found.disk_bytes > found.images * found.disk_bytes_an_image > 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_controls_are_counted_as_a_run_takes_them(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """A model that has seen no label: all 16 images of the other label are scored under each one as well.
+
+    The first pass is 6 draws of 32 null predictions, 32 own labels and 32 controls; in the estimate, in --dry-run and
+    in a run. Features are read twice of images that win among their label's and again among those and the controls'.
+    """
+    options = {
+        "finetune": {"enabled": False}, "score": {"protocol": "paper", "draws": 6},
+        "mine": {"share": 1.0, "noises": 2, "clusters": 4},
+    }  # fmt: skip
+    found = cost(tiny_folder, tiny_model, **options)
+    settings = settings_for(tiny_folder, "folder", model=str(tiny_model), dtype="fp32", **options)
+    planned = plan_of(settings, load_dataset(settings.dataset))
+    stages = mine(settings, tmp_path / "run").record["stages"]
+    assert found.stages["score"].unet_evaluations == (32 + 32 + 32) * 6 == stages["score"]["unet_evaluations"]
+    assert planned["UNet evaluations of the first pass"] == (32 + 32 + 32) * 6
+    assert found.stages["features"].unet_evaluations == pytest.approx(stages["mine"]["unet_evaluations"], rel=0.1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_mirror_images_take_room(tiny_folder: Path, tiny_model: Path) -> None:
+    """Fine-tuning with `flip` stores the latent of every mirror image too."""
+    score = {"protocol": "paper", "draws": 2, "controls": 0}
+    plain = cost(tiny_folder, tiny_model, finetune={"enabled": False}, score=score)
+    flipped = cost(tiny_folder, tiny_model, finetune={"steps": 1, "batch_size": 2, "flip": True}, score=score)
+    assert flipped.disk_bytes_an_image > plain.disk_bytes_an_image
 
 
 @pytest.mark.usefixtures("quick")
 def test_every_stage_of_the_default_has_a_cost(tiny_folder: Path, tiny_model: Path) -> None:
     found = cost(tiny_folder, tiny_model, finetune={"steps": 10, "batch_size": 4})
     assert list(found.stages) == [
-        "latents", "finetune", "score", "rounds", "refine", "features", "clusters",
+        "data", "latents", "finetune", "score", "rounds", "refine", "features", "clusters", "report",
     ]  # fmt: skip
     assert found.stages["finetune"].unet_evaluations >= 10 * 4 * 3
     assert found.stages["finetune"].seconds > 0

@@ -1,7 +1,7 @@
 """What a run will cost, before it is begun: UNet evaluations, seconds and bytes, from a probe of a few seconds.
 
 Evaluations follow from the settings. Seconds and bytes are those of the real stages on a few of the data set's own
-images, in a temporary run directory: decoding and encoding, scoring with its shards, training steps, features. Of
+images, in a temporary run directory: reading, encoding, scoring with its shards, training steps, features, pictures. Of
 adaptive scoring the number of images with a winner is not known beforehand; it is taken from a formula (`winners`).
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ from typicality.model.finetune import (
     validation_interval,
 )
 from typicality.model.probe import timed
-from typicality.pipeline import scorer
+from typicality.pipeline import controls_of, first_jobs, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch
+from typicality.report.pictures import LEVELS, draw_crop, encode, shrink
 from typicality.run import Run
 from typicality.scoring.adaptive import effort_of
 from typicality.scoring.scorer import Job
@@ -68,7 +70,7 @@ class Estimate:
     unet_evaluations, seconds : of all stages together; early stopping of the fine-tuning is not foreseen
     disk_bytes : of the run directory at the end, the report's pictures taken at half of their budget
     disk_bytes_an_image : the part that grows with the data set, an image
-    stages : latents, finetune, score, rounds, refine, features, clusters, where the settings ask for them
+    stages : data, latents, finetune, score, rounds, refine, features, clusters, report, where the settings ask for them
     """
 
     images: int
@@ -97,9 +99,11 @@ def estimate(settings: Settings, progress: Progress = SILENT) -> Estimate:
     ------
     InputError : as `mine` does, for data or a model that cannot be read.
     """
+    began = time.perf_counter()
     dataset = load_dataset(settings.dataset)
+    reading = time.perf_counter() - began
     with tempfile.TemporaryDirectory(prefix="typicality-estimate-") as folder:
-        return _Probe(settings, dataset, Path(folder), progress).estimate()
+        return _Probe(settings, dataset, Path(folder), progress).estimate(reading)
 
 
 class _Probe:
@@ -113,24 +117,26 @@ class _Probe:
         plain = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"enabled": False})})
         self.run = Run(plain, sample, RunDirectory(folder), progress)
 
-    def estimate(self) -> Estimate:
+    def estimate(self, reading: float) -> Estimate:
+        """Put the stages' costs together; `reading` the data set took so many seconds."""
         settings, dataset = self.settings, self.dataset
-        images, n = dataset, len(dataset)
+        n = len(dataset)
         seconds_image = self._latents()
         sides = 2 if self.settings.finetune.flip and self.settings.finetune.enabled else 1
-        stages = {"latents": StageCost(0, seconds_image * n * sides)}
-        labels_an_image = sum(len(i.labels) for i in images) / n
+        stages = {"data": StageCost(0, reading), "latents": StageCost(0, seconds_image * n * sides)}
+        labels_an_image = sum(len(i.labels) for i in dataset) / n
         per_evaluation, shard_bytes = self._scoring(1, self.run.first_draws)
         if settings.finetune.enabled:
             stages["finetune"] = self._finetuning(per_evaluation)
-        first = sum((1 + len(i.labels)) * self.run.first_draws for i in images)
+        jobs = first_jobs(settings, dataset)
+        first = sum((1 + len(job.labels)) * self.run.first_draws for job in jobs)
         stages["score"] = StageCost(first, first * per_evaluation)
         selection = self._selection()
         kept = {
             label: selection.kept(max(1, dataset.number_of(label) * selection.per_image)) for label in dataset.labels
         }
         holders = sum(winners(dataset.number_of(label), selection.per_image, kept[label]) for label in dataset.labels)
-        map_count = n * labels_an_image
+        map_count: float = sum(len(job.labels) for job in jobs)
         if settings.score.protocol == "adaptive":
             effort = effort_of(settings.score)
             further = round(min(effort.further, LONGEST_OVERLAP) * n * (1 + labels_an_image)) if effort.rounds else 0
@@ -142,9 +148,15 @@ class _Probe:
             map_count += holders * (slots - 1) + further / (1 + labels_an_image) / max(1, self.run.first_draws)
             shard_bytes = max(shard_bytes, refine_bytes)
         per_job, width = self._features(selection)
+        pools = kept
+        if any((controls := controls_of(settings, dataset)).values()):  # the same search, among controls as well
+            both = {label: dataset.number_of(label) + len(found) for label, found in controls.items()}
+            pools = {label: round(kept[label] * both[label] / dataset.number_of(label)) for label in kept}
+            holders += sum(winners(both[label], selection.per_image, pools[label]) for label in kept)
         stages["features"] = StageCost(round(holders * settings.mine.noises), holders * per_job)
-        stages["clusters"] = StageCost(0, self._clusters(max(kept.values()), width) * len(dataset.labels))
-        an_image = round(self._latent_bytes() + map_count * shard_bytes / n)
+        stages["clusters"] = StageCost(0, self._clusters(max(pools.values()), width) * len(dataset.labels))
+        stages["report"] = StageCost(0, self._report(kept))
+        an_image = round(self._latent_bytes() * sides + map_count * shard_bytes / n)
         elements = sum(kept.values())
         fixed = self._model_bytes() + elements * (8 * width + 100) + round(settings.report.budget_mb * 5e5)
         return Estimate(
@@ -235,6 +247,17 @@ class _Probe:
         began = time.perf_counter()
         cluster_elements(patches, features, lambda image_id: image_id, clusters=self.settings.mine.clusters)
         return time.perf_counter() - began
+
+    def _report(self, kept: Mapping[str, int]) -> float:
+        """Seconds for its pictures, each original being opened once, and once more for a sample of coarser levels."""
+        report, images = self.settings.report, self.run.dataset.images[:8]
+        shown = sum(min(number, report.clusters * report.columns) + 2 * report.images for number in kept.values())
+        began = time.perf_counter()
+        for image in images:
+            original = self.run.dataset.open(image)
+            encode(shrink(original, LEVELS[0].source), LEVELS[0].source_quality, LEVELS[0].lossless)
+            draw_crop(original, (0, 0, original.width // 4, original.height // 4), LEVELS[0])
+        return 2 * shown * (time.perf_counter() - began) / len(images)
 
     def _latent_bytes(self) -> float:
         files = [p for p in self.run.latents.folder.iterdir() if p.suffix == ".safetensors"]
