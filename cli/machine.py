@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from .console import print_json, print_text
-from .evaluation import AtLeast, Write, finish, parse_limits
-from .options import Common, Data, DatasetArgument, Scoring, Training, given, with_options
+from .evaluation import AtLeast, Write, finish, parse_limits, show_plan
+from .options import Common, Data, DatasetArgument, DeviceName, DtypeName, Scoring, Training, given, with_options
 
 
 @with_options
@@ -71,22 +71,31 @@ def pretrain(
     autoencoder_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of the autoencoder.")] = None,
     denoiser_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of the denoiser.")] = None,
 ) -> None:
-    """Train a small base model from nothing on captioned images (how the bundled base was made)."""
+    """Train a small base model from nothing on captioned images (how the bundled base was made), on the CPU."""
     from typicality.errors import SettingsError
-    from typicality.model.pretrain import PretrainSettings
+    from typicality.model.pretrain import PretrainSettings, plan_of
     from typicality.model.pretrain import pretrain as train
 
     if common.out is None:
         raise SettingsError("pretrain needs --out DIR, the folder of the new model")
+    for option, value in (("--config", common.config), ("--set", common.assign), ("--model", common.model)):
+        if value:
+            raise SettingsError(f"{option} has no effect on pretrain, which begins from nothing and has few settings")
+    if common.device not in (None, DeviceName.auto, DeviceName.cpu) or common.dtype not in (None, DtypeName.auto):
+        raise SettingsError("pretrain runs on the CPU in mixed bfloat16: leave out --device and --dtype")
     chosen = given(autoencoder_steps=autoencoder_steps, denoiser_steps=denoiser_steps, seed=common.seed)
+    settings = PretrainSettings(**chosen)
+    if common.dry_run:
+        return show_plan(plan_of(corpus, common.out, settings, common.fresh), common)
     if not common.quiet:
         logging.getLogger("typicality.model.pretrain").setLevel(logging.INFO)
         logging.basicConfig(format="%(message)s")
-    summary = train(corpus, common.out, PretrainSettings(**chosen))
+    summary = train(corpus, common.out, settings, common.fresh)
     if common.json:
         print_json(summary)
     else:
         print_text(str(common.out))
+    return None
 
 
 @with_options

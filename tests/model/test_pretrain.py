@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from typicality.cli.app import run
 from typicality.config import ModelSettings
 from typicality.dataset.builtin.build import write_table
 from typicality.dataset.split import is_held_out
+from typicality.errors import DatasetError, OutputError
+from typicality.model import pretrain as module
 from typicality.model.checkpoint import base_folder, load_checkpoint
 from typicality.model.pretrain import (
     PretrainSettings,
@@ -24,6 +28,7 @@ from typicality.model.pretrain import (
     drawing_batch,
     load_corpus,
     new_autoencoder,
+    plan_of,
     pretrain,
     standardise_latents,
 )
@@ -53,6 +58,98 @@ def test_large_images_are_photographs(corpus: Path) -> None:
     assert len(found.drawings) == 6
     assert len(found.photographs) == 2
     assert found.photographs[0][0].shape == (32, 32, 3)
+
+
+def corpus_of(path: Path, sides: list[int], **changes: object) -> Path:
+    """A corpus of blank squares; `changes` replace the image or the caption of its last row."""
+    images: list[object] = []
+    for side in sides:
+        buffer = io.BytesIO()
+        Image.new("RGBA", (side, side)).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    captions: list[object] = [f"thing, {i}" for i in range(len(sides))]
+    images[-1], captions[-1] = changes.get("image", images[-1]), changes.get("caption", captions[-1])
+    write_table({"image": images, "caption": captions, "source": ["test"] * len(sides)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sides", "changes", "message"),
+    [
+        ([32, 32], {}, "2 drawings .* and 0 photographs"),
+        ([100, 100], {}, "0 drawings .* and 2 photographs"),
+        ([100, 32], {"image": {"bytes": b"no image", "path": None}}, r"row 1 .*thing, 1.* cannot be read"),
+        ([100, 32], {"image": None}, r"row 1 .* cannot be read"),
+        ([100, 32], {"caption": None}, "row 1 .* has no caption"),
+    ],
+)
+def test_what_a_corpus_lacks_is_one_message(
+    tmp_path: Path, sides: list[int], changes: dict[str, object], message: str
+) -> None:
+    path = corpus_of(tmp_path / "corpus.parquet", sides, **changes)
+    with pytest.raises(DatasetError, match=message):
+        pretrain(path, tmp_path / "out", TOY)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="choose another --out"):
+        pretrain(corpus, tmp_path / "file" / "model", TOY)
+    (tmp_path / "training.json").write_text("{")
+    with pytest.raises(OutputError, match="--fresh"):
+        pretrain(corpus, tmp_path, TOY)
+
+
+def test_fresh_removes_only_what_pretraining_has_made(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model from elsewhere is left alone; one of an earlier pretraining, even with a damaged record, is replaced."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    with pytest.raises(OutputError, match="has not made"):
+        pretrain(corpus, folder, TOY, fresh=True)
+    assert (folder / "unet").is_dir()
+    (folder / "training.json").write_text("{")
+
+    def stop(path: Path, size: int) -> None:
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(module, "load_corpus", stop)
+    with pytest.raises(RuntimeError, match="far enough"):
+        pretrain(corpus, folder, TOY, fresh=True)
+    assert not [name for name in ("vae", "unet", "text_encoder", "training.json") if (folder / name).exists()]
+
+
+def test_a_plan_says_what_is_kept(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "training.json").write_text(json.dumps({"autoencoder": {}}))
+    plan = plan_of(corpus, folder, TOY)
+    assert (plan["images"], plan["autoencoder"], plan["text encoder"]) == (8, "kept", "2 steps")
+    assert plan["denoiser"] == "3 further steps"
+    assert plan_of(corpus, folder, TOY, fresh=True)["autoencoder"] == "3 steps"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--dry-run", "--json"], 0, ""),
+        (["--set", "seed=1"], 2, "--set has no effect"),
+        (["--model", "base"], 2, "--model has no effect"),
+        (["--device", "cuda"], 2, "runs on the CPU"),
+        (["--dtype", "fp16"], 2, "runs on the CPU"),
+    ],
+)
+def test_common_options_of_pretrain_are_honoured_or_refused(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str
+) -> None:
+    out = tmp_path / "out"
+    assert run(["pretrain", str(corpus), "--out", str(out), *words], verbose=False) == code
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert not out.exists()
+    if code == 0:
+        assert json.loads(shown.out)["denoiser"] == "2400 steps"
 
 
 @pytest.mark.slow

@@ -11,11 +11,13 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from typicality.errors import DatasetError
+from typicality.errors import DatasetError, OutputError
 from typicality.model.average import Average
 from typicality.model.base_card import base_card
 from typicality.model.checkpoint import Checkpoint, save_checkpoint
@@ -38,6 +40,8 @@ from typicality.model.denoiser import use_small_attention
 
 logger = logging.getLogger(__name__)
 
+RECORD = "training.json"
+TRAINED = ("vae", "text_encoder", "unet")
 PROMPT_TOKENS = 64
 TEXT_WIDTH = 64
 
@@ -82,29 +86,56 @@ class Corpus:
     photograph_captions: list[str]
 
 
-def load_corpus(path: Path, size: int) -> Corpus:
-    """Read the corpus; images more than twice `size` are photographs, to be cropped at random.
+def number_of_images(path: Path) -> int:
+    """Return the rows of a corpus, without reading its images.
 
     Raises
     ------
     DatasetError : the file does not exist, or is no such table.
     """
     try:
-        table = pq.read_table(path, columns=["image", "caption"])
+        with pq.ParquetFile(path) as file:
+            names, rows = file.schema_arrow.names, file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"cannot read the corpus {path}: {str(error).splitlines()[0]}") from error
-    if table.column_names != ["image", "caption"]:
+    if not {"image", "caption"} <= set(names):
         raise DatasetError(f"the corpus {path} needs the columns 'image' and 'caption'")
+    return int(rows)
+
+
+def load_corpus(path: Path, size: int) -> Corpus:
+    """Read the corpus; images more than twice `size` are photographs, to be cropped at random.
+
+    Raises
+    ------
+    DatasetError : the file does not exist, is no such table, or has a row without an image or a caption, or no drawing
+        or no photograph.
+    """
+    number_of_images(path)
+    table = pq.read_table(path, columns=["image", "caption"])
     drawings, drawing_captions, photographs, photograph_captions = [], [], [], []
-    for data, caption in zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True):
-        image = Image.open(io.BytesIO(data["bytes"]))
-        if min(image.size) > 2 * size:
-            photographs.append(pyramid(image.convert("RGB"), size))
-            photograph_captions.append(caption)
-        else:
-            square = image.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
-            drawings.append(np.asarray(square))
-            drawing_captions.append(caption)
+    pairs = zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True)
+    for row, (data, caption) in enumerate(pairs):
+        if not isinstance(caption, str):
+            raise DatasetError(f"row {row} of the corpus {path} has no caption; leave it out, or write one")
+        try:
+            image = Image.open(io.BytesIO(data["bytes"]))
+            if min(image.size) > 2 * size:
+                photographs.append(pyramid(image.convert("RGB"), size))
+                photograph_captions.append(caption)
+            else:
+                square = image.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
+                drawings.append(np.asarray(square))
+                drawing_captions.append(caption)
+        except (OSError, ValueError, TypeError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DatasetError(
+                f"the image in row {row} of the corpus {path} ({caption!r}) cannot be read: {error}; leave it out"
+            ) from error
+    if not drawings or not photographs:
+        raise DatasetError(
+            f"the corpus {path} has {len(drawings)} drawings (short side up to {2 * size} pixels) and "
+            f"{len(photographs)} photographs (larger images); it needs both"
+        )
     return Corpus(np.stack(drawings), drawing_captions, photographs, photograph_captions)
 
 
@@ -490,19 +521,90 @@ def train_denoiser(
     }
 
 
-def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None) -> dict:
+def _summary(out: Path) -> dict[str, Any]:
+    """Return what an earlier training has recorded in `out`.
+
+    Raises
+    ------
+    OutputError : the record is damaged.
+    """
+    record = out / RECORD
+    if not record.exists():
+        return {}
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{record} cannot be read ({error}); use --fresh to train anew") from error
+    if not isinstance(found, dict):
+        raise OutputError(f"{record} is no record of a pretraining; choose another --out")
+    return found
+
+
+def _clear(out: Path) -> None:
+    """Remove the model that an earlier pretraining has left in `out`.
+
+    Raises
+    ------
+    OutputError : when the model there was made by something else.
+    """
+    parts = [out / part for part in TRAINED if (out / part).exists()]
+    if parts and not (out / RECORD).exists():
+        raise OutputError(f"{out} holds a model that pretrain has not made; choose another --out")
+    for part in parts:
+        shutil.rmtree(part)
+    for name in ("latents.safetensors", RECORD):
+        (out / name).unlink(missing_ok=True)
+
+
+def plan_of(corpus: Path, out: Path, settings: PretrainSettings, fresh: bool = False) -> dict[str, Any]:
+    """Return what `pretrain` would do, for `--dry-run`: nothing is written, and no image is read.
+
+    Raises
+    ------
+    DatasetError, OutputError
+    """
+    images = number_of_images(corpus)
+    known = {} if fresh else _summary(out)
+    found = not fresh and (out / "unet").is_dir()
+    return {
+        "images": images,
+        "out": str(out),
+        "autoencoder": "kept" if "autoencoder" in known else f"{settings.autoencoder_steps} steps",
+        "text encoder": "kept" if "text_encoder" in known else f"{settings.text_steps} steps",
+        "denoiser": f"{settings.denoiser_steps} {'further ' if found else ''}steps",
+        "device": "cpu, bfloat16",
+        "settings": asdict(settings),
+    }
+
+
+def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None, fresh: bool = False) -> dict:
     """Train a base model from a captioned corpus and write a diffusers folder.
 
     Returns the training summary that `training.json` in `out` also holds. An autoencoder or a
-    text encoder that is already in `out` is kept, and a denoiser in `out` is trained further.
+    text encoder that is already in `out` is kept, and a denoiser in `out` is trained further, unless `fresh`.
+
+    Raises
+    ------
+    DatasetError : see `load_corpus`.
+    OutputError : `out` cannot be written, its record is damaged, or with `fresh` it holds another model.
     """
     settings = settings or PretrainSettings()
     torch.set_flush_denormal(True)  # subnormal gradients made late steps tens of times slower on a CPU
-    out.mkdir(parents=True, exist_ok=True)
+    number_of_images(corpus)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+        processes = PartialState(cpu=True)
+        with processes.main_process_first():
+            if fresh and processes.is_main_process:
+                _clear(out)
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error}; choose another --out") from error
+    summary = _summary(out)
     images = load_corpus(corpus, settings.size)
     logger.info("%d drawings, %d photographs", len(images.drawings), len(images.photographs))
-    record = out / "training.json"
-    summary = json.loads(record.read_text()) if record.exists() else {}
+    record = out / RECORD
     summary["settings"] = asdict(settings)
     if "autoencoder" in summary:
         vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
