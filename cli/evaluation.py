@@ -37,10 +37,10 @@ def classify(
     from typicality.evaluation.classify import classify as evaluate
 
     common.reject("out", "fresh")
-    limits = parse_limits(at_least)
+    limits, settings = parse_limits(at_least), common.settings(str(existing_run(run)))
     if common.dry_run:
-        return show_plan({"run": str(existing_run(run)), "draws": draws}, common)
-    result = evaluate(run, draws, common.progress).as_dict()
+        return show_plan({"run": str(run), "draws": draws}, common, settings)
+    result = evaluate(run, draws, common.progress, settings).as_dict()
     finish("classify", result, limits, common, write)
     return None
 
@@ -92,10 +92,11 @@ def estimator(
 
     common.reject("out", "fresh")
     limits, protocols = parse_limits(at_least), tuple(paper or (4, 16, 100))
+    settings = common.settings(str(existing_run(run)))
     if common.dry_run:
-        plan = {"run": str(existing_run(run)), "images at most": images, "gold": gold, "paper": list(protocols)}
-        return show_plan(plan, common)
-    result = evaluate(run, images, gold, protocols, picture, common.progress).as_dict()
+        plan = {"run": str(run), "images at most": images, "gold": gold, "paper": list(protocols)}
+        return show_plan(plan, common, settings)
+    result = evaluate(run, images, gold, protocols, picture, common.progress, settings).as_dict()
     finish("estimator", result, limits, common, write)
     return None
 

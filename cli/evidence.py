@@ -34,6 +34,7 @@ def elements(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Draws of elements, and trainings of rivals.")] = 3,
     images: Annotated[int, typer.Option("--images", min=1, help="Training and held-out images at most.")] = 4000,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the CNN behind Grad-CAM.")] = 15,
+    paper_draws: Annotated[int, typer.Option("--paper-draws", min=2, help="Of the published protocol.")] = 16,
     picture: Picture = None,
     at_least: AtLeast = None,
     write: Write = None,
@@ -42,13 +43,14 @@ def elements(
     from typicality.evaluation.elements import elements as evaluate
 
     common.reject("out", "fresh")
-    limits = parse_limits(at_least)
+    limits, settings = parse_limits(at_least), common.settings(str(existing_run(run)))
     if common.dry_run:
-        plan = {"run": str(existing_run(run)), "elements": count, "seeds": seeds, "images at most": images}
-        return show_plan(plan, common)
+        plan = {"run": str(run), "elements": count, "seeds": seeds, "images at most": images}
+        return show_plan(plan, common, settings)
     result = evaluate(
-        run, count=count, seeds=seeds, images=images, epochs=epochs, picture=picture, progress=common.progress
-    )
+        run, count=count, seeds=seeds, images=images, epochs=epochs, paper_draws=paper_draws, picture=picture,
+        settings=settings, progress=common.progress,
+    )  # fmt: skip
     finish("elements", result.as_dict(), limits, common, write)
     return None
 
@@ -81,9 +83,7 @@ def labels(
     from .mining import dry_run
 
     limits = parse_limits(at_least)
-    settings = common.settings(dataset, data.layer(), training.layer())
-    if training.folds is None:
-        settings = with_folds(settings)
+    settings = with_folds(common.settings(dataset, data.layer(), training.layer()))
     if common.dry_run:
         return dry_run(settings, common.out, common)
     result = evaluate(
@@ -135,9 +135,7 @@ def planted(
     from typicality.evaluation.planting import Planting
 
     limits = parse_limits(at_least)
-    settings = common.settings(dataset, data.layer(), training.layer(), scoring.layer())
-    if training.folds is None:
-        settings = with_folds(settings)
+    settings = with_folds(common.settings(dataset, data.layer(), training.layer(), scoring.layer()))
     planting = Planting(
         labels=n_labels, motifs=_names(motifs), distractors=_names(distractors), prevalence=prevalence, size=size,
         contrast=contrast, place=place.value, control=control,

@@ -302,13 +302,15 @@ def evaluate_elements(
     seeds: int = 3,
     images: int = 4000,
     epochs: int = 15,
+    paper_draws: int = 16,
     picture: Path | None = None,
     progress: Progress = SILENT,
 ) -> ElementsBenchmark:
     """Compare a run's elements with those of rivals on held-out images."""
     return benchmark_elements(
-        Path(run), count=elements, seeds=seeds, images=images, epochs=epochs, picture=picture, progress=progress
-    )
+        Path(run), count=elements, seeds=seeds, images=images, epochs=epochs, paper_draws=paper_draws, picture=picture,
+        progress=progress,
+    )  # fmt: skip
 
 
 def evaluate_estimator(

@@ -29,6 +29,7 @@ from typicality.evaluation.labels import (
     with_folds,
 )
 from typicality.pipeline import mine
+from typicality.run import Run
 
 IDS = [f"image{i}" for i in range(400)]
 
@@ -177,15 +178,32 @@ def test_impossible_shares(flip: float):
         labels(resolve({}), flip=flip)
 
 
-def test_two_folds_unless_the_settings_have_more():
+@pytest.mark.parametrize("draws", [2, 5])
+def test_too_few_draws_are_refused_before_any_work(draws: int):
+    with pytest.raises(InputError, match="--draws"):
+        labels(resolve({"dataset": {"source": "nowhere"}}), draws=draws)
+
+
+def test_two_folds_unless_the_settings_name_a_number():
     assert with_folds(resolve({})).finetune.folds == 2
     assert with_folds(resolve({"finetune": {"folds": 3}})).finetune.folds == 3
+    assert with_folds(resolve({"finetune": {"folds": 1}})).finetune.folds == 1
 
 
 @pytest.mark.slow
-def test_the_whole_benchmark(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_whole_benchmark(
+    tiny_folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every measure is there and in range, the true labels are never trained on, and a second call repeats it."""
     pytest.importorskip("cleanlab")
+    trained: dict[str, tuple[str, ...]] = {}
+    real = benchmark.ensure_model
+
+    def watched(run: Run) -> None:
+        trained.update({image.image_id: image.labels for image in run.dataset})
+        real(run)
+
+    monkeypatch.setattr(benchmark, "ensure_model", watched)
     settings = with_folds(
         resolve(
             {
@@ -199,6 +217,8 @@ def test_the_whole_benchmark(tiny_folder: Path, tiny_model: Path, tmp_path: Path
     out = tmp_path / "labels"
     found = labels(settings, out, flip=0.2, how="confusable", draws=4, picture=tmp_path / "roc.png")
     assert (found.n, found.flips, found.folds, found.how) == (32, 6, 2, "confusable")
+    truth = {image.image_id: image.labels for image in load_dataset(settings.dataset)}
+    assert sum(trained[image_id] != own for image_id, own in truth.items()) == 6
     for name in ("auroc", "average_precision", "precision_at_flips"):
         assert 0 <= getattr(found, name) <= 1
         assert 0 <= found.confident_learning[name] <= 1

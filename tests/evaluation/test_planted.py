@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -38,6 +39,7 @@ from typicality.evaluation.planting import (
     read_truth,
     write_planted,
 )
+from typicality.mining.patches import PatchSelection, top_patches
 from typicality.records import Box, ModelView, ScoreMap
 
 LABELS = NAMES[:2]
@@ -288,9 +290,9 @@ def test_elements_by_hand():
         element("b1", "beta", OFF, 1, 0),
     ]
     clusters = [
-        {"label": "alpha", "cluster": 0, "rank": 0, "adjusted_p_value": 0.5},
-        {"label": "alpha", "cluster": 1, "rank": 1, "adjusted_p_value": 0.01},
-        {"label": "beta", "cluster": 0, "rank": 0, "adjusted_p_value": float("nan")},
+        {"label": "alpha", "cluster": 0, "rank": 0, "adjusted_p_value": 0.5, "p_value_method": "controls"},
+        {"label": "alpha", "cluster": 1, "rank": 1, "adjusted_p_value": 0.01, "p_value_method": "controls"},
+        {"label": "beta", "cluster": 0, "rank": 0, "adjusted_p_value": 0.001, "p_value_method": "sign flip"},
     ]
     found = measure_elements(elements, clusters, truth, seed=0)
     assert found["precision_at_100"] == 0.375  # (3/4 + 0) / 2
@@ -306,6 +308,46 @@ def test_elements_by_hand():
     assert found["curves"] == {"alpha": [1.0, 0.5, 0.6667, 0.75], "beta": [0.0, 0.0]}
     # alpha: 3 of its 4 boxes are at a place where half of its images have a motif
     assert found["chance_precision"] == pytest.approx(0.5 * 0.75 * 0.5, abs=0.08)
+
+
+def mined_from(maps: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Rows of the best two patches of 4 x 4 cells in each map (16, 16) of 64 x 64 pixels, by label a- or b-."""
+    view = ModelView(64, 64, 1.0, 1.0, 0.0, 0.0)
+    scores = [
+        ScoreMap(name, "alpha" if name[0] == "a" else "beta", view, 2, values, {}, values * 0, values * 0)
+        for name, values in maps.items()
+    ]
+    selection = PatchSelection(side=4, factor=4, per_image=2, per_label=20, share=1.0)
+    found = top_patches(scores, selection, lambda image_id: (64, 64))
+    return [element(p.image_id, p.label, p.box, rank, 0) for own in found.values() for rank, p in enumerate(own)]
+
+
+def test_patches_of_maps_that_know_the_motifs_beat_chance_and_those_of_noise_do_not():
+    """Forty images, each with one box of 16 px somewhere; maps of noise, with and without half a deviation more there.
+
+    Of 20 patches nearly all hit, and of noise about as many as where the boxes of other images happen to lie.
+    """
+    rng = np.random.default_rng(0)
+    truth, with_signal, noise = {}, {}, {}
+    for i in range(40):
+        row, column = rng.integers(0, 13, 2)
+        box = tuple(int(4 * n) for n in (column, row, column + 4, row + 4))
+        name = f"{'ab'[i % 2]}{i}"
+        truth[name] = Truth(LABELS[i % 2], (box,), ())
+        noise[name] = rng.normal(0, 1, (16, 16)).astype(np.float32)
+        with_signal[name] = noise[name].copy()
+        with_signal[name][row : row + 4, column : column + 4] += 1.5
+    clusters = [
+        {"label": name, "cluster": 0, "rank": 0, "adjusted_p_value": 1.0, "p_value_method": "controls"}
+        for name in LABELS
+    ]
+    ours, chance = (measure_elements(mined_from(m), clusters, truth, seed=0) for m in (with_signal, noise))
+    assert ours["precision_at_100"] > 0.9
+    assert ours["precision_at_100"] > ours["chance_precision"] + 0.5
+    assert chance["precision_at_100"] < 0.4
+    assert chance["precision_at_100"] == pytest.approx(chance["chance_precision"], abs=0.2)
+    assert ours["planted_first"] == 1
+    assert chance["planted_first"] == 0
 
 
 def test_precision_counts_the_first_hundred():
@@ -354,9 +396,13 @@ def test_large_maps_are_thinned_and_not_changed():
 
 
 def test_false_alarms_by_hand():
-    """Four clusters, one below 0.05 after adjustment and two before; an untested one raises no alarm."""
-    nan = float("nan")
-    table = pa.table({"adjusted_p_value": [0.04, 0.06, 0.9, nan], "p_value": [0.01, 0.03, 0.9, nan]})
+    """Four clusters, one below 0.05 after adjustment and two before; one tested by sign flips raises no alarm."""
+    table = pa.table(
+        {
+            "adjusted_p_value": [0.04, 0.06, 0.9, 0.001], "p_value": [0.01, 0.03, 0.9, 0.001],
+            "p_value_method": ["controls"] * 3 + ["sign flip"],
+        }
+    )  # fmt: skip
     found = control_measures(table)
     assert (found["false_alarms"], found["nominal_alarms"], found["any_alarm"]) == (0.25, 0.5, 1.0)
     assert (found["clusters"], found["untested"], found["p_values"]) == (4, 1, [0.01, 0.03, 0.9])
@@ -436,9 +482,17 @@ def test_the_whole_control(tiny_folder: Path, tiny_model: Path, tmp_path: Path) 
     settings, figure = tiny_settings(tiny_folder, tiny_model), tmp_path / "control.png"
     found = planted(settings, tmp_path / "out", planting=Planting(control=True), images=32, seeds=2, picture=figure)
     document = found.as_dict()
-    assert 0 <= document["false_alarms"] <= document["nominal_alarms"] <= 1
+    tables = [pq.read_table(tmp_path / "out" / f"seed-{seed}" / "run" / "clusters.parquet") for seed in (0, 1)]
     assert [run["seed"] for run in document["runs"]] == [0, 1]
-    assert all(run["clusters"] > 0 for run in document["runs"])
+    assert [run["clusters"] for run in document["runs"]] == [table.num_rows for table in tables]
+    assert all(run["untested"] == 0 for run in document["runs"])
+    adjusted = [p for table in tables for p in table["adjusted_p_value"].to_pylist()]
+    plain = [p for table in tables for p in table["p_value"].to_pylist()]
+    assert document["false_alarms"] == pytest.approx(np.mean(np.array(adjusted) <= 0.05), abs=1e-4)
+    assert document["nominal_alarms"] == pytest.approx(np.mean(np.array(plain) <= 0.05), abs=1e-4)
+    truths = [read_truth(tmp_path / "out" / f"seed-{seed}" / "data" / "metadata.csv") for seed in (0, 1)]
+    assert not any(t.planted or t.distractors for truth in truths for t in truth.values())
+    assert [t.label for t in truths[0].values()] != [t.label for t in truths[1].values()]
     assert document["motifs"] == []
     assert "precision_at_100" not in document
     assert figure.stat().st_size > 1000

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from typicality.config import Settings
 from typicality.errors import InputError
 from typicality.pipeline import scorer
 from typicality.progress import SILENT, Progress
@@ -51,8 +52,15 @@ class Classification:
         return asdict(self)
 
 
-def classify(folder: Path, draws: int = 8, progress: Progress = SILENT) -> Classification:
+def classify(
+    folder: Path, draws: int = 8, progress: Progress = SILENT, settings: Settings | None = None
+) -> Classification:
     """Classify the held-out images of a run.
+
+    Parameters
+    ----------
+    draws : UNet draws an image and label; even
+    settings : with what is to differ from those of the run, as another device
 
     Raises
     ------
@@ -62,7 +70,7 @@ def classify(folder: Path, draws: int = 8, progress: Progress = SILENT) -> Class
     existing_record(folder)
     if draws < 2 or draws % 2:
         raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {draws}")
-    return classify_held_out(open_finished(folder, "finetune", progress=progress), draws, progress)
+    return classify_held_out(open_finished(folder, "finetune", settings, progress), draws, progress)
 
 
 def classify_held_out(run: Run, draws: int, progress: Progress) -> Classification:

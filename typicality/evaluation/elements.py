@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from typicality.applications.audit.probe import fit_logistic
+from typicality.config import Settings
 from typicality.errors import InputError
 from typicality.evaluation.coverage import (
     LEVELS,
@@ -122,6 +123,7 @@ def elements(
     epochs: int = 15,
     paper_draws: int = 16,
     picture: Path | None = None,
+    settings: Settings | None = None,
     progress: Progress = SILENT,
 ) -> ElementsBenchmark:
     """Compare the elements of a mined run with rivals on held-out images.
@@ -135,6 +137,7 @@ def elements(
     epochs : of the CNN
     paper_draws : of the published protocol, which takes 100 of every image where this takes 16 of a half
     picture : PNG of the purity-coverage curves
+    settings : with what is to differ from those of the run, as another device
 
     Raises
     ------
@@ -144,7 +147,7 @@ def elements(
     started = time.monotonic()
     if min(count, seeds, images, epochs, paper_draws - 1) < 1:
         raise InputError("--elements, --seeds, --images and --epochs must be at least 1, and --paper-draws 2")
-    run = open_finished(folder, "mine", progress=progress)
+    run = open_finished(folder, "mine", settings, progress)
     with run.directory.lock():
         work = Workbench(run, images, progress, paper_draws)
         sets = [made for seed in range(seeds) for made in work.element_sets(count, seed, epochs)]

@@ -20,15 +20,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from typicality.config import Settings
 from typicality.dataset.split import unit_hash
-from typicality.errors import InputError, OutputError
+from typicality.errors import InputError
 from typicality.mining.boxes import box_means
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches
 from typicality.mining.selection import Prior, moderated, select
 from typicality.pipeline import FIRST_PASS, FURTHER, REFINEMENT, by_fold, first_pass, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch, ScoreMap
-from typicality.run import Run, existing_record, open_run, resolve_settings
+from typicality.run import Run, existing_record, open_finished
 from typicality.scoring.adaptive import PRECISION, quantile
 from typicality.scoring.estimator import moments_of
 from typicality.scoring.noise import DrawPlan
@@ -132,7 +133,7 @@ Draw = Callable[[str, DrawPlan, Sequence[Job], Sequence[int]], list[Drawn]]
 
 def estimator(
     folder: Path, images: int = 96, gold: int = 1000, paper: Sequence[int] = (4, 16, 100),
-    picture: Path | None = None, progress: Progress = SILENT,
+    picture: Path | None = None, progress: Progress = SILENT, settings: Settings | None = None,
 ) -> EstimatorQuality:  # fmt: skip
     """Compare the ways of drawing on a sample of a run's images; nothing is written into the run.
 
@@ -143,10 +144,11 @@ def estimator(
     gold : draws of the gold standard
     paper : numbers N of draws of the published protocol
     picture : where a figure of overlap against evaluations goes (PNG, PDF, SVG by its suffix)
+    settings : with what is to differ from those of the run, as another device
 
     Raises
     ------
-    OutputError : when `folder` is no run, or the run has no model.
+    OutputError : when `folder` is no run, or the run has no model, or the data set has images that it does not know.
     InputError : for numbers that cannot be.
     """
     existing_record(folder)
@@ -154,13 +156,8 @@ def estimator(
         raise InputError(f"--gold needs at least {2 * BLOCK} draws, so that its own error is known, not {gold}")
     if not paper or min(paper) < 2:
         raise InputError("--paper needs numbers of at least 2 draws")
-    run = open_run(resolve_settings(str(folder)), folder, progress=progress)
-    stages = run.directory.record["stages"]
-    if run.settings.finetune.enabled and stages.get("finetune", {}).get("state") != "done":
-        raise OutputError(f"{folder} has no finished model yet; run `typicality finetune` first")
-    jobs = [job for job in sample(run.labels_of, images) if job.image_id in run.latents]
-    if not jobs:
-        raise OutputError(f"{folder} holds no encoded image; run `typicality mine` first")
+    run = open_finished(folder, "finetune", settings, progress)
+    jobs = sample(run.labels_of, images)
     score = run.settings.score
     low, high = score.t_min, score.t_max
     plans = (DrawPlan(1, low, high), DrawPlan(1, low, high, antithetic=False, stratified=False))

@@ -121,7 +121,7 @@ def labels(
     out : run directory of the flipped data set; reports/<data set>-<label>-labels by default
     flip : share of the images whose label is changed
     how : to any other label alike, or to the one that a classifier on frozen features takes it for most often
-    draws : UNet draws an image and label; even
+    draws : UNet draws an image and label; even, 4 at least
     exclude : mean absolute difference of pixels (0 to 255) up to which images of a group count as the same; None
         leaves nothing out
     picture : PNG of both ROC curves
@@ -133,6 +133,8 @@ def labels(
     started = time.monotonic()
     if not 0 < flip < 0.5:
         raise InputError(f"--flip must be above 0 and below 0.5, not {flip}: most labels have to be right")
+    if draws < 4 or draws % 2:
+        raise InputError(f"--draws must be even and at least 4, not {draws}")
     _need_cleanlab()
     clean, excluded = usable(load_dataset(settings.dataset), exclude)
     folder = out or default_folder(clean).with_name(f"{default_folder(clean).name}-labels")
@@ -214,8 +216,8 @@ def labels(
 
 
 def with_folds(settings: Settings, folds: int = 2) -> Settings:
-    """Return the settings with so many folds, unless they name a number themselves."""
-    if settings.finetune.folds > 1:
+    """Return the settings with so many folds, unless they name a number themselves, be it 1."""
+    if "folds" in settings.finetune.model_fields_set:
         return settings
     return settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"folds": folds})})
 

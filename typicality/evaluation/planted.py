@@ -31,6 +31,7 @@ from typicality.errors import InputError, InterruptedRun, nearest
 from typicality.evaluation.motifs import generator
 from typicality.evaluation.planted_figure import draw_figure
 from typicality.evaluation.planting import Original, Planting, Truth, choose_images, read_truth, write_planted
+from typicality.mining.significance import tested_p_value
 from typicality.pipeline import Result, mine, score_pass
 from typicality.progress import SILENT, Progress
 from typicality.records import Box, ScoreMap
@@ -298,8 +299,8 @@ def measure_elements(
     result["elements"] = min(len(rows) for rows in by_label.values())
     result["planted_cluster_rank"] = max(m["planted_cluster_rank"] for m in own.values())
     for name, wanted in (("planted_significant", True), ("others_significant", False)):
-        values = [c["adjusted_p_value"] for c in clusters if kinds[c["label"], c["cluster"]] is wanted]
-        result[name] = _mean([p <= LEVEL for p in values])
+        values = [tested_p_value(c) for c in clusters if kinds[c["label"], c["cluster"]] is wanted]
+        result[name] = _mean([p is not None and p <= LEVEL for p in values])
     return {name: _rounded(value) for name, value in result.items()} | {"curves": curves}
 
 
@@ -310,9 +311,12 @@ def _chance(boxes: Sequence[Box], targets: Sequence[tuple[Box, ...]], seed: int)
 
 
 def control_measures(clusters: pa.Table) -> dict[str, Any]:
-    """False alarms among the clusters of a run with nothing planted; a cluster without p-value raises none."""
-    adjusted = np.array(clusters["adjusted_p_value"].to_pylist(), dtype=np.float64)
-    plain = np.array(clusters["p_value"].to_pylist(), dtype=np.float64)
+    """False alarms among the clusters of a run with nothing planted; one not tested against controls raises none."""
+    tested = np.array(clusters["p_value_method"].to_pylist()) == "controls"
+    adjusted, plain = (
+        np.where(tested, np.array(clusters[name].to_pylist(), dtype=np.float64), np.nan)
+        for name in ("adjusted_p_value", "p_value")
+    )
     return {
         "false_alarms": _rounded(_mean(adjusted <= LEVEL)),
         "nominal_alarms": _rounded(_mean(plain <= LEVEL)),
