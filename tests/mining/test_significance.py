@@ -115,6 +115,26 @@ def test_detection_level_and_power(relatives, monkeypatch):
     assert np.mean(np.array(real) <= 0.05) > 0.7
 
 
+@pytest.mark.parametrize(("own_images", "control_images"), [(1, 10), (10, 1)])
+def test_level_where_groups_differ_in_size(own_images: int, control_images: int, monkeypatch):
+    """10 groups with the label and 40 without, images alike; those of one sort have ten times as many images a group.
+
+    Means of ten images vary a tenth as much as single ones. Permuted together, they would put 15% of p-values below
+    0.05 where own groups have one image, and next to none where they have ten.
+    """
+    monkeypatch.setattr("typicality.mining.significance.PATTERNS", 999)
+    rng = np.random.default_rng(own_images)
+    sizes = np.r_[np.full(10, own_images), np.full(40, control_images)]
+    groups = np.repeat(np.arange(50), sizes)
+    own = groups < 10
+    found = []
+    for seed in range(40):
+        detected = rng.random((len(groups), 10)) < 0.5
+        found += detection_p_values(detected, own, groups, np.zeros(len(groups)), seed).tolist()
+    assert 0.01 < np.mean(np.array(found) <= 0.05) < 0.07
+    assert 0.12 < np.mean(np.array(found) <= 0.25) < 0.3
+
+
 def test_controls_are_of_other_labels_and_of_many_groups(tiny_folder):
     loaded = load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
     images = tuple(replace(i, group=str(int(i.file_name.split("/")[-1].split(".")[0]) // 4)) for i in loaded)

@@ -6,7 +6,7 @@ few images are marked, and each cluster has an error bar, a p-value and a measur
 neither on the order of the rows nor on the number of threads.
 
 Where a search among controls was made (significance.py), clusters are found among its candidates, of the label and
-of controls, and the label's patches join the nearest: the test is exact only if clusters do not know which is which.
+of controls, and the label's patches join the nearest: the test is valid only if clusters do not know which is which.
 """
 
 from __future__ import annotations
