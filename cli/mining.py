@@ -121,7 +121,7 @@ def dry_run(settings: Settings, folder: Path | None, common: Common, plan: dict[
     import yaml
 
     from typicality.dataset import load_dataset
-    from typicality.pipeline import plan_of
+    from typicality.plan import plan_of
     from typicality.run import default_folder
 
     dataset = load_dataset(settings.dataset)

@@ -32,6 +32,7 @@ ORDER = (
     ("mining",),
     ("report",),
     ("run",),
+    ("plan",),
     ("pipeline",),
     ("renewal",),
     ("doctor", "applications"),

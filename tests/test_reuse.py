@@ -18,7 +18,8 @@ from tests.conftest import draw
 from typicality.api import settings_for
 from typicality.errors import SettingsError
 from typicality.model.finetune import Finetuner
-from typicality.pipeline import Result, controls_of, first_jobs
+from typicality.pipeline import Result
+from typicality.plan import controls_of, first_jobs
 from typicality.progress import Progress
 from typicality.run import Run, open_finished, open_run
 

@@ -27,27 +27,26 @@ import torch
 from safetensors import SafetensorError
 
 from typicality.config import Settings, key_of
-from typicality.dataset import LabelledImages
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, InterruptedRun, OutputError
 from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor, element_index
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches, with_specificity
 from typicality.mining.selection import Selected, moderated, select
-from typicality.mining.significance import Candidates, choose_controls
+from typicality.mining.significance import Candidates
 from typicality.mining.tables import clusters_table, elements_table, in_table_order
 from typicality.model.card import model_card
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.crossfit import CrossFit
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import Finetuner, TrainingSet, default_steps, parts_of
+from typicality.model.finetune import Finetuner, TrainingSet, parts_of
+from typicality.plan import controls_of, first_jobs
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
-from typicality.prompts import Prompts
 from typicality.records import Patch, ScoreMap
 from typicality.report.render import write_report
 from typicality.report.view import ReportInput
-from typicality.run import Run, is_cross_fitted, open_run
+from typicality.run import Run, open_run
 from typicality.scoring.adaptive import effort_of
 from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoreReader
@@ -440,24 +439,6 @@ def ensure_elements(run: Run) -> None:
         }  # fmt: skip
 
 
-def controls_of(settings: Settings, dataset: LabelledImages) -> dict[str, list[str]]:
-    """label -> images of other labels that are searched for it too; only where no model was shown an image's label."""
-    number = settings.score.controls
-    return choose_controls(dataset, number) if is_cross_fitted(settings) and number != 0 else {}
-
-
-def first_jobs(settings: Settings, dataset: LabelledImages) -> list[Job]:
-    """Every image under its own labels, and controls also under the labels that they are controls of.
-
-    The null prediction serves both, so that a control costs one more evaluation a draw.
-    """
-    labels = {image.image_id: list(image.labels) for image in dataset}
-    for label, images in controls_of(settings, dataset).items():
-        for image_id in images:
-            labels[image_id].append(label)
-    return [Job(image_id, tuple(found)) for image_id, found in sorted(labels.items())]
-
-
 def _test_candidates(run: Run, patches: Mapping[str, Sequence[Patch]]) -> Candidates | None:
     """The best patches of images with and without each label, from the first pass alone, which all have in common.
 
@@ -641,29 +622,3 @@ def _working(settings: Settings, out: Path | None, fresh: bool, progress: Progre
                 f"nothing more fits into {run.directory.folder} ({error}); what is finished is kept: make room, and "
                 "the same command continues"
             ) from error
-
-
-def plan_of(settings: Settings, dataset: LabelledImages) -> dict[str, Any]:
-    """Return what a run would do, for `--dry-run`: nothing is loaded but the data set's records."""
-    finetune = settings.finetune
-    n_training = len(parts_of(dataset, finetune)[0])
-    draws = settings.score.draws or {"adaptive": 4, "uniform": 16, "paper": 100}[settings.score.protocol]
-    steps = f"{finetune.minutes} minutes" if finetune.minutes else (
-        finetune.steps or default_steps(n_training, finetune.batch_size)
-    )  # fmt: skip
-    training = f"{steps} steps on {n_training} images"
-    if finetune.folds > 1:
-        training = (
-            f"{finetune.folds} folds, {finetune.shared:.0%} of the steps shared: in all as long as "
-            f"{finetune.shared + finetune.folds * (1 - finetune.shared):g} fine-tunings"
-        )
-    return {
-        "images": len(dataset),
-        "labels": {label: dataset.number_of(label) for label in dataset.labels},
-        "prompts": Prompts(settings.prompt.template, settings.prompt.null).of_all(dataset.labels)[:6],
-        "fine-tuning": training if finetune.enabled else "none",
-        "UNet evaluations of the first pass": sum(
-            (1 + len(job.labels)) * draws for job in first_jobs(settings, dataset)
-        ),
-        "unreadable images": len(dataset.unreadable),
-    }

@@ -11,7 +11,8 @@ from typicality.api import settings_for
 from typicality.applications import estimate as module
 from typicality.applications.estimate import Estimate, winners
 from typicality.dataset import load_dataset
-from typicality.pipeline import mine, plan_of
+from typicality.pipeline import mine
+from typicality.plan import plan_of
 
 
 def test_images_that_hold_a_winner() -> None:

@@ -34,7 +34,8 @@ from typicality.model.finetune import (
     validation_interval,
 )
 from typicality.model.probe import timed
-from typicality.pipeline import controls_of, first_jobs, scorer
+from typicality.pipeline import scorer
+from typicality.plan import controls_of, first_jobs
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch
 from typicality.report.pictures import LEVELS, draw_crop, encode, shrink

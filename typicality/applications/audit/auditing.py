@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from typicality import pipeline
+from typicality import pipeline, plan
 from typicality.applications.audit.duplicates import duplicate_findings, near_duplicates
 from typicality.applications.audit.elements import column_findings, elements_of, object_findings, place_findings
 from typicality.applications.audit.findings import (
@@ -267,7 +267,7 @@ def plan_of(settings: Settings, dataset: LabelledImages, draws: int, images_only
     if images_only:
         return {"images": len(dataset), "model": "not used: files, near-duplicates, marks and text only"}
     evaluations = [len(dataset) * (1 + len(dataset.labels)) * d for d in (min(draws, FIRST_ROUND), draws)]
-    return pipeline.plan_of(settings, dataset) | {
+    return plan.plan_of(settings, dataset) | {
         "UNet evaluations for labels": f"{evaluations[0]} to {evaluations[1]}, fewer as labels are ruled out"
     }
 

@@ -181,7 +181,7 @@ def translate_pair(
     if not chosen:
         raise DatasetError(f"no image has the label {source!r} without {target!r}")
     key = key_of(
-        [run.finetune_key, run.latents.folder.name, run.settings.prompt.model_dump(), source, target,
+        [run.weights_key, run.latents.folder.name, run.settings.prompt.model_dump(), source, target,
          options.as_dict(), run.settings.score.t_min, run.settings.score.t_max, run.settings.seed]
     )  # fmt: skip
     folder = run.directory.path("translate", f"{safe(source)}-{safe(target)}-{key}")

@@ -1,0 +1,57 @@
+"""What a run will do, as far as its settings and the records of its data set tell: nothing is loaded or written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typicality.config import Settings
+from typicality.dataset import LabelledImages
+from typicality.mining.significance import choose_controls
+from typicality.model.finetune import default_steps, parts_of
+from typicality.prompts import Prompts
+from typicality.run import is_cross_fitted
+from typicality.scoring.scorer import Job
+
+
+def controls_of(settings: Settings, dataset: LabelledImages) -> dict[str, list[str]]:
+    """label -> images of other labels that are searched for it too; only where no model was shown an image's label."""
+    number = settings.score.controls
+    return choose_controls(dataset, number) if is_cross_fitted(settings) and number != 0 else {}
+
+
+def first_jobs(settings: Settings, dataset: LabelledImages) -> list[Job]:
+    """Every image under its own labels, and controls also under the labels that they are controls of.
+
+    The null prediction serves both, so that a control costs one more evaluation a draw.
+    """
+    labels = {image.image_id: list(image.labels) for image in dataset}
+    for label, images in controls_of(settings, dataset).items():
+        for image_id in images:
+            labels[image_id].append(label)
+    return [Job(image_id, tuple(found)) for image_id, found in sorted(labels.items())]
+
+
+def plan_of(settings: Settings, dataset: LabelledImages) -> dict[str, Any]:
+    """Return what a run would do, for `--dry-run`: nothing is loaded but the data set's records."""
+    finetune = settings.finetune
+    n_training = len(parts_of(dataset, finetune)[0])
+    draws = settings.score.draws or {"adaptive": 4, "uniform": 16, "paper": 100}[settings.score.protocol]
+    steps = f"{finetune.minutes} minutes" if finetune.minutes else (
+        finetune.steps or default_steps(n_training, finetune.batch_size)
+    )  # fmt: skip
+    training = f"{steps} steps on {n_training} images"
+    if finetune.folds > 1:
+        training = (
+            f"{finetune.folds} folds, {finetune.shared:.0%} of the steps shared: in all as long as "
+            f"{finetune.shared + finetune.folds * (1 - finetune.shared):g} fine-tunings"
+        )
+    return {
+        "images": len(dataset),
+        "labels": {label: dataset.number_of(label) for label in dataset.labels},
+        "prompts": Prompts(settings.prompt.template, settings.prompt.null).of_all(dataset.labels)[:6],
+        "fine-tuning": training if finetune.enabled else "none",
+        "UNet evaluations of the first pass": sum(
+            (1 + len(job.labels)) * draws for job in first_jobs(settings, dataset)
+        ),
+        "unreadable images": len(dataset.unreadable),
+    }
