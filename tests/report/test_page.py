@@ -58,6 +58,24 @@ def page() -> str:
     return render_page(data, build_view(data))
 
 
+def test_a_page_without_tests_claims_nothing(page: str) -> None:
+    """Of three clusters a label the second has two images and the third p = 0.21, which only a test holds against it.
+
+    Where p-values are of sign flips nothing "holds up", and what is hidden on request is what is doubtful.
+    """
+    data = synthetic_input(labels=["2016", "2019"], clusters=3, members=4, method="sign flip")
+    untested = parse(render_page(data, build_view(data)))
+    tested = parse(page)
+    words = [" ".join("".join(parsed.words).split()) for parsed in (tested, untested)]
+    assert "1 of 3 hold up" in words[0]
+    assert "holds up, p < 0.001" in words[0]
+    assert "not tested" not in words[0]
+    assert "3 not tested, 1 doubtful" in words[1]
+    assert not any(said in words[1] for said in ("of 3 hold up", "holds up", "p < 0.001", "not significant"))
+    sound = [[tag["data-sound"] for _, tag in parsed.tags if "data-sound" in tag] for parsed in (tested, untested)]
+    assert sound == [["1", "0", "0"] * 2, ["1", "0", "1"] * 2]
+
+
 def test_nothing_remote_is_referred_to(page: str) -> None:
     for tag, attributes in parse(page).tags:
         for name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
