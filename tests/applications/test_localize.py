@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 from typicality import metrics
 from typicality.applications.localize import localize, plan_of
 from typicality.applications.localize.choose import best_threshold, choose, otsu
+from typicality.applications.localize.distance import Memory, distance_maps, reference_images
 from typicality.applications.localize.maps import (
     ALL_PARTS,
     GIVEN,
@@ -115,7 +117,7 @@ def evidence_of(cells: np.ndarray, name: str = "a", label: str = "dot") -> Evide
     view = view_of(cells.shape[1] * 4, cells.shape[0] * 4, min(cells.shape) * 4, 4, 2.0)
     names = (
         "error", "typicality", "shift", "bias", "label_bias", "mean_shift", "reference_typicality", "reference_bias",
-        "reference_shift",
+        "reference_shift", "reference_distance",
     )  # fmt: skip
     return Evidence(name, label, view, {n: (cells * (k + 1))[None].astype(np.float32) for k, n in enumerate(names)})
 
@@ -172,11 +174,52 @@ def test_what_was_drawn_is_not_drawn_again(run_folder: Path):
         first = collect(run, [(ids[0], ("dot",))], "clean", [(0.1, 0.7)], 4)
         before = run.denoiser.evaluations
         both = collect(run, [(i, ("dot",)) for i in ids[:2]], "clean", [(0.1, 0.7)], 4)
-        assert run.denoiser.evaluations - before == 3 * 4  # one image, three prompts, four draws
+        # one image, three prompts, four draws; its features and those of the eight clean images, four noises each
+        assert run.denoiser.evaluations - before == 3 * 4 + 4 * (1 + 8)
         again = collect(run, [(i, ("dot",)) for i in ids[:2]], "clean", [(0.1, 0.7)], 4)
-        assert run.denoiser.evaluations - before == 3 * 4
+        assert run.denoiser.evaluations - before == 3 * 4 + 4 * (1 + 8)
     np.testing.assert_array_equal(first[0].maps["error"], both[0].maps["error"])
     np.testing.assert_array_equal(again[1].maps["error"], both[1].maps["error"])
+
+
+def test_distance_by_hand():
+    """Cells 0, 1, 2, 3 have variance 1.25. From 10 the three nearest are 7, 8 and 9 away: (49 + 64 + 81) / 3 / 1.25."""
+    memory = Memory(np.arange(4, dtype=np.float32)[:, None])
+    found = memory.distances(torch.tensor([[[10.0, 1.0]]]))
+    assert found.shape == (1, 2)
+    assert found[0, 0] == pytest.approx((49 + 64 + 81) / 3 / 1.25, rel=1e-4)
+    assert found[0, 1] == pytest.approx((0 + 1 + 1) / 3 / 1.25, rel=1e-4)
+
+
+def test_what_no_reference_image_has_is_far_away(run_folder: Path):
+    """Even in features of a random model, bright squares are further from clean noise than the noise around them."""
+    run = reopened(run_folder)
+    dots = [i for i in run.dataset if i.labels == ("dot",)]
+    found = dict(distance_maps(run, run.denoiser, [i.image_id for i in dots], "clean", defaultdict(int)))
+    inside, outside = [], []
+    for image in dots:
+        cells = found[image.image_id]
+        share = cell_shares(
+            truths_of(run.dataset, image, ("dot",), False)["dot"], run.latents.view(image.image_id), cells.shape
+        )
+        inside.append(cells[share > 0.5].mean())
+        outside.append(cells[share == 0].mean())
+    assert np.mean(np.array(inside) > outside) >= 0.75
+
+
+def test_an_image_is_compared_with_images_that_its_model_may_know(
+    tuned_folder: Path, marked_folder, tiny_model, tmp_path
+):
+    """One model: reference images of the training part; folds: those of other folds."""
+    run = reopened(tuned_folder)
+    [(fold, images)] = reference_images(run, "clean")
+    assert fold == 0
+    assert images
+    assert not {i.image_id for i in images} & run.held_out
+    folds = open_run(settings_for(marked_folder, tiny_model, finetune={"folds": 2, "steps": 2}), tmp_path / "folds")
+    for fold, images in reference_images(folds, "clean"):
+        assert images
+        assert all(folds.fold_of(i.image_id) != fold and i.labels == ("clean",) for i in images)
 
 
 def test_a_known_denoiser_gives_the_evidence_worked_out_by_hand():
@@ -435,7 +478,7 @@ def test_localize_writes_boxes_maps_masks_and_overlays(run_folder: Path):
     assert len(overlays) == 4
     assert overlays == {o["file"] for facts in result.summary["labels"].values() for o in facts["overlays"]}
     record = json.loads((run_folder / "run.json").read_text())["stages"]["localize"]
-    assert (record["state"], record["unet_evaluations"]) == ("done", 16 * 3 * 8)
+    assert (record["state"], record["unet_evaluations"]) == ("done", 16 * 3 * 8 + 4 * (16 + 8))
     again = localize(settings, run_folder, options, overlays=0)
     assert again.boxes == result.boxes
     assert json.loads((run_folder / "run.json").read_text())["stages"]["localize"] == record
@@ -578,12 +621,13 @@ def test_the_command_prints_one_document_and_refuses_what_cannot_work(run_folder
 
 @pytest.mark.parametrize("words", [["localize"], ["evaluate", "localize"]])
 def test_a_dry_run_tells_the_cost_and_does_nothing(run_folder: Path, capsys, words: list[str]):
-    """16 images with a label other than clean, under three prompts, 6 draws in each of two ranges."""
+    """16 images with a label other than clean, under three prompts, 6 draws in each of two ranges; and features of
+    these and of 8 clean images from four noises."""
     before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
     options = ["--against", "clean", "--draws", "6", "--range", "0.1:0.2", "--range", "0.2:0.4"]
     assert command([*words, str(run_folder), *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["images"], plan["UNet evaluations at most"]) == (16, 16 * 3 * 6 * 2)
+    assert (plan["images"], plan["UNet evaluations at most"]) == (16, 16 * 3 * 6 * 2 + 4 * (16 + 8))
     assert plan["settings"]["dataset"]["masks"] == "mask"
     assert command([*words, str(run_folder), "--draws", "3", "--dry-run"]) == 2
     assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before

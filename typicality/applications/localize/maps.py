@@ -43,6 +43,7 @@ AGAINST: dict[str, Part] = {
     "bias contrast": lambda m: m["reference_bias"] - m["label_bias"],
     "reference error": lambda m: np.log(np.maximum(m["error"] - m["reference_typicality"], FLOOR)),
     "reference bias": lambda m: np.log(np.maximum(m["reference_bias"], FLOOR)),
+    "reference distance": lambda m: np.log(np.maximum(m["reference_distance"], FLOOR)),
 } | {
     f"contrast beta={b:g}": lambda m, b=b: (
         (1 - b) * m["reference_shift"] + b * (m["typicality"] - m["reference_typicality"])
@@ -75,6 +76,7 @@ MEANINGS = {
     "bias": _HARD,
     "reference error": _HARD_UNDER,
     "reference bias": _HARD_UNDER,
+    "reference distance": "nothing in images of {against} is alike",
     GIVEN: "a map that was made elsewhere is high",
 }
 for _beta in BETAS[:-1]:
@@ -197,7 +199,8 @@ def families(with_reference: bool) -> dict[str, list[tuple[str, ...]]]:
         found["contrast"] = [(name,) for name in contrasts]
         found["bias contrast"] = [("bias contrast",), ("reference shift",)]
         found["reference error"] = [("reference error",), ("reference bias",)]
-        gains = [*gains, "contrast", "contrast beta=0.5", "bias contrast", "reference shift"]
+        found["reference distance"] = [("reference distance",)]
+        gains = [*gains, "contrast", "contrast beta=0.5", "bias contrast", "reference shift", "reference distance"]
         errors = [*errors, "reference error", "reference bias"]
     pairs = [(gain, error) for gain in gains for error in errors]
     labelled = [parts for name, group in found.items() if name not in ("error", "bias", "shift") for parts in group]

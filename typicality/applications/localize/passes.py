@@ -14,6 +14,7 @@ prompt, the label and the reference:
     bias, label_bias      |E[eps - e_0]|^2, |E[eps - e_c]|^2
     mean_shift            |E[e_c - e_0]|^2
     reference_typicality  T(r);  reference_bias  |E[eps - e_r]|^2;  reference_shift  |E[e_c - e_r]|^2
+    reference_distance    from cells of reference images, in features (distance.py; the same in all ranges)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
+from typicality.applications.localize import distance
 from typicality.config import key_of
 from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
@@ -187,13 +189,55 @@ def collect(
                     )  # fmt: skip
                     _fill(folder, draw, part, run.settings.score.shard_images, run.progress)
                 evaluations += denoiser.evaluations - before
+            if reference is not None:
+                evaluations += _fill_distances(run, requests, reference, model)
             entry["unet_evaluations"] = entry.get("unet_evaluations", 0) + evaluations
     stored = [_read(folder) for folder in folders]
+    apart = {} if reference is None else _read(_distance_folder(run, reference, model))
     return [
-        Evidence(image_id, label, run.latents.view(image_id), _stacked([s[image_id, label] for s in stored]))
+        Evidence(
+            image_id, label, run.latents.view(image_id),
+            _stacked([s[image_id, label] | apart.get((image_id, ""), {}) for s in stored]),
+        )
         for image_id, labels in requests
         for label in labels
-    ]
+    ]  # fmt: skip
+
+
+def _distance_folder(run: Run, reference: str, model: str) -> Path:
+    usual = sorted(i.image_id for i in run.dataset if i.labels == (reference,))
+    weights = weights_key(run) if model == FINE_TUNED else run.base_hash
+    mine = run.settings.mine
+    key = key_of(
+        [
+            weights, run.latents.folder.name, run.prompts.null, distance.NAME, reference, usual, mine.timestep,
+            mine.up_block, run.settings.seed, str(run.dtype), run.folds, sorted(run.held_out),
+        ]
+    )  # fmt: skip
+    return run.directory.path("scores", f"{PURPOSE}-distance-{key}")
+
+
+def _fill_distances(run: Run, requests: Sequence[Request], reference: str, model: str) -> int:
+    """Measure the distances of images that have none yet, a shard at a time; return the UNet evaluations it took."""
+    folder = _distance_folder(run, reference, model)
+    done = {image_id for image_id, _ in _rows_of(folder)}
+    missing = [image_id for image_id, _ in requests if image_id not in done]
+    if not missing:
+        return 0
+    denoiser = run.feature_denoiser if model == FINE_TUNED else Denoiser(run.base, run.device, run.dtype)
+    before = denoiser.evaluations
+    fold_of = {image_id: run.fold_of(image_id) for image_id in missing}
+    shards: dict[tuple[int, ...], list[tuple[str, str, dict[str, np.ndarray]]]] = defaultdict(list)
+    for image_id, found in distance.distance_maps(run, denoiser, missing, reference, fold_of):
+        rows = shards[found.shape]
+        rows.append((image_id, "", {distance.NAME: found}))
+        if len(rows) == run.settings.score.shard_images:
+            _write(folder, rows)
+            rows.clear()
+    for rows in shards.values():
+        if rows:
+            _write(folder, rows)
+    return denoiser.evaluations - before
 
 
 def weights_key(run: Run) -> str:

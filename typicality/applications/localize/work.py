@@ -16,6 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from typicality import metrics
+from typicality.applications.localize import distance
 from typicality.applications.localize.choose import best_threshold, choose, otsu
 from typicality.applications.localize.maps import Kitchen, Recipe, default_recipe, families, upsampled, variants
 from typicality.applications.localize.measure import measure, rounded
@@ -141,9 +142,13 @@ def plan_of(settings: Settings, folder: Path, options: Options) -> dict[str, Any
     ranges = options.ranges or ((settings.score.t_min, settings.score.t_max),)
     requests = requests_of(list(dataset), options.against)
     prompts = sum(1 + len(labels) + (options.against is not None) for _, labels in requests)
+    evaluations = prompts * options.draws * len(ranges)
+    if options.against is not None:
+        folds = settings.finetune.folds if settings.finetune.enabled else 1
+        evaluations += distance.evaluations_of(dataset, len(requests), options.against, folds)
     return {
         "run": str(folder), "images": len(requests), "against": options.against, "draws": options.draws,
-        "ranges": [list(r) for r in ranges], "UNet evaluations at most": prompts * options.draws * len(ranges),
+        "ranges": [list(r) for r in ranges], "UNet evaluations at most": evaluations,
     }  # fmt: skip
 
 
