@@ -15,6 +15,7 @@ import pytest
 from tests.applications.mined import write_mined
 from typicality.applications.export import MARKER, WRITERS, export, safe
 from typicality.errors import InputError, OutputError
+from typicality.store import SCHEMA_VERSION
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,9 @@ def test_errors_say_what_to_do(mined: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no run\.json"):
         export(tmp_path, "coco")
     (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"no run\.json that a run wrote"):
+        export(tmp_path, "coco")
+    (tmp_path / "run.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "settings": {}, "stages": {}}))
     with pytest.raises(OutputError, match="not been mined"):
         export(tmp_path, "coco")
 
