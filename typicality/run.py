@@ -355,7 +355,9 @@ def existing_record(folder: str | Path) -> dict[str, Any]:
     """
     record = run_record(str(folder))
     if record is None:
-        raise OutputError(f"{folder} is no run directory: it has no run.json that a run wrote; run `typicality mine` first")
+        raise OutputError(
+            f"{folder} is no run directory: it has no run.json that a run wrote; run `typicality mine` first"
+        )
     return record
 
 
