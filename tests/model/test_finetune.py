@@ -26,6 +26,7 @@ from typicality.model.finetune import (
     divided,
     parts_of,
     recipe_of,
+    shifted,
     validation_interval,
 )
 from typicality.model.latents import LatentStore
@@ -512,3 +513,19 @@ def test_mirrored_images_are_encoded_and_not_their_latents_turned(
     assert 8 <= len(taken) <= 24
     trainer(data, tmp_path / "plain", steps=2).run()
     assert len(taken) <= 24
+
+
+def test_latents_are_moved_by_whole_cells_and_edges_repeated() -> None:
+    """Rows 0, 1, 2 moved down by one become 0, 0, 1; columns moved left by two become the last one three times."""
+    cells = torch.arange(9, dtype=torch.float32).reshape(1, 1, 3, 3)
+    z = torch.cat([cells, cells])
+    moved = shifted(z, np.array([[1, 0], [0, -2]]))
+    assert moved[0, 0].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
+    assert moved[1, 0].tolist() == [[2, 2, 2], [5, 5, 5], [8, 8, 8]]
+
+
+def test_moving_latents_changes_training_and_zero_does_not(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path
+) -> None:
+    losses = [trainer(data, tmp_path / str(shift), shift=shift).train_step(0.5) for shift in (None, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
