@@ -98,9 +98,7 @@ class FinetuneSettings(Section):
     schedule: Literal["auto", "cosine", "constant"] = Field("auto", description="auto: cosine for the base")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of draws that see the null prompt")
     flip: bool = Field(False, description="mirror half of the training images")
-    shift: int | None = Field(
-        None, ge=0, description="training latents are moved by up to so many cells at random; 0: not at all"
-    )
+    shift: int = Field(0, ge=0, description="training latents are moved by up to so many cells at random")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the weights' moving average")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     held_out: float = Field(0.2, ge=0, lt=0.9, description="share of the groups kept out of everything, for benchmarks")

@@ -527,5 +527,8 @@ def test_latents_are_moved_by_whole_cells_and_edges_repeated() -> None:
 def test_moving_latents_changes_training_and_zero_does_not(
     data: tuple[TrainingSet, LatentStore], tmp_path: Path
 ) -> None:
-    losses = [trainer(data, tmp_path / str(shift), shift=shift).train_step(0.5) for shift in (None, 0, 1)]
+    losses = [
+        trainer(data, tmp_path / str(i), **changes).train_step(0.5)
+        for i, changes in enumerate(({}, {"shift": 0}, {"shift": 1}))
+    ]
     assert losses[0] == losses[1] != losses[2]

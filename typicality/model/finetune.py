@@ -205,7 +205,7 @@ class Finetuner:
         self.best_values: list[float] = []
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
-        self.shift = settings.shift or 0
+        self.shift = settings.shift
         self.contrast = self.recipe.contrast if part.labelled and len(data.labels) > 1 else 0.0
         self.tokens = prompt_tokens(checkpoint.tokenizer, data.prompts.of_all(data.labels)).to(device)
         self.abar = checkpoint.scheduler.alphas_cumprod.float().to(device)
