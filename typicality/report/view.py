@@ -512,16 +512,16 @@ def _certainty(clusters: list[ClusterView]) -> str:
     if not clusters:
         return "No visual elements were formed, so the best-scoring places are shown as they are."
     formed, tested = plural(len(clusters), "visual element"), sum(c.p_value is not None for c in clusters)
-    rules = f"several images, stability of at least {STABLE}"
     if not tested:
         doubtful = sum(bool(c.doubts) for c in clusters)
         return (
             f"None of the {formed} shown was tested, so none is said to hold up: a model that was fine-tuned on the "
             "images it scores gives high scores to what it has memorised as well. Mine with --folds 2 to have images "
             "scored by a model that has not seen them, and visual elements tested against images without the label. "
-            f"Marked as doubtful ({rules}): {doubtful}."
+            f"Marked as doubtful, being from too few images or of a stability below {STABLE}: {doubtful}."
         )
     left = "" if tested == len(clusters) else f" {count(len(clusters) - tested)} could not be tested."
+    rules = f"several images, stability of at least {STABLE}"
     return (
         f"{sum(c.holds for c in clusters)} of the {formed} shown hold up ({rules}, p ≤ {SIGNIFICANT} corrected for "
         "many tests); the others are marked. The test asks whether images of the label have the visual element more "
