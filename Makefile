@@ -78,6 +78,7 @@ docs: venv ## Write docs/cli.md from the commands' own help
 bench: venv ## Measure speed, and held-out accuracy after 30 minutes of fine-tuning, into reports/benchmarks
 	mkdir -p reports/benchmarks
 	$(BIN)/typicality doctor --json > reports/benchmarks/doctor.json
+	$(BIN)/typicality bench --write reports/benchmarks/bench.json
 	$(BIN)/typicality finetune emoji --label year --minutes $(MINUTES) --out reports/bench-emoji-year
 	$(BIN)/typicality evaluate classify reports/bench-emoji-year --draws 8 \
 		--write reports/benchmarks/classify-emoji-year-$(MINUTES)min.json
