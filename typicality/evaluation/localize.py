@@ -29,7 +29,7 @@ from safetensors.numpy import load_file
 from typicality import metrics
 from typicality.applications.localize.maps import GIVEN, Kitchen, Recipe, families, upsampled
 from typicality.applications.localize.measure import measure, rounded, truncated
-from typicality.applications.localize.passes import BASE, Evidence, Request, collect, weights_key
+from typicality.applications.localize.passes import BASE, Evidence, Request, collect
 from typicality.applications.localize.work import DEFAULTS, Judge, Options, Parts, opened, parts_of, requests_of
 from typicality.config import Settings, key_of
 from typicality.dataset import prepare
@@ -172,7 +172,7 @@ def _gradcams(run: Run, requests: Sequence[Request], epochs: int) -> list[Eviden
     that the CNN may know some of the images: an advantage to the rival.
     """
     key = key_of(
-        ["gradcam", epochs, run.settings.seed, weights_key(run), run.latents.folder.name, run.dataset.fingerprint]
+        ["gradcam", epochs, run.settings.seed, run.weights_key, run.latents.folder.name, run.dataset.fingerprint]
     )
     path = run.directory.path("scores", f"gradcam-{key}.safetensors")
     kept = load_file(path) if path.exists() else {}

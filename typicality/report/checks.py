@@ -50,4 +50,5 @@ def write_checks(
 
 
 def _no_map(image_id: str, label: str) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    raise NotImplementedError("data that was not scored has no maps")
+    """Stand where a report opens maps of its elements; a page of findings has no element, so that nobody calls it."""
+    raise AssertionError(f"a page of findings asked for the map of {image_id} under {label}")

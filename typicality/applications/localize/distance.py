@@ -98,16 +98,21 @@ def reference_images(run: Run, reference: str) -> Iterator[tuple[int, list[Label
     yield 0, (apart or alone)[:IMAGES]
 
 
-def memory_of(maps: Mapping[str, Tensor], images: Sequence[LabelledImage], seed: int) -> Memory | None:
-    """Return the memory of images whose feature maps are given; None where there are no images."""
+def memory_of(
+    run: Run, denoiser: Denoiser, state: Float[Tensor, "tokens width"], images: Sequence[LabelledImage]
+) -> Memory | None:
+    """Return the memory of images, None where there are none. Each gives as many cells, and no more of it is kept."""
     if not images:
         return None
     each = max(1, CELLS // len(images))
     rows = []
+    run.progress.start("reference images", len(images))
     for image in images:
-        cells = maps[image.image_id].flatten(1).T
-        generator = image_generator(image.image_id, seed, f"{NAME} cells")
+        cells = feature_map(run, denoiser, state, image.image_id).flatten(1).T
+        generator = image_generator(image.image_id, run.settings.seed, f"{NAME} cells")
         rows.append(cells[torch.randperm(len(cells), generator=generator)[:each]].numpy())
+        run.progress.advance()
+    run.progress.finish()
     return Memory(np.concatenate(rows))
 
 
@@ -128,14 +133,7 @@ def distance_maps(
     for fold, images in reference_images(run, reference):
         if not wanted[fold]:
             continue
-        run.progress.start(f"reference images of {reference}", len(images))
-        maps = {}
-        for image in images:
-            maps[image.image_id] = feature_map(run, denoiser, state, image.image_id)
-            run.progress.advance()
-        run.progress.finish()
-        memory = memory_of(maps, images, run.settings.seed)
-        del maps
+        memory = memory_of(run, denoiser, state, images)
         run.progress.start(f"distance from {reference}", len(wanted[fold]))
         for image_id in wanted[fold]:
             if memory is None:

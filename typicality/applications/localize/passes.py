@@ -206,7 +206,7 @@ def collect(
 
 def _distance_folder(run: Run, reference: str, model: str) -> Path:
     usual = sorted(i.image_id for i in run.dataset if i.labels == (reference,))
-    weights = weights_key(run) if model == FINE_TUNED else run.base_hash
+    weights = run.weights_key if model == FINE_TUNED else run.base_hash
     mine = run.settings.mine
     key = key_of(
         [
@@ -240,13 +240,8 @@ def _fill_distances(run: Run, requests: Sequence[Request], reference: str, model
     return denoiser.evaluations - before
 
 
-def weights_key(run: Run) -> str:
-    """Return the key of the weights of the run's model, whatever this session's settings are."""
-    return run.weights_key
-
-
 def _folder(run: Run, reference: str | None, span: Range, draws: int, model: str) -> Path:
-    weights = weights_key(run) if model == FINE_TUNED else run.base_hash
+    weights = run.weights_key if model == FINE_TUNED else run.base_hash
     key = key_of(
         [
             weights, run.latents.folder.name, run.settings.prompt.model_dump(), PURPOSE, reference, span, draws,
