@@ -14,8 +14,10 @@ INSTALLED := $(VENV)/.installed
 # gigabytes of CUDA libraries. To choose a build: make venv TORCH="torch==2.13.0 --index-url ADDRESS"
 TORCH ?= $(shell sed -n '/^torch==/p' requirements.lock)
 
-# make test PYTEST="-x -k patches" narrows a test run.
+# make test PYTEST="-x -k patches" narrows a test run; PYTEST="-n 0" runs it in one process.
 PYTEST ?=
+# One process a core, of one thread each: with several threads, kernels spin at barriers and stall one another.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 # make bench MINUTES=5 is a quick look.
 MINUTES ?= 30
 
@@ -45,11 +47,11 @@ demo: venv ## Mine the embedded emoji by design year, offline, into reports/emoj
 
 .PHONY: test
 test: venv ## Run all tests but the browser's
-	$(BIN)/python -m pytest -m "not browser" $(PYTEST)
+	$(TESTS) -m "not browser" $(PYTEST)
 
 .PHONY: test-fast
 test-fast: venv ## Run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -m "not slow and not browser" $(PYTEST)
+	$(TESTS) -m "not slow and not browser" $(PYTEST)
 
 .PHONY: test-browser
 test-browser: venv ## Open the report in headless Chromium (needs /usr/bin/chromium)

@@ -156,7 +156,7 @@ def ensure_model(run: Run) -> None:
         result = trainer.run(run.progress)
         entry |= {
             "steps": result.steps, "best_step": result.best_step, "images": result.images,
-            "validation": len(validation), "held_out": len(held_out), "method": "lora" if trainer.lora else "full",
+            "validation": len(validation), "held_out": len(held_out), "method": trainer.recipe.method,
             "text_encoder": trainer.train_text, "contrast": trainer.contrast, "history": result.history,
             "warnings": list(result.warnings),
         }  # fmt: skip

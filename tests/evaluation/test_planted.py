@@ -406,6 +406,7 @@ def test_false_alarms_by_hand():
     found = control_measures(table)
     assert (found["false_alarms"], found["nominal_alarms"], found["any_alarm"]) == (0.25, 0.5, 1.0)
     assert (found["clusters"], found["untested"], found["p_values"]) == (4, 1, [0.01, 0.03, 0.9])
+    assert found["sign_flip_alarms"] == 0.25  # the fourth, if one believed its test
 
 
 def test_alarms_are_shares_of_all_clusters_and_other_measures_means_over_runs():

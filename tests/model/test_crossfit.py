@@ -176,7 +176,7 @@ def test_without_folds_held_out_groups_take_part_in_nothing(
     entry = run.directory.record["stages"]["finetune"]
     assert run.held_out
     assert not run.held_out & trained.union(*validated)
-    assert all("held_out_typicality" in e for e in entry["history"])
+    assert all("validation_typicality" in e for e in entry["history"])
     assert not validated[0] & trained
     assert entry["images"] + entry["validation"] + entry["held_out"] == len(squares)
     card = (run.model_folder() / "README.md").read_text()

@@ -121,14 +121,14 @@ def test_an_epoch_visits_every_image_of_a_shape_once(data: tuple[TrainingSet, La
     assert tuner._order(0, 1).tolist() != order.tolist() or size < 3
 
 
-def test_training_raises_held_out_typicality(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+def test_training_raises_validation_typicality(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     """Red and blue squares are told apart after a few dozen steps: the label helps on images never seen."""
     tuner = trainer(data, tmp_path, steps=60, batch_size=16, validate_every=20, rate=3e-3)
     tuner.run()
-    first, last = tuner.history[0], max(tuner.history, key=lambda e: e["held_out_typicality"])
-    assert last["held_out_typicality"] > 0
+    first, last = tuner.history[0], max(tuner.history, key=lambda e: e["validation_typicality"])
+    assert last["validation_typicality"] > 0
     assert tuner.history[-1]["loss"] < first["loss"]
-    assert tuner.best in {e["held_out_typicality"] for e in tuner.history}
+    assert tuner.best in {e["validation_typicality"] for e in tuner.history}
 
 
 @pytest.mark.parametrize("steps", [120, 300, 560, 1600])
@@ -195,7 +195,7 @@ def test_training_stops_when_patience_runs_out(
     def validate() -> dict[str, float]:
         score = next(scores)
         tuner.validation_values = [score - 0.1 * tuner.step, score + 0.1]
-        return {"step": tuner.step, "held_out_typicality": score, "train_typicality": 1.0}
+        return {"step": tuner.step, "validation_typicality": score, "train_typicality": 1.0}
 
     monkeypatch.setattr(tuner, "validate", validate)
     result = tuner.run()
@@ -215,11 +215,11 @@ def test_a_fall_within_its_error_does_not_keep_earlier_weights(
 def test_memorisation_is_warned_about(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     tuner = trainer(data, tmp_path)
     tuner.best_step = 2
-    tuner.history = [{"step": 2, "held_out_typicality": 1e-5, "train_typicality": 9e-5}]
+    tuner.history = [{"step": 2, "validation_typicality": 1e-5, "train_typicality": 9e-5}]
     assert "memorised" in tuner._warnings()[0]
-    tuner.history = [{"step": 2, "held_out_typicality": -1e-5, "train_typicality": 9e-5}]
+    tuner.history = [{"step": 2, "validation_typicality": -1e-5, "train_typicality": 9e-5}]
     assert "do not help" in tuner._warnings()[0]
-    tuner.history = [{"step": 2, "held_out_typicality": 8e-5, "train_typicality": 9e-5}]
+    tuner.history = [{"step": 2, "validation_typicality": 8e-5, "train_typicality": 9e-5}]
     assert tuner._warnings() == []
 
 

@@ -149,7 +149,7 @@ def synthetic_input(
                 "step": float(step),
                 "loss": 0.25 + 0.2 * np.exp(-step / 300) + float(generator.normal(0, 0.004)),
                 "train_typicality": 0.006 * (1 - np.exp(-step / 400)),
-                "held_out_typicality": 0.0045 * (1 - np.exp(-step / 350)),
+                "validation_typicality": 0.0045 * (1 - np.exp(-step / 350)),
             }
             for step in range(0, 1201, 100)
         ],

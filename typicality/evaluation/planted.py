@@ -50,7 +50,7 @@ MEASURES = (
     "cluster_purity", "planted_significant", "others_significant", "distractor_at_100", "elements",
     "pixel_ap", "prevalence", "lift", "pixel_ap_unsmoothed", "pixel_ap_error",
 )  # fmt: skip
-CONTROL_MEASURES = ("false_alarms", "nominal_alarms", "any_alarm", "clusters")
+CONTROL_MEASURES = ("false_alarms", "nominal_alarms", "sign_flip_alarms", "any_alarm", "clusters")
 SWEPT = {"prevalence": float, "size": float, "contrast": float, "place": str}
 
 
@@ -73,7 +73,9 @@ class PlantedBenchmark:
         chance level prevalence, and lift = pixel_ap / prevalence; pixel_ap_unsmoothed; pixel_ap_error: of the plain
         denoising error, which knows no label.
         With `control`: false_alarms, the share of all clusters of all seeds with an adjusted p-value of at most 0.05;
-        nominal_alarms, the same before adjustment; any_alarm, the share of seeds with at least one; clusters a seed.
+        nominal_alarms, the same before adjustment; sign_flip_alarms, what false_alarms would be if the sign-flip test
+        of clusters without controls were believed, as without folds; any_alarm, the share of seeds with at least one
+        false alarm; clusters a seed.
     rows : means of every value of the sweep; runs : every single run
     """
 
@@ -313,13 +315,14 @@ def _chance(boxes: Sequence[Box], targets: Sequence[tuple[Box, ...]], seed: int)
 def control_measures(clusters: pa.Table) -> dict[str, Any]:
     """False alarms among the clusters of a run with nothing planted; one not tested against controls raises none."""
     tested = np.array(clusters["p_value_method"].to_pylist()) == "controls"
-    adjusted, plain = (
-        np.where(tested, np.array(clusters[name].to_pylist(), dtype=np.float64), np.nan)
-        for name in ("adjusted_p_value", "p_value")
+    every, nominal = (
+        np.array(clusters[name].to_pylist(), dtype=np.float64) for name in ("adjusted_p_value", "p_value")
     )
+    adjusted, plain = np.where(tested, every, np.nan), np.where(tested, nominal, np.nan)
     return {
         "false_alarms": _rounded(_mean(adjusted <= LEVEL)),
         "nominal_alarms": _rounded(_mean(plain <= LEVEL)),
+        "sign_flip_alarms": _rounded(_mean(~tested & (every <= LEVEL))),
         "any_alarm": float((adjusted <= LEVEL).any()),
         "clusters": len(adjusted),
         "untested": int(np.isnan(adjusted).sum()),

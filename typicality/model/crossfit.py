@@ -180,7 +180,7 @@ class CrossFit:
         validation = len(tuner.data.validation)
         return {
             "steps": result.steps, "best_step": result.best_step, "images": result.images, "validation": validation,
-            "held_out": len(self.dataset) - result.images - validation, "method": "lora" if tuner.lora else "full",
+            "held_out": len(self.dataset) - result.images - validation, "method": tuner.recipe.method,
             "text_encoder": tuner.train_text, "contrast": tuner.contrast, "history": result.history,
             "warnings": [*result.warnings, *warnings],
         }  # fmt: skip

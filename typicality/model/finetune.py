@@ -102,6 +102,11 @@ class Recipe:
     contrast: float
     schedule: str
 
+    @property
+    def method(self) -> str:
+        """Return "lora" or "full", as records and model cards call it."""
+        return "lora" if self.lora else "full"
+
 
 def recipe_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> Recipe:
     """Return the settings, with what was measured for the bundled base or what was published for other models."""
@@ -177,10 +182,9 @@ class Finetuner:
         AcceleratorState._reset_state()  # another precision may have been trained in this process before
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
         self.recipe = recipe_of(settings, checkpoint)
-        self.lora = self.recipe.lora
         self.train_text = settings.train_text_encoder
         unet, text = checkpoint.unet, checkpoint.text_encoder
-        if self.lora:
+        if self.recipe.lora:
             unet.requires_grad_(False)
             targets = ["to_q", "to_k", "to_v", "to_out.0"]
             unet.add_adapter(LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_rank, target_modules=targets))
@@ -205,7 +209,6 @@ class Finetuner:
         self.best_values: list[float] = []
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
-        self.shift = settings.shift
         self.contrast = self.recipe.contrast if part.labelled and len(data.labels) > 1 else 0.0
         self.tokens = prompt_tokens(checkpoint.tokenizer, data.prompts.of_all(data.labels)).to(device)
         self.abar = checkpoint.scheduler.alphas_cumprod.float().to(device)
@@ -283,8 +286,8 @@ class Finetuner:
         if self.settings.flip:
             for i in np.flatnonzero(rng.random(n) < 0.5).tolist():
                 z[i] = self.latents.mirrored.get(ids[i])
-        if self.shift:
-            z = shifted(z, rng.integers(-self.shift, self.shift + 1, (n, 2)))
+        if reach := self.settings.shift:
+            z = shifted(z, rng.integers(-reach, reach + 1, (n, 2)))
         z = z.to(self.device)
         position = {label: i + 1 for i, label in enumerate(self.data.labels)}
         own = [self.data.labels_of[i] for i in ids]
@@ -398,7 +401,7 @@ class Finetuner:
             return entry
         self.average.swap()
         self.checkpoint.unet.eval()
-        for name, ids in (("held_out_typicality", self.data.validation), ("train_typicality", self.data.training)):
+        for name, ids in (("validation_typicality", self.data.validation), ("train_typicality", self.data.training)):
             if ids:
                 chosen = rng.permutation(len(ids))[: self.settings.validation_images].tolist()
                 with enough_memory("set finetune.micro_batch to less, 1 for instance"):
@@ -453,7 +456,7 @@ class Finetuner:
         self.history.append(entry)
         logger.info("validation %s", entry)
         if not self._is_worse(self.validation_values):
-            self.best, self.best_step = entry.get("held_out_typicality", float(self.step)), self.step
+            self.best, self.best_step = entry.get("validation_typicality", float(self.step)), self.step
             self.best_values = self.validation_values
             self._save_arrays("best", self.average.shadow)
         self._save_state()
@@ -475,9 +478,9 @@ class Finetuner:
 
     def _warnings(self) -> list[str]:
         kept = [e for e in self.history if e["step"] == self.best_step]
-        if not kept or "held_out_typicality" not in kept[0]:
+        if not kept or "validation_typicality" not in kept[0]:
             return []
-        validation, training = kept[0]["held_out_typicality"], kept[0]["train_typicality"]
+        validation, training = kept[0]["validation_typicality"], kept[0]["train_typicality"]
         if validation <= 0:
             return [
                 "The labels do not help on images that were not trained on: their typicality is "
@@ -557,7 +560,7 @@ class Finetuner:
         temporary = folder.with_name(folder.name + ".part")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        if self.lora:
+        if self.recipe.lora:
             save_adapter(self.checkpoint, temporary, text_encoder=self.train_text)
         else:
             save_checkpoint(self.checkpoint, temporary)

@@ -246,7 +246,7 @@ def _training(training: Sequence[Mapping[str, float]]) -> list[PlotView]:
                 _svg(figure, "plot-loss"),
             )
         )
-    curves = [(t, *series(k)) for t, k in (("training", "train_typicality"), ("held out", "held_out_typicality"))]
+    curves = [(t, *series(k)) for t, k in (("training", "train_typicality"), ("validation", "validation_typicality"))]
     curves = [(t, s, v) for t, s, v in curves if len(s)]
     if curves and max(len(s) for _, s, _ in curves) > 1:
         figure, axes = _figure(4, grid="y")
@@ -263,7 +263,7 @@ def _training(training: Sequence[Mapping[str, float]]) -> list[PlotView]:
         plots.append(
             PlotView(
                 "What the model learned about labels",
-                f"Mean typicality at the end: {ends} (× 10⁻³); a training curve that leaves the held-out one behind "
+                f"Mean typicality at the end: {ends} (× 10⁻³); a training curve that leaves the other one behind "
                 "means that images are being memorised.",
                 f"Line plot of mean typicality against the training step; at the end: {ends}.",
                 _svg(figure, "plot-learning"),

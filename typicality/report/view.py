@@ -54,7 +54,7 @@ class ReportInput:
     open_image : image_id -> the original in RGB
     open_map : (image_id, label) -> (h, w) float32 map, and the box (x0, y0, x1, y1) of the original it covers
     facts : settings (nested), model, seed, versions, stages, dataset fingerprint
-    training : step, loss, train_typicality, held_out_typicality
+    training : step, loss, train_typicality, validation_typicality
     metadata : image_id -> other columns of the data set, for search and the lightbox
     features : (elements, d) float32, a row a row of `elements`; None where there are none
     in_sample : whether the model that scored an image may have been fine-tuned on it; with the column `held_out` of
