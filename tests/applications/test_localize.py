@@ -183,12 +183,22 @@ def test_what_was_drawn_is_not_drawn_again(run_folder: Path):
 
 
 def test_distance_by_hand():
-    """Cells 0, 1, 2, 3 have variance 1.25. From 10 the three nearest are 7, 8 and 9 away: (49 + 64 + 81) / 3 / 1.25."""
-    memory = Memory(np.arange(4, dtype=np.float32)[:, None])
-    found = memory.distances(torch.tensor([[[10.0, 1.0]]]))
+    """Cells at (+-1, +-1) have mean 0 and variance 1. From (3, 3) the squares are 8, 20, 20 to the three nearest, 8
+    a channel in the mean; the most similar directions have cosines 1, 0 and 0: 1 - 1/3. From (3, 0) they are 5, 5 and
+    17, 4.5 a channel, and twice 1/sqrt(2) and once -1/sqrt(2)."""
+    memory = Memory(np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=np.float32))
+    found = memory.distances(torch.tensor([[[3.0, 3.0]], [[3.0, 0.0]]]))
     assert found.shape == (1, 2)
-    assert found[0, 0] == pytest.approx((49 + 64 + 81) / 3 / 1.25, rel=1e-4)
-    assert found[0, 1] == pytest.approx((0 + 1 + 1) / 3 / 1.25, rel=1e-4)
+    assert found[0, 0] == pytest.approx(np.sqrt(8 * 2 / 3), rel=1e-4)
+    assert found[0, 1] == pytest.approx(np.sqrt(4.5 * (1 - np.sqrt(0.5) / 3)), rel=1e-4)
+
+
+def test_a_cell_of_the_memory_is_at_no_distance_in_either_way():
+    """What lies in the memory several times over is usual; twice its length is farther, and turned farther still."""
+    memory = Memory(np.repeat(np.array([[2, 0], [-2, 0], [0, 1], [0, -1]], dtype=np.float32), 3, axis=0))
+    usual, longer, turned = memory.distances(torch.tensor([[[2.0, 4.0, 2.0]], [[0.0, 0.0, 1.0]]]))[0]
+    assert usual == pytest.approx(0, abs=1e-3)
+    assert usual <= longer < turned
 
 
 def test_what_no_reference_image_has_is_far_away(run_folder: Path):

@@ -1,9 +1,12 @@
 """How far every cell of an image is from anything seen in images of a reference label, in features of the denoiser.
 
 The reference says what is usual: cells of its images, described by DIFT features (Tang et al. 2023) under the null
-prompt, form a memory, and a cell's distance is the mean squared distance to its nearest neighbours there, each channel
-in units of its spread over the memory. It is the idea of PatchCore (Roth et al., CVPR 2022) with features of the
-denoiser that measures typicality. Image-level labels are all it takes: which images are of the reference.
+prompt, form a memory, and a cell's distance is that to its nearest neighbours there, each channel in units of its
+spread over the memory. It is the idea of PatchCore (Roth et al., CVPR 2022) with features of the denoiser that measures
+typicality. Image-level labels are all it takes: which images are of the reference.
+
+Two distances are multiplied, for they miss different things: the squared Euclidean one, which sees what is *more* than
+usual (a deep hole), and one minus the cosine, which sees what is *other* than usual at any strength (a faint break).
 
 An image is compared with images that its model may know: of other folds, or of the training part.
 """
@@ -28,6 +31,8 @@ from typicality.run import Run
 from typicality.scoring.noise import image_generator
 
 NAME = "reference_distance"
+MEASURE = "geometric mean of squared Euclidean and cosine distance"
+"""Part of the key that maps are stored under."""
 IMAGES = 200
 """Reference images in a memory at most."""
 CELLS = 20_000
@@ -53,17 +58,30 @@ class Memory:
 
     def __init__(self, cells: Float[np.ndarray, "n d"]) -> None:
         self.mean, self.spread = cells.mean(0), cells.std(0) + 1e-6
-        self._index = faiss.IndexFlatL2(cells.shape[1])
-        self._index.add(self._scaled(cells))
+        width = cells.shape[1]
+        scaled = self._scaled(cells)
+        self._lengths, self._directions = faiss.IndexFlatL2(width), faiss.IndexFlatIP(width)
+        self._lengths.add(scaled)
+        self._directions.add(_unit(scaled))
 
     def _scaled(self, cells: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray((cells - self.mean) / self.spread, dtype=np.float32)
 
     def distances(self, features: Float[Tensor, "d h w"]) -> Float[np.ndarray, "h w"]:
-        """Return the mean squared distance of every cell to its nearest neighbours, a channel; float32."""
-        cells = features.flatten(1).T.numpy()
-        found, _ = self._index.search(self._scaled(cells), min(NEIGHBOURS, self._index.ntotal))
-        return (found.mean(1) / cells.shape[1]).reshape(features.shape[1:]).astype(np.float32)
+        """Return how far every cell is from its nearest neighbours in the memory, float32.
+
+        The geometric mean of two: the mean squared distance, a channel, to the NEIGHBOURS nearest cells, and the mean
+        of one minus the cosine over the NEIGHBOURS of the most similar directions.
+        """
+        cells = self._scaled(features.flatten(1).T.numpy())
+        nearest = min(NEIGHBOURS, self._lengths.ntotal)
+        squared = self._lengths.search(cells, nearest)[0].mean(1) / cells.shape[1]
+        turned = 1 - self._directions.search(_unit(cells), nearest)[0].mean(1)
+        return np.sqrt(np.maximum(squared * turned, 0)).reshape(features.shape[1:]).astype(np.float32)
+
+
+def _unit(cells: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    return cells / np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-12)
 
 
 def feature_map(run: Run, denoiser: Denoiser, state: Float[Tensor, "tokens width"], image_id: str) -> Tensor:

@@ -208,8 +208,8 @@ def families(with_reference: bool) -> dict[str, list[tuple[str, ...]]]:
 
 
 def default_recipe(with_reference: bool) -> Recipe:
-    """Return what is used without ground truth."""
-    parts = ("bias contrast", "reference bias") if with_reference else ("bias gain", "bias")
+    """Return what is used without ground truth; with a reference, what did best on the choosing magnetic tiles."""
+    parts = ("reference distance", "reference bias") if with_reference else ("bias gain", "bias")
     return Recipe(parts, smoothing=1.0)
 
 

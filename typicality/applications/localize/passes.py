@@ -210,7 +210,7 @@ def _distance_folder(run: Run, reference: str, model: str) -> Path:
     mine = run.settings.mine
     key = key_of(
         [
-            weights, run.latents.folder.name, run.prompts.null, distance.NAME, reference, usual, mine.timestep,
+            weights, run.latents.folder.name, run.prompts.null, distance.MEASURE, reference, usual, mine.timestep,
             mine.up_block, run.settings.seed, str(run.dtype), run.folds, sorted(run.held_out),
         ]
     )  # fmt: skip
