@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -135,15 +136,58 @@ def test_level_where_groups_differ_in_size(own_images: int, control_images: int,
     assert 0.12 < np.mean(np.array(found) <= 0.25) < 0.3
 
 
-def test_controls_are_of_other_labels_and_of_many_groups(tiny_folder):
+def test_groups_of_odd_size_do_not_waste_the_others(monkeypatch):
+    """80 groups of four images but for a few of three: the test keeps the power that it has without those few."""
+    monkeypatch.setattr("typicality.mining.significance.PATTERNS", 999)
+    with_odd, without = [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        sizes = np.where(rng.random(80) < 0.15, 3, 4)
+        groups = np.repeat(np.arange(80), sizes)
+        own = (rng.random(80) < 0.5)[groups]
+        detected = (rng.random((len(groups), 1)) < np.where(own, 0.16, 0.05)[:, None]).astype(float)
+        four = sizes[groups] == 4
+        with_odd += detection_p_values(detected, own, groups, groups % 2, seed).tolist()
+        without += detection_p_values(detected[four], own[four], groups[four], (groups % 2)[four], seed).tolist()
+    assert np.mean(np.array(with_odd) <= 0.05) > np.mean(np.array(without) <= 0.05) - 0.1 > 0.6
+
+
+def test_level_with_groups_of_two_sizes(monkeypatch):
+    """Labels at random, groups of three and of four images whose relatives are alike: p is uniform or larger."""
+    monkeypatch.setattr("typicality.mining.significance.PATTERNS", 999)
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), np.where(np.arange(60) % 7 == 0, 3, 4))
+    rich = rng.beta(0.5, 1, 60)[groups][:, None]
+    found = []
+    for seed in range(60):
+        own = (rng.permutation(60) < 30)[groups]
+        found += detection_p_values(rng.random((len(groups), 8)) < rich, own, groups, groups % 2, seed).tolist()
+    assert 0.02 < np.mean(np.array(found) <= 0.05) < 0.08
+
+
+def test_controls_come_in_groups_as_large_as_the_label_has(tiny_folder):
+    """Four images a group with the label: eight of nine controls are two whole groups of four, the ninth another's."""
+    loaded = load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
+    sizes = {"own 0": 4, "own 1": 4, "own 2": 4, "a": 4, "b": 3, "c": 5, "d": 2}
+    images = tuple(
+        replace(loaded.images[0], image_id=f"{group}/{i}", group=group, labels=("red" if "own" in group else "blue",))
+        for group, size in sizes.items()
+        for i in range(size)
+    )
+    found = Counter(i.split("/")[0] for i in choose_controls(replace(loaded, images=images), 9)["red"])
+    assert (found["a"], found["c"]) == (4, 4)
+    assert found["b"] + found["d"] == 1
+
+
+def test_controls_are_of_other_labels_and_do_not_depend_on_order(tiny_folder):
     loaded = load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
     images = tuple(replace(i, group=str(int(i.file_name.split("/")[-1].split(".")[0]) // 4)) for i in loaded)
     data = replace(loaded, images=images)
     by_id = {i.image_id: i for i in data}
-    for label, found in choose_controls(data, 4).items():
+    for label, found in choose_controls(loaded, 4).items():
         assert len(set(found)) == 4
         assert all(label not in by_id[i].labels for i in found)
-        assert len({by_id[i].group for i in found}) == 4
+    assert {len({by_id[i].group for i in found}) for found in choose_controls(data, 4).values()} == {1}
     assert {len(found) for found in choose_controls(data, None).values()} == {16}
     assert choose_controls(data, 0) == {"blue": [], "red": []}
     assert choose_controls(data, 9) == choose_controls(replace(data, images=images[::-1]), 9)

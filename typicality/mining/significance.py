@@ -9,10 +9,10 @@ clustered without regard to their sort. A cluster is typical of its label if ima
 more often than controls do. Under the null that labels are assigned to groups at random, and with models that were
 shown neither's label, the two sorts are exchangeable: patches, features, clusters and counts follow from images
 alone, so that permuting the sorts gives the null distribution, with the selection and the search for clusters in it.
-Permutations stay within folds, since each fold has a model of its own. Several images of one group count as one: by
-their mean where all groups have as many, and else by one of them alone, for the mean of many varies less than a single
-image and is not exchangeable with it. A group that has images of both sorts counts once in each; its relatives resemble
-one another, which makes the test conservative.
+Permutations stay within folds, since each fold has a model of its own. Several images of one group count as one, by
+their mean, and are exchanged with groups of as many images, for the mean of many varies less than that of few. Groups
+of sizes that only one sort has count by one of their images alone, and are exchanged with one another. A group that has
+images of both sorts counts once in each; its relatives resemble one another, which makes the test conservative.
 
 The level is not exact but approximate: the model of a fold was shown the labels of the other folds, so that images of
 different folds are not quite independent, and images of large groups have a larger part in forming the clusters. How
@@ -32,6 +32,7 @@ Neither says whether a cluster looks coherent; its `stability` (clusters.py) doe
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,10 @@ class Candidates:
 
 
 def choose_controls(dataset: LabelledImages, number: int | None) -> dict[str, list[str]]:
-    """Choose images of other labels for every label, by a hash: of as many groups as possible, and no two at first.
+    """Choose images of other labels for every label, by a hash: as many of a group as the label itself has of its own.
+
+    Groups of one size can be compared by their means (`detection_p_values`). What is still wanted when no group has so
+    many comes from groups that have not given any, and then from anywhere.
 
     Parameters
     ----------
@@ -90,15 +94,24 @@ def choose_controls(dataset: LabelledImages, number: int | None) -> dict[str, li
     for label in dataset.labels:
         wanted = min(dataset.number_of(label), CONTROLS) if number is None else number
         start = int(unit_hash(label, "control") * len(ordered))
+        others: dict[str, list[str]] = {}
+        own: Counter[str] = Counter()
+        for image in (*ordered[start:], *ordered[:start]):
+            if label in image.labels:
+                own[image.group] += 1
+            else:
+                others.setdefault(image.group, []).append(image.image_id)
+        each = int(np.median(list(own.values()))) if own else 1
         found: dict[str, None] = {}
-        groups: set[str] = set()
-        for again in (False, True):
-            for image in (*ordered[start:], *ordered[:start]) if wanted else ():
-                if len(found) == wanted:
-                    break
-                if label not in image.labels and (again or image.group not in groups):
-                    found[image.image_id] = None
-                    groups.add(image.group)
+        for members in others.values():
+            if len(members) >= each and len(found) + each <= wanted:
+                found |= dict.fromkeys(members[:each])
+        unused = [m for m in others.values() if m[0] not in found]
+        rest = [m[0] for m in unused] + [i for m in others.values() for i in m]
+        for image_id in rest:
+            if len(found) >= wanted:
+                break
+            found[image_id] = None
         chosen[label] = list(found)
     return chosen
 
@@ -111,7 +124,7 @@ def detection_p_values(
     Parameters
     ----------
     detected : (n, c) 1 where an image contains a patch of the cluster, else 0; rows in an order that does not depend on
-        labels, such as that of content hashes: where groups differ in size, their first image stands for them
+        labels, such as that of content hashes: where the first image stands for a group, it must be any of them
     own : (n,) bool, whether the image carries the label
     groups, strata : (n,) group of each image, and stratum of each group, within which groups are permuted
     seed : of the permutations
@@ -126,22 +139,24 @@ def detection_p_values(
         return np.full(np.shape(detected)[1], np.nan)
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     units, first, unit_of = np.unique(2 * group + own, return_index=True, return_inverse=True)
-    sizes = np.bincount(unit_of).astype(np.float64)
+    sizes = np.bincount(unit_of)
     values = np.asarray(detected, dtype=np.float64)
-    if len(np.unique(sizes)) > 1:
-        means = values[first]
-    else:
-        means = np.stack([np.bincount(unit_of, column) for column in values.T], axis=1) / sizes[:, None]
+    means = np.stack([np.bincount(unit_of, column) for column in values.T], axis=1) / sizes[:, None]
     is_own = units % 2 == 1
-    stratum = np.empty(len(units), dtype=np.int64)
-    stratum[unit_of] = np.unique(np.asarray(strata), return_inverse=True)[1]
+    fold = np.empty(len(units), dtype=np.int64)
+    fold[unit_of] = np.unique(np.asarray(strata), return_inverse=True)[1]
+    stratum = np.unique(np.stack([fold, sizes]), axis=1, return_inverse=True)[1].ravel()
+    of_both = np.bincount(stratum, is_own) % np.bincount(stratum) > 0
+    alone = ~of_both[stratum]
+    means[alone] = values[first[alone]]
+    stratum[alone] = stratum.max() + 1 + fold[alone]
     observed = means[is_own].sum(axis=0)
     threshold = observed - 1e-9 * np.maximum(1, np.abs(observed))
     rng = np.random.default_rng(seed)
     reached = np.ones(means.shape[1])
     for start in range(0, PATTERNS, 1000):
         totals = np.zeros((min(1000, PATTERNS - start), means.shape[1]))
-        for part in range(stratum.max() + 1):
+        for part in np.unique(stratum):
             here = np.flatnonzero(stratum == part)
             k = int(is_own[here].sum())
             if k == 0:
