@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
@@ -100,8 +99,10 @@ def say(message: str) -> None:
 
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout; of several processes only the main one does."""
+    from typicality.store import json_text
+
     if is_main():
-        sys.stdout.write(json.dumps(document, indent=2, default=str, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(document) + "\n")
 
 
 def print_text(text: str) -> None:

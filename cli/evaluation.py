@@ -139,12 +139,10 @@ def finish(
     ------
     SettingsError : for a limit on something that is not measured; the result has been printed by then.
     """
-    import json
-
-    from typicality.store import write_text
+    from typicality.store import write_json
 
     if write is not None:
-        write_text(write, json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n")
+        write_json(write, result)
     if common.json:
         print_json(result)
     else:

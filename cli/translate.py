@@ -161,12 +161,10 @@ def evaluate_translate(
 
 def show(document: dict[str, Any], common: Common, write: Path | None, text: bool = True) -> None:
     """Print a document as JSON where that was asked for, else line by line; write it to a file where one is named."""
-    import json
-
-    from typicality.store import write_text
+    from typicality.store import write_json
 
     if write is not None:
-        write_text(write, json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+        write_json(write, document)
     if common.json:
         print_json(document)
     elif text:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from typicality.errors import OutputError
 from typicality.run import resolve_settings, run_record
-from typicality.store import RunDirectory
+from typicality.store import RunDirectory, check_writable, json_text, write_text
+
+
+def strict(text: str) -> Any:
+    """Read JSON as other programs do: NaN and Infinity are no part of it."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 @pytest.mark.parametrize("content", ["{", '{"schema_version": 99, "stages": {}, "settings": {}}'])
@@ -43,3 +57,35 @@ def test_a_data_folder_with_a_file_of_that_name_is_a_data_set(tmp_path: Path) ->
     (tmp_path / "run.json").write_text('{"lap": 3}')
     assert run_record(str(tmp_path)) is None
     assert resolve_settings(str(tmp_path)).dataset.source == str(tmp_path)
+
+
+def test_what_is_no_number_is_null_at_any_depth() -> None:
+    document = {"a": math.nan, "b": [1.5, {"c": (math.inf, "ü")}], "d": np.float32("nan"), "e": Path("x"), "f": None}
+    assert strict(json_text(document)) == {"a": None, "b": [1.5, {"c": [None, "ü"]}], "d": None, "e": "x", "f": None}
+
+
+def test_a_record_with_a_loss_that_is_no_number_is_json(tmp_path: Path) -> None:
+    """The loss before the first step is not a number; run.json is read by more than Python."""
+    run = RunDirectory(tmp_path)
+    with run.stage("finetune", "key") as entry:
+        entry["history"] = [{"step": 0, "loss": math.nan}]
+    stored = strict((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert stored["stages"]["finetune"]["history"] == [{"step": 0, "loss": None}]
+
+
+def test_a_file_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    """Not even root can: the message is about the place, and no room has to be made."""
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "deep" / "x"):
+        with pytest.raises(OutputError, match="choose a place that can be written"):
+            write_text(path, "text")
+        with pytest.raises(OutputError, match="is no folder"):
+            check_writable(path)
+
+
+def test_a_place_is_checked_without_making_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_writable(tmp_path / "new" / "deep" / "x.json")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "access", lambda folder, _: folder != tmp_path)
+    with pytest.raises(OutputError, match="may not be written"):
+        check_writable(tmp_path / "new" / "x.json")

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
@@ -19,8 +20,8 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,37 @@ def write_whole(path: Path, write: Any) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; what is finished is kept: make room, "
-            "and the same command continues"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # below a regular file there is nothing to remove either
+            temporary.unlink()
+
+
+def cannot_write(path: Path, error: OSError | SafetensorError) -> OutputError:
+    """Return the error that says why `path` was not written, and what to do about it."""
+    remedy = (
+        "what is finished is kept: make room, and the same command continues" if is_full_disk(error) else
+        "choose a place that can be written"
+    )  # fmt: skip
+    return OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; {remedy}")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a path whose folder cannot be written, before the work whose result is to go there; nothing is made.
+
+    Of folders that are missing the innermost that is there must take the others.
+
+    Raises
+    ------
+    OutputError
+    """
+    folder = path.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {path}: {folder} is no folder; choose a place that can be written")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: {folder} may not be written; choose a place that can be written")
 
 
 def is_full_disk(error: OSError | SafetensorError) -> bool:
@@ -94,6 +120,25 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, 
 
 def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def json_text(document: Any) -> str:
+    """Return a document as JSON that every reader takes: what is not a number, or infinite, becomes null."""
+    return json.dumps(_finite(document), indent=2, default=str, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def write_json(path: Path, document: Any) -> None:
+    write_text(path, json_text(document) + "\n")
 
 
 def hash_of_weights(folder: Path) -> str:
@@ -193,7 +238,7 @@ class RunDirectory:
         self.record["versions"] = {"python": platform.python_version()} | {
             name: importlib.metadata.version(name) for name in VERSIONED
         }
-        write_text(self.record_path, json.dumps(self.record, indent=2, default=str, ensure_ascii=False))
+        write_json(self.record_path, self.record)
 
     def reload(self) -> None:
         """Read again what the main process has recorded."""

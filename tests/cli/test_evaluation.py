@@ -41,6 +41,15 @@ def test_a_misspelt_limit_costs_no_result(tmp_path: Path, capsys):
         finish("classify", RESULT, {"rows": 0}, Common(), None)
 
 
+def test_what_could_not_be_measured_is_null(tmp_path: Path, capsys):
+    """NaN is no JSON, neither on stdout nor in a file."""
+    finish("classify", {**RESULT, "recall": {"2016": math.nan}}, {}, Common(json=True), tmp_path / "result.json")
+    printed, written = capsys.readouterr().out, (tmp_path / "result.json").read_text()
+    assert printed == written
+    assert "NaN" not in printed
+    assert json.loads(printed) == {**RESULT, "lift": None, "recall": {"2016": None}}
+
+
 @pytest.mark.parametrize("text", ["accuracy", "accuracy=", "accuracy=high", "accuracy=nan"])
 def test_a_limit_is_a_name_and_a_number(text: str):
     with pytest.raises(SettingsError, match="name=value"):

@@ -209,6 +209,14 @@ def test_plots_take_the_colours_of_the_page_and_say_what_they_show() -> None:
     assert make_plots(data.labels, data.elements.slice(0, 0), data.images.slice(0, 0), []) == []
 
 
+def test_a_loss_that_is_unknown_is_no_point_of_the_curve() -> None:
+    """Before the first step there is none, and run.json has null there."""
+    data = synthetic_input(labels=["2016"], clusters=2, members=5)
+    training = [{"step": 0, "loss": None}, {"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.25}]
+    (plot,) = make_plots(data.labels, data.elements.slice(0, 0), data.images.slice(0, 0), training)
+    assert "from 0.5 to 0.25 over 20 steps" in plot.alt
+
+
 def test_a_report_over_its_budget_keeps_its_pictures_beside_it(tmp_path: Path) -> None:
     """Pictures are files named by their content; the page is small, refers to all of them, and old ones go."""
     data = synthetic_input(labels=["2016"], clusters=6, members=8)

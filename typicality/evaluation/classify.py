@@ -35,6 +35,7 @@ class Classification:
     n : images, all of groups that the model which classifies them never saw: the held-out ones, or with folds all
     draws : UNet draws an image and label (an antithetic pair counts as two)
     chance : share of the most frequent label among these images
+    recall : label -> share of its images that got it; not a number where none of its images is held out
     confusion : true label -> predicted label -> images
     """
 

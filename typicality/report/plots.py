@@ -49,7 +49,7 @@ def make_plots(
     labels: Sequence[str],
     elements: pa.Table,
     images: pa.Table,
-    training: Sequence[Mapping[str, float]],
+    training: Sequence[Mapping[str, float | None]],
     ordered: bool = False,
     label_name: str = "label",
 ) -> list[PlotView]:
@@ -224,9 +224,10 @@ def purity_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> PlotView
     )
 
 
-def _training(training: Sequence[Mapping[str, float]]) -> list[PlotView]:
+def _training(training: Sequence[Mapping[str, float | None]]) -> list[PlotView]:
     def series(name: str) -> tuple[np.ndarray, np.ndarray]:
-        pairs = [(r["step"], r[name]) for r in training if name in r and np.isfinite(r[name])]
+        known = ((r["step"], r.get(name)) for r in training)
+        pairs = [(step, value) for step, value in known if value is not None and np.isfinite(value)]
         steps, values = zip(*pairs, strict=True) if pairs else ((), ())
         return np.asarray(steps, float), np.asarray(values, float)
 
