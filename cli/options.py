@@ -181,20 +181,20 @@ class Data:
     null_prompt: Annotated[
         str | None,
         typer.Option(
-            "--null-prompt", metavar="TEXT", help="The same without its label, e.g. 'a car'.", rich_help_panel=DATA
+            "--null-prompt", metavar="TEXT", help="The same without its label, e.g. 'a car' [made from --prompt].",
+            rich_help_panel=DATA,
         ),
-    ] = None
+    ] = None  # fmt: skip
 
     def layer(self) -> dict[str, Any]:
-        """Return the options as a layer of settings; a prompt alone gets its null prompt by dropping the label."""
+        """Return the options as a layer of settings."""
         names = (
             "label", "bin", "group", "where", "label_separator", "image_column", "max_per_label", "strict",
         )  # fmt: skip
         layer: dict[str, Any] = {"dataset": given(**{name: getattr(self, name) for name in names})}
-        if self.prompt is not None:
-            layer["prompt"] = {"template": self.prompt, "null": self.null_prompt or without_label(self.prompt)}
-        elif self.null_prompt is not None:
-            layer["prompt"] = {"null": self.null_prompt}
+        prompts = {"template": self.prompt, "null": self.null_prompt}  # an empty null prompt is one
+        if chosen := {name: text for name, text in prompts.items() if text is not None}:
+            layer["prompt"] = chosen
         return layer
 
 
@@ -254,14 +254,6 @@ class Scoring:
         chosen = {"protocol": self.protocol, "precision": self.precision}
         names = {name: option.value for name, option in chosen.items() if option is not None}
         return {"score": given(draws=self.draws, overlap=self.overlap) | names}
-
-
-def without_label(template: str) -> str:
-    """Drop `{label}` and what clings to it: "a car from the {label}s" -> "a car"; at least one word stays."""
-    words = template.partition("{label}")[0].split()
-    while len(words) > 1 and words[-1].lower() in {"of", "from", "in", "the", "with", "a", "an", "at", "by", "year"}:
-        words.pop()
-    return " ".join(words).rstrip(",;:- ") or "an image"
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -22,10 +22,10 @@ BUILTIN = PACKAGE / "dataset" / "builtin"
 ORDER = (
     ("errors",),
     ("records", "metrics"),
+    ("prompts",),
     ("config",),
     ("progress", "processes"),
     ("store",),
-    ("prompts",),
     ("dataset",),
     ("model",),
     ("scoring",),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from typicality.config import parse_assignment, read_config, resolve
+from typicality.config import config_names, config_of, merge, parse_assignment, read_config, resolve
 from typicality.errors import SettingsError
 
 
@@ -17,6 +17,45 @@ def test_the_null_prompt_needs_no_quotes(tmp_path: Path) -> None:
     for layer in (read_config(file), parse_assignment("prompt={template: 'a {label} car', null: a car}")):
         assert resolve(layer).prompt.null == "a car"
     assert resolve(parse_assignment("prompt.null=a car")).prompt.null == "a car"
+
+
+def test_a_template_alone_gets_its_null_prompt() -> None:
+    """However it was set; the default template keeps the null prompt that it has always had."""
+    assert resolve({"prompt": {"template": "a {label} car"}}).prompt.null == "a car"
+    assert resolve(parse_assignment("prompt.template='{label} car'")).prompt.null == "car"
+    assert resolve().prompt.model_dump() == {"template": "an image of {label}", "null": "an image"}
+
+
+def test_a_null_prompt_that_is_given_is_kept() -> None:
+    """An empty one, too, and wherever it stands; a null of None is one that is not given."""
+    template, null = {"prompt": {"template": "a {label} car"}}, {"prompt": {"null": ""}}
+    for layers in ((template, null), (null, template), (merge(template, null),)):
+        assert resolve(*layers).prompt.null == ""
+    assert resolve(template, {"prompt": {"null": None}}).prompt.null == "a car"
+
+
+def test_another_template_takes_the_null_prompt_of_the_former_along() -> None:
+    """A data set's own pair of prompts is replaced as a pair; the same template again changes nothing."""
+    pair = {"prompt": {"template": "noto emoji, {label}", "null": "emoji"}}
+    assert resolve(pair, {"prompt": {"template": "a smiley of {label}"}}).prompt.null == "a smiley"
+    assert resolve(pair, {"prompt": {"template": "noto emoji, {label}"}}).prompt.null == "emoji"
+    assert resolve(pair, {"prompt": {"null": "x"}}, {"prompt": {"template": "a smiley of {label}"}}).prompt.null == "x"
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_shipped_null_prompts_are_what_would_be_made(name: str) -> None:
+    """Were one to differ, the sentence without its label would be another thing for that data set alone."""
+    shipped = config_of(name)["prompt"]
+    assert resolve(config_of(name)).prompt.null == shipped["null"]
+    assert resolve({"prompt": {"template": shipped["template"]}}).prompt.null == shipped["null"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+    """Not every generator takes one, and the error would come in the middle of a run."""
+    with pytest.raises(SettingsError, match=f"setting seed = {seed}: input should be"):
+        resolve({"seed": seed})
+    assert resolve({"seed": 2**31 - 1}).seed == 2**31 - 1
 
 
 def test_labels_that_are_numbers_need_no_quotes() -> None:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from typicality.errors import SettingsError, nearest
+from typicality.prompts import without_label
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
@@ -60,7 +61,16 @@ class DatasetSettings(Section):
 
 class PromptSettings(Section):
     template: str = Field("an image of {label}", description="prompt of a label")
-    null: str = Field("an image", description="the same prompt without the label")
+    null: str = Field("an image", description="the same prompt without the label; by default made from the template")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_null(cls, content: Any) -> Any:
+        """Make the null prompt from the template where it is not given."""
+        if not isinstance(content, Mapping) or content.get("null") is not None:
+            return content
+        template = content.get("template", cls.model_fields["template"].default)
+        return {**content, "null": without_label(template)} if isinstance(template, str) else content
 
 
 class ModelSettings(Section):
@@ -182,7 +192,7 @@ class Settings(Section):
     score: ScoreSettings = ScoreSettings()
     mine: MineSettings = MineSettings()
     report: ReportSettings = ReportSettings()
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
 
 
 def key_of(content: Any) -> str:
@@ -246,14 +256,31 @@ def parse_assignment(text: str) -> dict[str, Any]:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mappings; later layers win."""
+    """Merge nested mappings; later layers win.
+
+    A null prompt that was given together with a template goes where a later layer has another template alone.
+    """
     result: dict[str, Any] = {}
     for layer in layers:
         for name, value in layer.items():
             if isinstance(value, Mapping):
                 value = merge(result[name] if isinstance(result.get(name), Mapping) else {}, value)
             result[name] = value
+    if _null_is_stale([layer["prompt"] for layer in layers if isinstance(layer.get("prompt"), Mapping)]):
+        result["prompt"].pop("null", None)
     return result
+
+
+def _null_is_stale(prompts: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether the last null prompt belongs to a template that has been replaced since."""
+    partner: Any = None  # template that came with the null prompt
+    stale = False
+    for prompt in prompts:
+        if "null" in prompt:
+            partner, stale = prompt.get("template"), False
+        elif "template" in prompt and partner is not None:
+            stale = prompt["template"] != partner
+    return stale
 
 
 def resolve(*layers: Mapping[str, Any]) -> Settings:

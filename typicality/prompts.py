@@ -1,16 +1,37 @@
 """The only author of prompts: training, scoring and features all take theirs from here.
 
-A template is a sentence with one `{label}`; the null prompt is the same sentence without its label.
+A template is a sentence with one `{label}`; the null prompt is the same sentence without its label. Where nobody has
+written the null prompt, `without_label` does.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from typicality.errors import SettingsError
 
 FIELD = "{label}"
+SOMETHING = "an image"
+"""Stands where the label was all that the sentence spoke of."""
+PREPOSITIONS = frozenset(
+    "about among around as at before after behind below between beside by during for from in inside into near of on "
+    "onto over since through to under until via with within".split()
+)
+ARTICLES = frozenset(("a", "an", "the"))
+CONJUNCTIONS = frozenset(("and", "or"))
+LEADING = PREPOSITIONS | ARTICLES | CONJUNCTIONS | frozenset(
+    "called named labelled labeled titled dated taken made built showing depicting is category class decade era label "
+    "period style type year".split()
+)  # fmt: skip
+"""Words that say nothing once the label that followed them is gone."""
+PRONOUNS = frozenset(("it", "its", "them"))
+VERBS = frozenset(("is", "are", "was", "were", "that", "which", "who", "where"))
+BRACKETED = re.compile(r"\([^()]*\{label\}[^()]*\)|\[[^\[\]]*\{label\}[^\[\]]*\]")
+WORD = re.compile(r"[\"'‘“]*[\w-]*\{label\}[\w'’”\"-]*")
+"""The label with what clings to it: "mid-{label}s", "'{label}'"."""
+SPOKEN_WITH_VOWEL = re.compile(r"(?!eu|uni(?![dmn])|us[eu]|once?\b)[aeiou]|hour|honest|heir|[fhlmnrsx]-", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,5 +61,68 @@ class Prompts:
         return self.template.replace(FIELD, label.replace("_", " "))
 
     def of_all(self, labels: Sequence[str]) -> list[str]:
-        """Return the null prompt followed by the prompt of every label: the order every stage uses."""
+        """Return the null prompt followed by the prompt of every label: the order every stage uses.
+
+        Raises
+        ------
+        SettingsError : when two labels share a prompt, or one has the null prompt: no model could tell them apart.
+        """
+        seen: dict[str, str] = {}
+        for label in labels:
+            prompt = self.of(label)
+            if prompt == self.null:
+                raise SettingsError(
+                    f"the label {label!r} has the prompt {prompt!r}, which is also the prompt without a label "
+                    "(prompt.null): change one of them"
+                )
+            if (other := seen.setdefault(prompt, label)) != label:
+                raise SettingsError(
+                    f"the labels {other!r} and {label!r} have the same prompt {prompt!r}, for underscores become "
+                    "spaces: rename one of them, or give both the same name"
+                )
         return [self.null, *(self.of(label) for label in labels)]
+
+
+def without_label(template: str) -> str:
+    """Return a template without `{label}` and without the words that would be left dangling.
+
+    "a car from the {label}s" -> "a car", "a {label} car" -> "a car", "a photo of a {label} x-ray" -> "a photo of an
+    x-ray", "a photo, {label}, at night" -> "a photo, at night". Before the label go articles, prepositions and words
+    such as "year" or "called", unless a noun comes after it that they then belong to. "an image" stands for what was
+    nothing but its label: "{label}" -> "an image", "the {label} at night" -> "an image at night". Words are those of
+    English: in another language write the null prompt yourself.
+    """
+    found = WORD.search(text := BRACKETED.sub(FIELD, template))
+    if found is None:
+        return " ".join(template.split())
+    before, after = text[: found.start()].split(), text[found.end() :].split()
+    if len(after) > 1 and _plain(after[0]) in PREPOSITIONS and _plain(after[1]) in PRONOUNS:
+        after = after[2:]
+    if after and after[0] in CONJUNCTIONS:
+        after = after[1:]
+    if after and after[0][0].isalnum() and _plain(after[0]) not in PREPOSITIONS | VERBS:
+        return " ".join([*_agreeing(before, after[0]), *after])
+    was_head = bool(before)
+    while before and (_plain(before[-1]) in LEADING or not _plain(before[-1])):
+        before.pop()
+    if before:
+        before[-1] = before[-1].rstrip(",;:-–—")
+    elif after and not after[0][0].isalnum() and not was_head:
+        after = " ".join(after).lstrip(",.;:-–— ").split()
+    else:
+        before = [SOMETHING]
+    rest = " ".join(after)
+    return " ".join(before) + (" " if before and rest[:1] not in {*",.;:!?", ""} else "") + rest
+
+
+def _plain(word: str) -> str:
+    """Return a word in lower case, without punctuation around it."""
+    return word.strip(",.;:!?-–—'\"()[]").lower()
+
+
+def _agreeing(before: list[str], following: str) -> list[str]:
+    """Return the words with the article at their end, if there is one, as `following` asks for it: a or an."""
+    if not before or before[-1].lower() not in ("a", "an"):
+        return before
+    article = before[-1][0] + ("n" if SPOKEN_WITH_VOWEL.match(following) else "")
+    return [*before[:-1], article]
