@@ -14,6 +14,7 @@ import pytest
 
 from typicality.dataset import LabelledImages, builtin_datasets
 from typicality.errors import DatasetError
+from typicality.store import SCHEMA_VERSION
 
 from .conftest import Load, Write, encoded
 
@@ -229,6 +230,18 @@ def test_hidden_files_are_no_images_and_linked_folders_are_followed_once(write: 
     data = load(root)
     assert len(data) == 3
     assert data.labels[0] == "birds"
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION, 0])
+def test_a_run_inside_the_data_set_is_no_data(version: int, write: Write, load: Load) -> None:
+    """`cd photos; typicality mine .` writes photos/reports/photos-folder, whose pictures are made from photos."""
+    root = write("a/1.png", 1, "b/2.png", 2, "reports/photos-folder/grids/3.png", 3, "out/4.png", 4, "b/fast/5.png", 5)
+    for run in ("reports/photos-folder", "out"):
+        (root / run / "run.json").write_text(json.dumps({"schema_version": version, "stages": {}}))
+    (root / "out" / "metadata.csv").write_text("file_name,label\n4.png,x\n")
+    (root / "b" / "fast" / "run.json").write_text('{"speed": 12}')  # a run of something else
+    data = load(root)
+    assert (data.labels, len(data)) == (("a", "b", "fast"), 3)
 
 
 def test_a_saved_data_set_with_splits_takes_the_one_named(tmp_path: Path, load: Load) -> None:

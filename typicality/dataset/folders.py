@@ -12,7 +12,8 @@ from typicality.dataset.pixels import IMAGE_SUFFIXES
 from typicality.dataset.places import FilePlace
 from typicality.dataset.rows import FOLDER, Row, Source, file_place, safe_name
 from typicality.dataset.tables import Table, image_column_of, open_table
-from typicality.errors import DatasetError
+from typicality.errors import DatasetError, OutputError
+from typicality.store import read_record
 
 METADATA = tuple(f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".parquet", ".tsv"))
 
@@ -23,12 +24,28 @@ def metadata_files(root: Path) -> tuple[Path, ...]:
         for name in METADATA:
             if (folder / name).is_file():
                 return (folder / name,)
-    nested = (folder / name for folder in sorted(root.iterdir()) if folder.is_dir() for name in METADATA)
-    return tuple(path for path in nested if path.is_file())
+    nested = (folder for folder in sorted(root.iterdir()) if _is_visible(folder) and folder.is_dir())
+    tables = [folder / name for folder in nested for name in METADATA if (folder / name).is_file()]
+    return tuple(table for table in tables if not holds_run(table.parent))
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a run was written into this folder, also by another version of this program."""
+    try:
+        return read_record(folder) is not None
+    except OutputError:
+        return True
+
+
+def _is_visible(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
 def walk_images(root: Path) -> Iterator[Path]:
-    """Yield the image files below `root` in a fixed order; links are followed once, hidden names left out."""
+    """Yield the image files below `root` in a fixed order; links are followed once.
+
+    Hidden names are left out, and so are run directories below `root`: their pictures are made from the data.
+    """
     seen: set[str] = set()
     pending = [root]
     while pending:
@@ -41,8 +58,8 @@ def walk_images(root: Path) -> Iterator[Path]:
             entries = sorted(folder.iterdir())
         except OSError as error:
             raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
-        visible = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
-        pending.extend(reversed([e for e in visible if e.is_dir()]))
+        visible = [e for e in entries if _is_visible(e)]
+        pending.extend(reversed([e for e in visible if e.is_dir() and not holds_run(e)]))
         yield from (e for e in visible if e.suffix.lower() in IMAGE_SUFFIXES and not e.is_dir())
 
 
