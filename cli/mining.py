@@ -117,7 +117,10 @@ def done(result: Any, common: Common) -> None:
 
 
 def dry_run(settings: Settings, folder: Path | None, common: Common, plan: dict[str, Any] | None = None) -> None:
-    """Print the resolved settings and what would be done, `plan` or else that of `mine`; nothing is written."""
+    """Print the resolved settings and what would be done, `plan` or else that of `mine`; nothing is written.
+
+    What a user should know of the data goes to stderr: its warnings, and every file that cannot be read.
+    """
     import yaml
 
     from typicality.dataset import load_dataset
@@ -127,7 +130,13 @@ def dry_run(settings: Settings, folder: Path | None, common: Common, plan: dict[
     dataset = load_dataset(settings.dataset)
     plan = plan_of(settings, dataset) if plan is None else plan
     where = str(folder or default_folder(dataset))
+    unreadable = [[image.file_name, image.reason] for image in dataset.unreadable]
+    for warning in dataset.warnings:
+        common.progress.say(f"warning: {warning}")
+    for file_name, reason in unreadable:
+        common.progress.say(f"unreadable: {file_name}: {reason}")
     if common.json:
+        plan = {**plan, "warnings": list(dataset.warnings), "unreadable": unreadable}
         print_json({"settings": settings.model_dump(mode="json"), "out": where, "plan": plan})
         return
     print_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

@@ -336,6 +336,24 @@ def test_dry_run_for_people_is_yaml_and_a_plan(typical, photos: Path):
     assert "would write to reports/photos-camera" in result.out
 
 
+def test_dry_run_names_rare_labels_and_unreadable_files(typical, photos: Path, tmp_path: Path):
+    """As the README says; on stderr, so that the plan stays what it is, and in the document."""
+    shutil.copytree(photos, tmp_path / "photos")
+    for name in ("0", "1"):
+        (tmp_path / "photos" / "old" / f"{name}.png").write_text("this is not an image")
+    words = ("mine", "photos", "--label", "folder", "--dry-run")
+    result = typical(*words)
+    assert "warning: labels with fewer than the 12 images that a result needs: 'old' (10)" in result.err
+    reason = "not an image, or of a format that Pillow does not know"
+    assert [line for line in result.err.splitlines() if line.startswith("unreadable: ")] == [
+        f"unreadable: old/{name}.png: {reason}" for name in ("0", "1")
+    ]
+    plan = json.loads(typical(*words, "--json").out)["plan"]
+    assert any("'old' (10)" in warning for warning in plan["warnings"])
+    assert plan["unreadable"] == [["old/0.png", reason], ["old/1.png", reason]]
+    assert typical(*words, "--quiet").err == ""
+
+
 def test_options_win_over_the_file_and_assignments_over_options(typical, photos: Path, tmp_path: Path):
     (tmp_path / "settings.yaml").write_text("seed: 1\nscore: {draws: 4}\nmine: {patch: 8}\n")
     common = ("mine", photos, "--label", "year", "--config", "settings.yaml", "--dry-run", "--json")
