@@ -231,6 +231,46 @@ def test_the_other_sections_say_what_was_measured(data: ReportInput) -> None:
     assert "2019 is most often taken for 2016 (40%)" in evaluation.plots[0].reading
 
 
+def test_the_course_of_an_element_that_was_not_found_or_not_measured(data: ReportInput) -> None:
+    folder = data.folder
+    assert folder is not None
+    course = {"label": "2016", "rank": 0, "direction": "none", "appears": None, "peaks": None, "vanishes": None}
+    none, unknown = (
+        [{"label": "2016", "rate": rate, "low": rate, "high": high}] for rate, high in ((0.0, 0.2), (None,) * 2)
+    )
+    timelines = [
+        course | {"cluster": 0, "measured": True, "at": none},
+        course | {"cluster": 1, "measured": False, "at": unknown},
+    ]
+    write(folder / "trends" / "trends.json", {"timelines": timelines, "n_unmeasured": 1})
+    section = Trends.read(Source(folder, data))
+    assert section is not None
+    assert "never found" in section.timelines[0].said
+    assert section.timelines[0].rates[0].high == 0.2
+    assert section.timelines[1].said == "not measured: too few members define it"
+    assert (section.halves, section.warnings) == (True, ())
+    write(folder / "trends" / "trends.json", {"timelines": timelines})
+    earlier = Trends.read(Source(folder, data))
+    assert earlier is not None
+    assert "Run `typicality trends` again" in earlier.warnings[0]
+
+
+@pytest.mark.parametrize(("low", "said"), [(1.2, "Most alike of 2 pairs"), (0.8, "No two labels are shown to be")])
+def test_labels_are_alike_against_chance(data: ReportInput, low: float, said: str) -> None:
+    """The share of look-alikes grows with the number of a label's elements, so chance is what counts."""
+    folder = data.folder
+    assert folder is not None
+    alike = {"labels": ["2016", "2019"], "share": [[0.9, 0.1], [0.4, 0.6]], "lift": [[1.0, 1.5], [0.8, 1.2]]}
+    bounds = {"low": [[0.9, low], [0.5, 1.0]], "high": [[1.1, 1.9], [1.1, 1.4]]}
+    write(folder / "trends" / "trends.json", {"timelines": [], "similarity": alike | bounds})
+    section = Trends.read(Source(folder, data))
+    assert section is not None
+    assert section.similarity is not None
+    assert said in section.similarity.reading
+    assert "elements of 2016 have their nearest look-alike in 2019, 1.50 times chance" in section.similarity.reading
+    assert f"{low:.2f} to 1.90" in section.similarity.reading
+
+
 def test_translations_are_those_of_the_record(data: ReportInput) -> None:
     """What lies there from before, or was stopped, is not shown; all others are in the table, most changed first."""
     fill_translation(data, "2019", "2016", 0.004)

@@ -161,8 +161,6 @@ def confusion_plot(
     chance: float | None,
     title: str = "Which labels are confused",
     name: str = "plot-confusion",
-    axes_named: tuple[str, str] = ("taken for (% of the row)", "true label"),
-    worst_said: str = "{true} is most often taken for {taken} ({share:.0f}%)",
 ) -> PlotView:
     """Shares of each true label's images (rows) that are taken for each label (columns), in percent."""
     table = np.asarray(counts, dtype=float)[:MOST_ROWS, :MOST_ROWS]
@@ -178,29 +176,83 @@ def confusion_plot(
             axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, color=ACCENT, alpha=0.85 * share, lw=0))
             if len(names) <= 14 and share >= 0.005:
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=INK)
+    _label_axes(axes, names, "taken for (% of the row)", "true label")
+    figure.subplots_adjust(left=0.2, right=0.98, top=0.98, bottom=0.16 if len(names) < 7 else 0.24)
+    wrong = np.where(np.eye(len(names), dtype=bool), 0, shares)
+    true, taken = np.unravel_index(int(wrong.argmax()), wrong.shape)
+    worst = f"{names[true]} is most often taken for {names[taken]} ({100 * wrong[true, taken]:.0f}%)"
+    right = f"{100 * (accuracy or 0):.0f}% of held-out images are recognised"
+    level = f", where always guessing the most frequent label gives {100 * chance:.0f}%" if chance is not None else ""
+    return PlotView(
+        title,
+        f"{right}{level}; {worst}." if accuracy is not None else f"{worst}.",
+        f"Table of true label against taken for (% of the row); {worst}.",
+        _svg(figure, name),
+    )
+
+
+def _label_axes(axes: Axes, names: Sequence[str], across: str, down: str) -> None:
+    """Name the columns and rows of a table of labels by labels."""
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xticks(range(len(names)))
     axes.set_xticklabels(names, parse_math=False, rotation=0 if len(names) < 7 else 60, ha="center")
     axes.set_yticks(range(len(names)))
     axes.set_yticklabels(names, parse_math=False)
-    axes.set_xlabel(axes_named[0], color=MUTED, fontsize=9)
-    axes.set_ylabel(axes_named[1], color=MUTED, fontsize=9)
+    axes.set_xlabel(across, color=MUTED, fontsize=9)
+    axes.set_ylabel(down, color=MUTED, fontsize=9)
     axes.tick_params(colors=MUTED, labelcolor=MUTED, labelsize=9, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def lift_plot(
+    labels: Sequence[str], lift: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None
+) -> PlotView:
+    """How many times as often as by chance the nearest element of another group is of each label.
+
+    Parameters
+    ----------
+    lift : (labels, labels); rows are the labels of the elements, 1 is chance, NaN is unknown
+    low, high : bounds of `lift`, where they are known
+    """
+    table = np.asarray(lift, dtype=float)[:MOST_ROWS, :MOST_ROWS]
+    names = [_short(label) for label in labels[:MOST_ROWS]]
+    figure = Figure(figsize=(6.2, 1.2 + 0.34 * max(len(names), 4)))
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    figure.patch.set_alpha(0)
+    for (row, column), value in np.ndenumerate(table):
+        if not np.isfinite(value):
+            continue
+        strength = min(1.0, abs(np.log2(max(value, 1 / 8))) / 3)  # full at 8 times, and at 1/8
+        colour = ACCENT if value > 1 else OTHER
+        axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, color=colour, alpha=0.85 * strength, lw=0))
+        if len(names) <= 14:
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=INK)
+    _label_axes(axes, names, "nearest element is of", "element of")
     figure.subplots_adjust(left=0.2, right=0.98, top=0.98, bottom=0.16 if len(names) < 7 else 0.24)
-    wrong = np.where(np.eye(len(names), dtype=bool), 0, shares)
-    true, taken = np.unravel_index(int(wrong.argmax()), wrong.shape)
-    worst = worst_said.format(true=names[true], taken=names[taken], share=100 * wrong[true, taken])
-    right = f"{100 * (accuracy or 0):.0f}% of held-out images are recognised"
-    level = f", where always guessing the most frequent label gives {100 * chance:.0f}%" if chance is not None else ""
+    said = _most_alike(names, table, low, high)
     return PlotView(
-        title,
-        f"{right}{level}; {worst}." if accuracy is not None else f"{worst}.",
-        f"Table of {axes_named[1]} against {axes_named[0]}; {worst}.",
-        _svg(figure, name),
+        "Which labels look alike",
+        f"Times as often as chance would give: 1 is chance. {said}.",
+        f"Table of elements' labels against the labels of their nearest elements, as a multiple of chance. {said}.",
+        _svg(figure, "plot-alike"),
     )
+
+
+def _most_alike(names: Sequence[str], lift: np.ndarray, low: np.ndarray | None, high: np.ndarray | None) -> str:
+    """Word the largest lift between two labels, and whether its interval excludes chance."""
+    others = np.where(np.eye(len(names), dtype=bool) | ~np.isfinite(lift), -np.inf, lift)
+    a, b = (int(at) for at in np.unravel_index(int(others.argmax()), others.shape))
+    if not np.isfinite(others[a, b]):
+        return "Nothing is known of two different labels"
+    lowest, highest = (np.nan if bound is None else float(bound[a, b]) for bound in (low, high))
+    bounds = f"; 90% interval of this pair alone {lowest:.2f} to {highest:.2f}" if np.isfinite(lowest + highest) else ""
+    said = f"elements of {names[a]} have their nearest look-alike in {names[b]}, {lift[a, b]:.2f} times chance{bounds}"
+    if lowest > 1:
+        return f"Most alike of {int(np.isfinite(others).sum())} pairs: {said}"
+    return f"No two labels are {'' if highest < 1 else 'shown to be '}more alike than by chance; the most alike: {said}"
 
 
 def purity_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> PlotView:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from tests.applications.redesigned import mine
 from typicality.applications.translate.methods import TranslateOptions
 from typicality.applications.translate.run import translate
-from typicality.applications.trends.run import SCHEMA, Trends, sample_of, trends
+from typicality.applications.trends.run import SCHEMA, Trends, defines, sample_of, trends
+from typicality.applications.trends.statistics import label_rates
 from typicality.cli.app import run as command
 from typicality.errors import OutputError
 from typicality.model.denoiser import Denoiser
@@ -48,7 +50,8 @@ def test_the_document_is_the_file(run: Path, found: Trends):
     for line in document["timelines"]:
         assert line["direction"] in ("rise", "fall", "none")
         assert [at["label"] for at in line["at"]] == document["labels"]
-        assert line["peaks"] in document["labels"]
+        was_found = any(at["rate"] for at in line["at"])
+        assert line["peaks"] in (document["labels"] if was_found else [None])
         for box in (m["box"] for m in line["members"]):
             assert box[0] < box[2] <= 32
     for name in document["plots"].values():
@@ -61,19 +64,40 @@ def test_the_report_shows_what_changed(run: Path, found: Trends):
     assert "What changes together" in page
 
 
-def test_rates_leave_out_the_groups_of_the_members(run: Path, found: Trends):
-    """With all groups mined for a cluster nothing is left to measure; with some, only the others are counted."""
+def test_what_defines_an_element_is_not_searched_for_it(run: Path, found: Trends):
+    """Mined images of the searched half count like any other, so the rates of the label of origin are not too low."""
     opened = open_finished(run, "mine")
     group_of = {i.image_id: i.group for i in opened.dataset}
-    used: dict[tuple[str, int], set[str]] = {}
-    for e in pq.read_table(run / "elements.parquet").to_pylist():
-        used.setdefault((e["label"], e["cluster"]), set()).add(group_of[e["image_id"]])
     sample = sample_of(opened, 8)
+    mined = {group_of[e["image_id"]] for e in pq.read_table(run / "elements.parquet").to_pylist()}
+    assert mined & set(sample.group_names)
     for line in found.document["timelines"]:
-        left = [g for g in sample.group_names if g not in used[line["label"], line["cluster"]]]
-        assert [at["n_images"] for at in line["at"]] == [len(left)] * 2  # every subject has an image of both years
-        for places in line["found"].values():
-            assert all(group_of[p["image_id"]] in left for p in places)
+        assert line["members"]
+        assert not {group_of[m["image_id"]] for m in line["members"]} & set(sample.group_names)
+        if line["measured"]:
+            assert [at["n_images"] for at in line["at"]] == [len(sample.group_names)] * 2  # a subject, both years
+    assert any(line["measured"] for line in found.document["timelines"])
+
+
+def test_an_element_of_too_few_groups_has_no_rate(run: Path, found: Trends, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("typicality.applications.trends.run.FEWEST", 6)  # five members define a cluster
+    document = trends(run, images=4, members=5, draws=2, permutations=9).document
+    assert document["n_unmeasured"] == len(document["timelines"])
+    assert "fewer than 6 groups" in " ".join(document["warnings"])
+    for line in document["timelines"]:
+        assert {at["rate"] for at in line["at"]} == {line["peaks"], line["slope"], line["p_value"]} == {None}
+    assert "not measured: too few members define it" in (run / "index.html").read_text(encoding="utf-8")
+
+
+def test_images_left_out_where_they_were_mined_would_look_like_a_fall():
+    """The element is in a quarter of the images of four labels, and comes from twenty in the last that show it: without
+    those its rate there is a seventh. Halves of the images that have nothing to do with it keep the quarter."""
+    labels, seen = np.repeat(np.arange(4), 400), np.tile([True, False, False, False], 400)
+    groups = np.arange(1600)
+    half = np.array([defines(f"image {i}") for i in groups])
+    mean, _, _ = label_rates(seen[:, None], ~half[:, None], labels, groups, 4)
+    np.testing.assert_allclose(mean[:, 0], 0.25, atol=0.05)
+    assert 0.45 < half.mean() < 0.55
 
 
 def test_features_come_from_the_model_that_was_shown_no_label(run: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,13 @@ import pytest
 
 from typicality.applications.trends.detection import elements_of, grid, normalised
 from typicality.applications.trends.plots import similarity_svg, timelines_svg
-from typicality.applications.trends.statistics import label_means, life_span, neighbour_shares, trend_test
+from typicality.applications.trends.statistics import (
+    label_means,
+    label_rates,
+    life_span,
+    neighbour_shares,
+    trend_test,
+)
 
 
 def paired(n_groups: int, rates: list[float], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -46,6 +52,22 @@ def test_relatives_count_as_one():
         _, low, high = label_means(values, known, labels, groups, 1)
         widths.append(float(high[0, 0] - low[0, 0]))
     assert widths[0] > 1.7 * widths[1]  # sqrt(5) = 2.2 in expectation
+
+
+def test_rates_of_none_and_all_have_the_bounds_of_as_many_groups():
+    """Wilson at 0 of n is z^2 / (n + z^2), z = 1.645: 0.351 for n = 5, which here are ten images of five groups; 3 of 3
+    mirrors 0 of 3, 1 - 0.474. A rate in between keeps the bootstrap's interval."""
+    values = np.array([0] * 10 + [1] * 3 + [0, 1] * 10, dtype=bool)[:, None]
+    labels = np.repeat([0, 1, 2], [10, 3, 20])
+    groups = np.concatenate([np.repeat(np.arange(5), 2), np.arange(5, 28)])
+    known = np.ones_like(values)
+    mean, low, high = label_rates(values, known, labels, groups, 4)
+    np.testing.assert_allclose(mean[:, 0], [0, 1, 0.5, np.nan])
+    np.testing.assert_allclose([low[0, 0], high[0, 0]], [0, 2.706 / 7.706], atol=1e-3)
+    np.testing.assert_allclose([low[1, 0], high[1, 0]], [3 / 5.706, 1], atol=1e-3)
+    _, lower, higher = label_means(values.astype(float), known, labels, groups, 4)
+    assert (low[2, 0], high[2, 0]) == (lower[2, 0], higher[2, 0])
+    assert np.isnan([low[3, 0], high[3, 0]]).all()
 
 
 def test_a_rise_is_found_and_its_slope_is_right():
@@ -92,10 +114,12 @@ def test_unknown_observations_take_no_part():
         ([0.0, 0.1, 0.4, 0.5], (2, 3, None)),
         ([0.0, 0.4, 0.1, 0.0], (1, 1, 2)),
         ([0.3, 0.3, 0.3, 0.3], (0, 0, None)),
+        ([0.0, 0.0, 0.0, 0.0], None),
+        ([np.nan, np.nan, np.nan, np.nan], None),
     ],
 )
-def test_when_an_element_appears_peaks_and_vanishes(rates: list[float], expected: tuple):
-    """Present is half of the peak or more; vanished is the first label after the last presence."""
+def test_when_an_element_appears_peaks_and_vanishes(rates: list[float], expected: tuple | None):
+    """Present is half of the peak or more; vanished is the first label after the last presence; never found is None."""
     assert life_span(np.array(rates)) == expected
 
 
@@ -106,13 +130,28 @@ def test_neighbours_of_two_pairs_of_labels():
     labels = np.repeat(np.arange(3), 30)
     features = means[labels] + rng.normal(0, 0.1, (90, 3))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    share, lift = neighbour_shares(features, labels, np.arange(90), 3)
-    np.testing.assert_allclose(share.sum(1), 1)
-    assert share[2, 2] > 0.95
-    assert share[0, 1] > share[0, 2]
-    assert lift[2, 2] > 2
-    own, _ = neighbour_shares(features, labels, labels, 3)
-    assert (np.diag(own) == 0).all()
+    found = neighbour_shares(features, labels, np.arange(90), 3)
+    np.testing.assert_allclose(found.share.sum(1), 1)
+    assert found.share[2, 2] > 0.95
+    assert found.share[0, 1] > found.share[0, 2]
+    assert found.lift[2, 2] > 2
+    own = neighbour_shares(features, labels, labels, 3)
+    assert (np.diag(own.share) == 0).all()
+
+
+def test_a_lift_has_an_interval_over_groups():
+    """Without structure it holds chance; a lift of 0 has a lower bound of 0 and an upper one that ten groups allow."""
+    rng = np.random.default_rng(0)
+    labels = np.tile([0, 1], 100)
+    features = rng.normal(size=(200, 16))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    found = neighbour_shares(features, labels, np.arange(200), 2)
+    assert (found.low < 1).all()
+    assert (found.high > 1).all()
+    assert ((found.low < found.lift) & (found.lift < found.high)).all()
+    apart = neighbour_shares(np.eye(2)[np.repeat([0, 1], 10)], np.repeat([0, 1], 10), np.arange(20), 2)
+    assert apart.lift[0, 1] == apart.low[0, 1] == 0
+    assert 0.2 < apart.high[0, 1] < 1  # Wilson: 0.21 of ten, over 10 / 19 by chance
 
 
 # --------------------------------------------------------------------------------------------------- detection

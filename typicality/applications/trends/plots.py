@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 COLUMNS = 4
+DOUBLINGS = 3
+"""Lifts from 1/8 to 8 have colours of their own."""
 COLOURS = {"rise": "#1b7f5c", "fall": "#b5482a", "none": "#5b6770"}
 
 
@@ -37,17 +39,20 @@ def timelines_svg(timelines: Sequence[dict[str, Any]], labels: Sequence[str], la
     return _svg(figure)
 
 
-def similarity_svg(share: np.ndarray, labels: Sequence[str]) -> str:
-    """Draw label by label how often the nearest element is of which label."""
+def similarity_svg(lift: np.ndarray, labels: Sequence[str]) -> str:
+    """Draw label by label how many times as often as by chance the nearest element is of which label."""
     n = len(labels)
     figure = Figure(figsize=(1.8 + 0.45 * n, 1.4 + 0.45 * n))
     axis = figure.subplots()
-    image = axis.imshow(share * 100, cmap="viridis", vmin=0)
+    doublings = np.log2(np.clip(lift, 2.0**-DOUBLINGS, 2.0**DOUBLINGS))
+    image = axis.imshow(doublings, cmap="PuOr_r", vmin=-DOUBLINGS, vmax=DOUBLINGS)
     axis.set_xticks(range(n), labels, fontsize=7, rotation=90)
     axis.set_yticks(range(n), labels, fontsize=7)
     axis.set_xlabel("label of the nearest element", fontsize=8)
     axis.set_ylabel("label of the element", fontsize=8)
-    figure.colorbar(image, ax=axis, label="share of elements (%)", shrink=0.8)
+    bar = figure.colorbar(image, ax=axis, label="times as often as by chance", shrink=0.8)
+    ticks = range(-DOUBLINGS, DOUBLINGS + 1)
+    bar.set_ticks(list(ticks), labels=[f"{2.0**tick:g}" for tick in ticks])
     return _svg(figure)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,16 @@ from typicality.applications.trends.changes import SCHEMA as CHANGES_SCHEMA
 from typicality.applications.trends.changes import consistent_changes, translated_folders
 from typicality.applications.trends.detection import Detections, centre_of, detect, elements_of, normalised, patch_at
 from typicality.applications.trends.plots import similarity_svg, timelines_svg
-from typicality.applications.trends.statistics import label_means, life_span, neighbour_shares, trend_test
+from typicality.applications.trends.statistics import (
+    label_means,
+    label_rates,
+    life_span,
+    neighbour_shares,
+    trend_test,
+)
 from typicality.config import Settings, key_of
 from typicality.dataset.split import unit_hash
+from typicality.errors import InputError
 from typicality.mining.features import FeatureExtractor
 from typicality.mining.significance import adjusted_p_values
 from typicality.pipeline import score_pass
@@ -32,6 +39,12 @@ from typicality.scoring.scorer import Job
 from typicality.store import write_table, write_text
 
 PURPOSE = "trends"
+HALF = "trends half"
+"""Salt of the hash that splits groups: members of one half define elements, images of the other are searched. Were an
+image that an element comes from searched, it would be found there, of course; were it left out, the element's own label
+would lack the very images that show it best."""
+FEWEST = 4
+"""Groups that an element's defining members must come from, or its rates are not measured."""
 SIGNIFICANT = 0.05
 MOST_LABELS = 24
 """With more labels members are scored under their own label alone: K labels cost K + 1 evaluations a draw."""
@@ -91,8 +104,9 @@ def trends(
 
     Parameters
     ----------
-    images : searched in every label, the same groups in all of them as far as there are
-    members : best members of a cluster that define it
+    images : searched in every label at most, of the half of the groups that defines nothing; the same groups in all
+        labels as far as there are
+    members : best members of a cluster, of the other half, that define it
     draws : UNet draws a member's image and label; even
     permutations : of the test of trend
     settings : with what is to differ from the run's own: seed, device, precision
@@ -100,6 +114,7 @@ def trends(
     Raises
     ------
     OutputError : when `folder` is no run, or has not been mined.
+    InputError : when there are too few groups for two halves.
     """
     run = open_finished(folder, "mine", settings, progress)
     with run.directory.lock():
@@ -114,7 +129,11 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
     elements = [e for e in pq.read_table(directory.path("elements.parquet")).to_pylist() if e["cluster"] >= 0]
     clusters = pq.read_table(directory.path("clusters.parquet")).to_pylist()
     column = {(c["label"], c["cluster"]): i for i, c in enumerate(clusters)}
-    chosen = [e for e in elements if e["rank_in_cluster"] < members]
+    groups = {i.image_id: i.group for i in run.dataset}
+    chosen = defining(elements, groups, members)
+    sample = sample_of(run, images)
+    if not chosen or not sample.image_ids:
+        raise InputError("too few groups: members of one half of them define elements, the other half is searched")
     key = key_of([directory.record["stages"]["mine"]["key"], images, members, draws, permutations])
     with directory.stage("trends", key) as entry:
         denoiser, mine = run.feature_denoiser, run.settings.mine
@@ -123,7 +142,6 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
         extractor = FeatureExtractor(
             denoiser, lambda _: null, mine.noises, mine.timestep, mine.up_block, run.settings.seed
         )
-        sample = sample_of(run, images)
         side = int(chosen[0]["side"])
         centre = centre_of(extractor, sample.image_ids[:CENTRE_IMAGES], side, run.latents.get)
         patches = [patch_at(e["image_id"], e["row"], e["column"], e["side"]) for e in chosen]
@@ -132,13 +150,15 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
         found = elements_of(features, member_of, len(clusters))
         detections = detect(extractor, sample.image_ids, side, run.latents.get, found, centre, run.progress)
         seen = detections.similarity[sample.row] >= found.radii
-        known = _unused(elements, column, sample, run)
-        rates = label_means(seen.astype(np.float64), known, sample.label, sample.group, len(labels), run.settings.seed)
+        enough = _enough(chosen, member_of, len(clusters), groups)
+        known = np.tile(enough, (len(sample.row), 1))
+        rates = label_rates(seen, known, sample.label, sample.group, len(labels), run.settings.seed)
         slope, p_value = (np.full(len(clusters), np.nan) for _ in range(2))
-        if run.dataset.ordered:
-            slope, p_value = trend_test(
-                seen.astype(np.float64), known, sample.label, sample.group, permutations, run.settings.seed
-            )
+        if run.dataset.ordered and enough.any():
+            slope[enough], p_value[enough] = trend_test(
+                seen[:, enough].astype(np.float64), known[:, enough], sample.label, sample.group, permutations,
+                run.settings.seed,
+            )  # fmt: skip
         adjusted = adjusted_p_values(p_value)
         spent = denoiser.evaluations  # the pass over the members counts its own
         scores = _member_scores(run, chosen, member_of, len(clusters), draws)
@@ -148,7 +168,7 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
         for c, cluster in enumerate(clusters):
             line = _timeline(run, cluster, rates, scores, n_images, c)
             line |= _test(slope[c], p_value[c], adjusted[c])
-            line["radius"] = float(found.radii[c])
+            line["measured"], line["radius"] = bool(enough[c]), float(found.radii[c])
             line["members"] = [
                 {"image_id": e["image_id"], "box": [e[n] for n in ("x0", "y0", "x1", "y1")]}
                 for e, m in zip(chosen, member_of, strict=True)
@@ -157,10 +177,9 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
             line["found"] = _found(run, sample, detections, known, side, c)
             timelines.append(line)
         timelines.sort(key=lambda x: (x["direction"] == "none", -abs(x["slope"] or 0.0), x["label"], x["cluster"]))
-        groups = {i.image_id: i.group for i in run.dataset}
         _, group_rows = np.unique([groups[e["image_id"]] for e in chosen], return_inverse=True)
         label_rows = np.array([labels.index(e["label"]) for e in chosen])
-        share, lift = neighbour_shares(features, label_rows, group_rows, len(labels))
+        alike = neighbour_shares(features, label_rows, group_rows, len(labels), run.settings.seed)
         change_rows, changes = [], []
         for place in translated_folders(directory):
             rows, records = consistent_changes(place, extractor, centre, groups, run.settings.seed)
@@ -172,8 +191,11 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
             "images_a_label": images, "level": 0.9, "significant_at": SIGNIFICANT,
             "n_rising": sum(x["direction"] == "rise" for x in timelines),
             "n_falling": sum(x["direction"] == "fall" for x in timelines),
-            "warnings": _warnings(run), "timelines": timelines,
-            "similarity": {"labels": list(labels), "share": _listed(share), "lift": _listed(lift)},
+            "n_unmeasured": int((~enough).sum()), "warnings": _warnings(run, enough), "timelines": timelines,
+            "similarity": {
+                "labels": list(labels), "share": _listed(alike.share), "lift": _listed(alike.lift),
+                "low": _listed(alike.low), "high": _listed(alike.high),
+            },
             "changes": changes, "plots": {"similarity": "similarity.svg"},
             "unet_evaluations": entry["unet_evaluations"], "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
@@ -181,7 +203,7 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
         if run.dataset.ordered:
             document["plots"]["timelines"] = "timelines.svg"
             write_text(out / "timelines.svg", timelines_svg(timelines[:SHOWN_TIMELINES], labels, run.dataset.label))
-        write_text(out / "similarity.svg", similarity_svg(share, labels))
+        write_text(out / "similarity.svg", similarity_svg(alike.lift, labels))
         write_table(out / "changes.parquet", pa.Table.from_pylist(change_rows, schema=CHANGES_SCHEMA))
         table = pa.Table.from_pylist(_table_rows(timelines, labels), schema=SCHEMA)
         write_table(out / "trends.parquet", table)
@@ -190,19 +212,21 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
 
 
 def sample_of(run: Run, images: int) -> Sample:
-    """Choose images of every label by a hash of their group, so that groups are the same in all labels where they can.
+    """Choose images of every label, of the half of the groups that defines nothing.
 
-    The order takes labels in turn: a first part of it holds all of them.
+    A hash of their group orders them, so that groups are the same in all labels where they can. The order takes labels
+    in turn: a first part of it holds all of them.
     """
     by_label: dict[str, list[LabelledImage]] = defaultdict(list)
-    for image in sorted(run.dataset, key=lambda i: (unit_hash(i.group, PURPOSE), i.image_id)):
+    searched = [i for i in run.dataset if not defines(i.group)]
+    for image in sorted(searched, key=lambda i: (unit_hash(i.group, PURPOSE), i.image_id)):
         for label in image.labels:
             by_label[label].append(image)
     chosen = [(place, at, i) for at, x in enumerate(run.dataset.labels) for place, i in enumerate(by_label[x][:images])]
     chosen.sort(key=lambda item: item[:2])
     image_ids = list(dict.fromkeys(image.image_id for _, _, image in chosen))
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    names, group = np.unique([image.group for _, _, image in chosen], return_inverse=True)
+    names, group = np.unique(np.array([image.group for _, _, image in chosen], dtype=str), return_inverse=True)
     return Sample(
         image_ids,
         row=np.array([row_of[image.image_id] for _, _, image in chosen]),
@@ -212,17 +236,35 @@ def sample_of(run: Run, images: int) -> Sample:
     )
 
 
-def _unused(elements: Sequence[dict[str, Any]], column: dict[tuple[str, int], int], sample: Sample, run: Run) -> Any:
-    """(n, c) bool: whether a cluster has no element from the observation's group.
+def defines(group: str) -> bool:
+    """Whether a group is of the half that defines elements; images of the others are searched."""
+    return unit_hash(group, HALF) < 0.5
 
-    Where a cluster was mined it is found, of course; its rate is measured where it was not, in every label alike.
+
+def defining(elements: Sequence[dict[str, Any]], groups: Mapping[str, str], members: int) -> list[dict[str, Any]]:
+    """Return the best `members` elements of every cluster from the half of the groups that defines.
+
+    Parameters
+    ----------
+    elements : rows of elements.parquet
+    groups : image_id -> group
     """
-    group_of = {image.image_id: image.group for image in run.dataset}
-    groups_of: dict[int, set[str]] = defaultdict(set)
-    for e in elements:
-        groups_of[column[e["label"], e["cluster"]]].add(group_of[e["image_id"]])
-    used = np.array([[name in groups_of[c] for c in range(len(column))] for name in sample.group_names], dtype=bool)
-    return ~used[sample.group]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for e in sorted(elements, key=lambda e: e["rank_in_cluster"]):
+        own = found[e["label"], e["cluster"]]
+        if len(own) < members and defines(groups[e["image_id"]]):
+            own.append(e)
+    return [e for _, own in sorted(found.items()) for e in own]
+
+
+def _enough(
+    chosen: Sequence[dict[str, Any]], member_of: np.ndarray, count: int, groups: Mapping[str, str]
+) -> np.ndarray:
+    """(c,) bool: whether a cluster is defined by members of at least FEWEST groups."""
+    of: list[set[str]] = [set() for _ in range(count)]
+    for e, c in zip(chosen, member_of.tolist(), strict=True):
+        of[c].add(groups[e["image_id"]])
+    return np.array([len(names) >= FEWEST for names in of], dtype=bool)
 
 
 def _member_scores(
@@ -264,8 +306,12 @@ def _timeline(
     c: int,
 ) -> dict[str, Any]:
     labels = run.dataset.labels
-    appears, peak, vanishes = life_span(rates[0][:, c])
+    appears, peak, vanishes = life_span(rates[0][:, c]) or (None, None, None)
     ordered = run.dataset.ordered
+
+    def named(at: int | None) -> str | None:
+        return None if at is None else labels[at]
+
     known = rates[0][np.isfinite(rates[0][:, c]), c]
     names = ("rate", "low", "high"), ("typicality", "typicality_low", "typicality_high")
     at = [
@@ -280,8 +326,8 @@ def _timeline(
     return {
         "label": cluster["label"], "cluster": cluster["cluster"], "rank": cluster["rank"],
         "n_members": cluster["size"],
-        "appears": labels[appears] if ordered else None, "peaks": labels[peak],
-        "vanishes": labels[vanishes] if ordered and vanishes is not None else None,
+        "appears": named(appears) if ordered else None, "peaks": named(peak),
+        "vanishes": named(vanishes) if ordered else None,
         "change": _value(known[-1] - known[0]) if ordered and len(known) > 1 else None, "at": at,
     }  # fmt: skip
 
@@ -331,8 +377,13 @@ def _table_rows(timelines: Sequence[dict[str, Any]], labels: Sequence[str]) -> l
     ]  # fmt: skip
 
 
-def _warnings(run: Run) -> list[str]:
+def _warnings(run: Run, enough: np.ndarray) -> list[str]:
     found = []
+    if not enough.all():
+        found.append(
+            f"{(~enough).sum()} of {len(enough)} visual elements have members of fewer than {FEWEST} groups in the "
+            "half that defines them: how often they are found was not measured."
+        )
     if not run.dataset.ordered:
         found.append("The labels have no order, so there is no test of trend; name an order with dataset.labels.")
     if run.folds == 1 and run.settings.finetune.enabled:

@@ -6,10 +6,15 @@ intervals resample groups and tests permute labels within them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import ndtri
 
 BOOTSTRAPS = 1000
+SAME = 1e-9
+"""Width below which an interval has none."""
 PRESENT = 0.5
 """An element is present in a label where its rate is at least so much of its largest one."""
 
@@ -50,6 +55,42 @@ def label_means(
                 bounds = np.nanquantile(resampled[:, usable], [(1 - level) / 2, (1 + level) / 2], axis=0)
                 low[label, usable], high[label, usable] = bounds
     return mean, low, high
+
+
+def label_rates(
+    found: Bool[np.ndarray, "n c"],
+    known: Bool[np.ndarray, "n c"],
+    labels: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    count: int,
+    seed: int = 0,
+    level: float = 0.9,
+) -> tuple[Float[np.ndarray, "labels c"], Float[np.ndarray, "labels c"], Float[np.ndarray, "labels c"]]:
+    """Share of the known observations that are found, with intervals; otherwise as `label_means`.
+
+    Where all resamples agree, as at shares of 0 and 1, the bootstrap says nothing of the error: the bounds are Wilson's
+    for as many trials as the label has known groups.
+    """
+    mean, low, high = label_means(found.astype(np.float64), known, labels, groups, count, seed, level)
+    for label in range(count):
+        here = labels == label
+        present = np.zeros((int(groups.max()) + 1, known.shape[1]), dtype=bool)
+        np.logical_or.at(present, groups[here], known[here])
+        bounds = wilson(mean[label], present.sum(0), level)
+        fixed = high[label] - low[label] < SAME
+        low[label], high[label] = (np.where(fixed, b, x[label]) for b, x in zip(bounds, (low, high), strict=True))
+    return mean, low, high
+
+
+def wilson(
+    share: Float[np.ndarray, "..."], trials: Int[np.ndarray, "..."], level: float = 0.9
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """Bounds of a share of independent trials (Wilson 1927); NaN without trials."""
+    z = float(ndtri((1 + level) / 2))
+    n = np.where(trials > 0, trials, np.nan)
+    centre, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = ((centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    return np.clip(low, 0, share), np.clip(high, share, 1)
 
 
 def trend_test(
@@ -94,38 +135,76 @@ def trend_test(
     return slope, np.where(np.abs(centred).sum(0) > 0, p_value, 1.0)
 
 
-def life_span(rates: Float[np.ndarray, " labels"]) -> tuple[int, int, int | None]:
+def life_span(rates: Float[np.ndarray, " labels"]) -> tuple[int, int, int | None] | None:
     """Return where an element appears, peaks, and the first label after which it is present no more (None: it stays).
 
-    Present is a rate of at least PRESENT of the largest.
+    Present is a rate of at least PRESENT of the largest. An element that is never found has no life span (None).
     """
     known = np.nan_to_num(rates)
     peak = int(known.argmax())
+    if known[peak] <= 0:
+        return None
     present = np.flatnonzero(known >= PRESENT * known[peak])
     last = int(present[-1])
     return int(present[0]), peak, (last + 1 if last + 1 < len(known) else None)
 
 
-def neighbour_shares(
-    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], count: int
-) -> tuple[Float[np.ndarray, "labels labels"], Float[np.ndarray, "labels labels"]]:
-    """How often the nearest element of another group is of which label.
+@dataclass(frozen=True)
+class Likeness:
+    """How often the nearest element of another group is of which label; rows are the labels of the elements.
 
-    Returns
-    -------
+    Attributes
+    ----------
     share : rows sum to 1 (NaN for a label without elements)
-    lift : share over the share that a random element of another group would give; 1 is chance
+    lift : share over the share that a random element of another group would give; 1 is chance, NaN where that is 0
+    low, high : bootstrap interval of `lift` over the elements' groups; an element keeps its nearest. Where all
+        resamples agree, as at a lift of 0, Wilson's bounds of `share` over the same share of chance
     """
-    share, expected = np.zeros((count, count)), np.zeros((count, count))
+
+    share: Float[np.ndarray, "labels labels"]
+    lift: Float[np.ndarray, "labels labels"]
+    low: Float[np.ndarray, "labels labels"]
+    high: Float[np.ndarray, "labels labels"]
+
+
+def neighbour_shares(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    count: int,
+    seed: int = 0,
+    level: float = 0.9,
+) -> Likeness:
+    """Compare which labels the nearest elements of other groups are of with what chance would give."""
+    nearest, chance = np.full(len(features), -1), np.zeros((len(features), count))
     for start in range(0, len(features), 1024):
         rows = slice(start, start + 1024)
         similar = features[rows] @ features.T
         other = groups[rows, None] != groups
         usable = other.any(1)
-        nearest = np.where(other, similar, -np.inf).argmax(1)
-        np.add.at(share, (labels[rows][usable], labels[nearest[usable]]), 1)
+        nearest[rows] = np.where(usable, labels[np.where(other, similar, -np.inf).argmax(1)], -1)
         for label in range(count):
-            column = (other & (labels == label)).sum(1)[usable] / other.sum(1)[usable]
-            np.add.at(expected[:, label], labels[rows][usable], column)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return share / share.sum(1, keepdims=True), share / expected
+            chance[rows, label] = (other & (labels == label)).sum(1) / np.maximum(other.sum(1), 1)
+    rng = np.random.default_rng(seed)
+    n_groups = int(groups.max()) + 1
+    weights = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=BOOTSTRAPS)
+    share, lift, low, high = (np.full((count, count), np.nan) for _ in range(4))
+    for label in range(count):
+        own = np.flatnonzero((labels == label) & (nearest >= 0))
+        if not len(own):
+            continue
+        hits, expected = np.eye(count)[nearest[own]], chance[own]
+        share[label] = hits.mean(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            lift[label] = hits.sum(0) / expected.sum(0)
+            drawn = weights[:, groups[own]].astype(np.float64)
+            resampled = (drawn @ hits) / (drawn @ expected)
+            known = np.isfinite(resampled).any(0)
+            bounds = np.nanquantile(resampled[:, known], [(1 - level) / 2, (1 + level) / 2], axis=0)
+            low[label, known], high[label, known] = bounds
+            wide = wilson(share[label], np.full(count, len(np.unique(groups[own]))), level)
+            fixed = high[label] - low[label] < SAME
+            low[label], high[label] = (
+                np.where(fixed, b / expected.mean(0), x[label]) for b, x in zip(wide, (low, high), strict=True)
+            )
+    return Likeness(share, lift, low, high)

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from typicality.report.pictures import Crop
-from typicality.report.plots import PlotView, confusion_plot
+from typicality.report.plots import PlotView, lift_plot
 from typicality.report.sections.audit import box_of
 from typicality.report.sections.base import Section, Source, mappings, number, words
 from typicality.report.text import clean, milli, p_text
@@ -19,6 +21,10 @@ from typicality.report.text import clean, milli, p_text
 TIMELINES, MEMBERS = 10, 5
 LABELS, MATCHES = 12, 2  # labels in the table of an element, and matches shown of each
 CHANGES = 8  # elements that change together
+EARLIER = (
+    "An earlier version measured these rates without the images that an element comes from: too low in the element's "
+    "own label. Run `typicality trends` again."
+)
 SAID = {"rise": "rises", "fall": "falls", "none": "neither rises nor falls"}
 
 
@@ -81,6 +87,7 @@ class Trends(Section):
     """Timelines, the strongest first, elements that change together, and how alike labels are.
 
     `top` is the largest rate: the end of the scale. `images` is how many were searched in every label, 0 if unknown.
+    `halves` says that elements were defined on other groups than they were searched in.
     """
 
     ordered: bool
@@ -92,6 +99,7 @@ class Trends(Section):
     changes: tuple[Change, ...]
     more_changes: int
     similarity: PlotView | None
+    halves: bool
     warnings: tuple[str, ...]
 
     slug: ClassVar[str] = "trends"
@@ -112,6 +120,8 @@ class Trends(Section):
         changes = tuple(c for r in records[:CHANGES] if (c := _change(r, source)) is not None)
         if not timelines and not changes and similarity is None:
             return None
+        halves = "n_unmeasured" in document
+        warnings = [*words(document.get("warnings")), *(() if halves else (EARLIER,))]
         return cls(
             ordered=document.get("ordered") is True,
             timelines=timelines,
@@ -122,7 +132,8 @@ class Trends(Section):
             changes=changes,
             more_changes=max(0, len(records) - CHANGES),
             similarity=similarity,
-            warnings=tuple(map(clean, words(document.get("warnings")))),
+            halves=halves,
+            warnings=tuple(map(clean, warnings)),
         )
 
 
@@ -132,7 +143,7 @@ def _timeline(row: Mapping[str, Any], level: float, source: Source) -> Timeline 
         rate, low, high = (number(at.get(name)) for name in ("rate", "low", "high"))
         if rate is not None:
             rates.append(Rate(clean(at.get("label", "")), rate, rate if low is None else low, max(rate, high or rate)))
-    if not rates:
+    if not rates and row.get("measured") is not False:
         return None
     crops = []
     for member in mappings(row.get("members"))[:MEMBERS]:
@@ -144,9 +155,13 @@ def _timeline(row: Mapping[str, Any], level: float, source: Source) -> Timeline 
     said = [SAID.get(str(row.get("direction")), "")]
     if p_value is not None:
         said.append(p_text(p_value))
-    if row.get("appears") is not None:
+    if row.get("measured") is False:
+        said = ["not measured: too few members define it"]
+    elif not any(r.rate for r in rates):
+        said.append("never found")
+    elif row.get("appears") is not None:
         said.append(f"appears at {clean(row['appears'])}")
-    if row.get("peaks") is not None:
+    if row.get("peaks") is not None and any(r.rate for r in rates):
         said.append(f"peaks at {clean(row['peaks'])}")
     if row.get("vanishes") is not None:
         said.append(f"gone by {clean(row['vanishes'])}")
@@ -208,15 +223,20 @@ def _change(record: Mapping[str, Any], source: Source) -> Change | None:
 
 
 def _similarity(value: Any) -> PlotView | None:
-    """The share of each label's elements whose nearest element of another group is of each label."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("share"), list):
+    """How many times as often as by chance each label's elements have their nearest look-alike in each label."""
+    if not isinstance(value, Mapping):
         return None
     labels = words(value.get("labels"))
-    rows = [[number(v) or 0.0 for v in row] for row in value["share"] if isinstance(row, list)]
-    if len(labels) < 2 or [len(row) for row in rows] != [len(labels)] * len(labels) or not any(map(any, rows)):
+    lift = _square(value.get("lift"), len(labels))
+    if len(labels) < 2 or lift is None or not np.isfinite(lift).any():
         return None
-    return confusion_plot(
-        labels, rows, None, None, "Which labels look alike", "plot-alike",
-        axes_named=("nearest element is of (% of the row)", "element of"),
-        worst_said="elements of {true} most often have their nearest look-alike in {taken} ({share:.0f}%)",
-    )  # fmt: skip
+    return lift_plot(labels, lift, _square(value.get("low"), len(labels)), _square(value.get("high"), len(labels)))
+
+
+def _square(value: Any, side: int) -> np.ndarray | None:
+    """(side, side) floats of nested lists, NaN for what is no number; None for another shape."""
+    rows = [row for row in value if isinstance(row, list)] if isinstance(value, list) else []
+    if [len(row) for row in rows] != [side] * side:
+        return None
+    known = [[number(v) for v in row] for row in rows]
+    return np.array([[np.nan if v is None else v for v in row] for row in known])
