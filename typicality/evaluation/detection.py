@@ -98,9 +98,9 @@ class Workbench:
 
     Attributes
     ----------
-    making : images that elements come from and rivals learn from
-    fitting : images of other groups, on which matches become predictions of labels
-    held_out : images on which everything is measured
+    making : training images, that elements come from and rivals learn from
+    fitting : one half of the held-out groups, on which matches become predictions of labels
+    held_out : images of the other half, on which everything is measured
 
     Raises
     ------
@@ -119,14 +119,14 @@ class Workbench:
         training, held_out = run.dataset.held_out(share)
         if not held_out or not training:
             raise InputError("no image is held out: finetune.held_out is 0, or there are too few groups")
-        self.making, self.fitting = in_halves(_some(training, images))
-        self.held_out = _some(held_out, images)
+        self.making = _some(training, images)
+        self.fitting, self.held_out = in_halves(_some(held_out, images))
         single = {image.labels[0] for image in self.fitting if len(image.labels) == 1}
         carried = {label for image in self.making for label in image.labels}
         if short := [label for label in run.dataset.labels if label not in single & carried]:
             raise InputError(
-                f"too few groups of training images carry {', '.join(short[:5])}: half of them give elements and the "
-                "other half show what elements tell of labels. Raise --images, or leave these labels out"
+                f"too few groups carry {', '.join(short[:5])}: training images give elements, and half of the held-out "
+                "ones show what elements tell of labels. Raise --images, or leave these labels out"
             )
         self.side = patch_side(run.latents.size, run.settings.mine.patch, run.base.factor)
         self.labels = run.dataset.labels

@@ -1,12 +1,10 @@
 """Are mined elements worth more than other patches? Measured on held-out images, without any ground truth.
 
-Elements of every label are patches of training images. They are searched in images of held-out groups, which neither
-fine-tuning nor any rival has seen: the best match of an element in an image is its detection there. Two measures, see
-coverage.py: the area under purity-coverage (Doersch et al., NIPS 2013), and the accuracy of logistic regression that
-knows of an image only how well each element matches it.
-
-Training groups are divided in two. Elements of all methods come from one half, on which also detectors and the CNN are
-trained; the regression is fitted on the other, where no method has an advantage that it loses on held-out images.
+Elements of every label are patches of training images, from which rivals learn as our model did. They are searched in
+images of held-out groups, which neither fine-tuning nor any rival has seen: the best match of an element in an image is
+its detection there. Two measures, see coverage.py: the area under purity-coverage (Doersch et al., NIPS 2013), and the
+accuracy of logistic regression that knows of an image only how well each element matches it. The regression is fitted
+on one half of the held-out groups, and everything is measured on the other.
 
 The same number of elements comes from each method:
 
@@ -135,7 +133,7 @@ def elements(
     seeds : how often elements are drawn and rivals trained
     images : training images, and held-out ones, at most
     epochs : of the CNN
-    paper_draws : of the published protocol, which takes 100 of every image where this takes 16 of a half
+    paper_draws : of the published protocol, which takes 100 of every image where this takes 16
     picture : PNG of the purity-coverage curves
     settings : with what is to differ from those of the run, as another device
 
