@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.applications.audit.conftest import load, marker, mined, unchanged, write_images
+from typicality.applications.audit import giveaways
 from typicality.applications.audit.duplicates import duplicate_findings, near_duplicates
 from typicality.applications.audit.elements import (
     column_findings,
@@ -21,8 +22,16 @@ from typicality.applications.audit.elements import (
     shared_information,
 )
 from typicality.applications.audit.findings import in_order
-from typicality.applications.audit.giveaways import giveaway_findings, permute_by_group
-from typicality.applications.audit.images import detail_vector, examine, stroke_density
+from typicality.applications.audit.giveaways import giveaway_findings, predict
+from typicality.applications.audit.groups import clustered_error, even_weights, permute_by_group
+from typicality.applications.audit.images import (
+    FILE_MEASURES,
+    TONE_MEASURES,
+    ImageFacts,
+    detail_vector,
+    examine,
+    stroke_density,
+)
 from typicality.applications.audit.maps import map_findings, shares_of, truth_of
 from typicality.applications.audit.places import association, mark_findings, text_findings
 from typicality.records import LabelledImage, ModelView, ScoreMap
@@ -309,12 +318,70 @@ def test_the_size_of_a_label_gives_it_away(facts_of):
     assert effect == pytest.approx(0.5, abs=0.2)  # a and b stay as they are: (2 / 3 - 1 / 3) / (2 / 3)
 
 
+def of_files(sizes, label_of, value_of):
+    """Facts of groups of these sizes: the label of group k and image i, and its width, are functions of them."""
+    images = tuple(
+        LabelledImage(f"{k}-{i}", f"{k}-{i}.png", (label_of(k, i),), f"{k:03}", 10, 10, None)
+        for k, size in enumerate(sizes) for i in range(size)
+    )  # fmt: skip
+    width = np.array([value_of(*map(int, image.image_id.split("-"))) for image in images], dtype=float)
+    constant = {name: np.zeros(len(images)) for name in (*FILE_MEASURES, *TONE_MEASURES)}
+    empty = np.zeros((len(images), 0))
+    return ImageFacts(images, constant | {"width": width}, *(empty,) * 4)
+
+
+@pytest.mark.parametrize("sizes", [range(5, 25), [10] * 20])
+def test_a_giveaway_is_found_whatever_the_sizes_of_the_groups(sizes, monkeypatch):
+    """The width tells the label of every group: its effect is 1, which hardly any other way to label them has."""
+    monkeypatch.setattr(giveaways, "PERMUTATIONS", 39)
+    facts = of_files(sizes, lambda k, i: "ab"[k % 2], lambda k, i: k % 2)
+    effect, error, p_value, *_ = predict(facts, {"width": facts.measures["width"]}, "ab", 0)
+    assert (effect, error) == (pytest.approx(1), pytest.approx(0))
+    assert p_value < 0.01
+
+
+def test_one_large_group_counts_as_much_as_a_small_one(monkeypatch):
+    """The width tells the label of 11 groups of 2 images, and is that of the other label in one group of 200.
+
+    Recalls are 5 / 6 and 1, so the effect is 2 * 11 / 12 - 1; that of images would be near 0. One of twelve groups is
+    wrong: the error of the recall is sqrt(5 / 36 / 6), half of it that of the accuracy, twice that of the effect.
+    """
+    monkeypatch.setattr(giveaways, "PERMUTATIONS", 2)
+    facts = of_files([200] + [2] * 11, lambda k, i: "ab"[k % 2], lambda k, i: k % 2 if k else 1)
+    effect, error, *_ = predict(facts, {"width": facts.measures["width"]}, "ab", 0)
+    assert effect == pytest.approx(5 / 6)
+    assert error == pytest.approx(np.sqrt(5 / 36 / 6 * 12 / 11))
+
+
+def test_the_measure_of_giveaways_is_of_findings(monkeypatch):
+    """Widths without a meaning: of 60 images a tree finds some labels by luck, which is no finding and no effect."""
+    monkeypatch.setattr(giveaways, "PERMUTATIONS", 19)
+    for seed in range(4):
+        widths = np.random.default_rng(seed).normal(size=60)
+        facts = of_files([1] * 60, lambda k, i: "ab"[k % 2], lambda k, i, widths=widths: widths[k])
+        assert giveaway_findings(facts, "ab") == ([], 0.0)
+    assert giveaway_findings(of_files([1] * 4, lambda k, i: "a", lambda k, i: k), "ab") == ([], None)
+
+
 def test_labels_are_permuted_by_group():
-    """Groups of two images exchange their labels as pairs, the single image keeps its own."""
-    y = np.array([0, 0, 1, 1, 2])
-    group = np.array([5, 5, 7, 7, 9])
+    """Groups of one label exchange it whatever their size; of groups of several, those of 2 and 3 images do."""
+    y = np.array([0, 0, 0, 1])
+    seen = {tuple(permute_by_group(y, np.array([5, 5, 5, 9]), np.random.default_rng(seed))) for seed in range(20)}
+    assert seen == {(0, 0, 0, 1), (1, 1, 1, 0)}
+    y = np.array([0, 1, 2, 3, 3, 4, 5, 5, 5])
+    group = np.array([1, 1, 2, 2, 2, 3, 3, 3, 3])
     seen = {tuple(permute_by_group(y, group, np.random.default_rng(seed))) for seed in range(20)}
-    assert seen == {(0, 0, 1, 1, 2), (1, 1, 0, 0, 2)}
+    assert seen == {tuple(y), (2, 3, 0, 1, 0, 4, 5, 5, 5)}
+
+
+def test_groups_count_once_by_hand():
+    """Label 0 is in group 1 twice and in group 2 once, label 1 in group 2: 1 / 4, 1 / 4, 1 / 2 and 1.
+
+    Contributions of 1 and 1 in one group, -2 in the other: root of 2 / 1 * (4 + 4).
+    """
+    assert even_weights(np.array([0, 0, 0, 1]), np.array([1, 1, 2, 2])).tolist() == [0.25, 0.25, 0.5, 1]
+    assert clustered_error(np.array([1.0, 1.0, -2.0]), np.array(["a", "a", "b"])) == pytest.approx(4)
+    assert clustered_error(np.array([1.0, -1.0]), np.zeros(2)) == 0
 
 
 def test_numbers_by_hand():

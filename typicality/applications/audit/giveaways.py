@@ -1,7 +1,8 @@
 """What predicts the label without looking at the content: size, file, brightness.
 
-A shallow decision tree is cross-validated over groups; its balanced accuracy is compared with that on permuted labels.
-Only what a tree of depth three can say in a sentence is meant here, so the tree's most important measure is named.
+A shallow decision tree is cross-validated over groups; its balanced accuracy, in which every label counts the same and
+so does every group of a label, is compared with that on labels permuted over groups. Only what a tree of depth three
+can say in a sentence is meant here, so the tree's most important measure is named.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typicality.applications.audit.findings import (
     severity_of,
     show,
 )
+from typicality.applications.audit.groups import clustered_error, even_weights, permute_by_group, tail_p_value
 from typicality.applications.audit.images import FILE_MEASURES, TONE_MEASURES, ImageFacts
 
 DEPTH = 3
@@ -41,8 +43,8 @@ def giveaway_findings(
 
     Returns
     -------
-    findings, and the largest effect: (balanced accuracy - chance) / (1 - chance), None where nothing could be tested;
-    0 for what the baseline knows
+    findings, and the largest effect among those that are new: (balanced accuracy - chance) / (1 - chance); 0 where
+    there is none, None where nothing could be tested
     """
     findings, effects = [], []
     for family, names in (("file", FILE_MEASURES), ("tone", TONE_MEASURES)):
@@ -50,7 +52,7 @@ def giveaway_findings(
         if result is None:
             continue
         effect, error, p_value, importance, classes, accuracy = result
-        effects.append(max(effect, 0.0))
+        effects.append(0.0)
         if p_value > REPORTED or effect < SMALLEST:
             continue
         best = max(importance, key=lambda name: importance[name])
@@ -83,8 +85,8 @@ def giveaway_findings(
                 "median": {c: round(float(np.median(facts.measures[best][facts.carries(c)])), 3) for c in classes},
             },
         )
-        if known.knows(finding):
-            effects[-1] = 0.0
+        if not known.knows(finding):
+            effects[-1] = effect
         findings.append(finding)
     return findings, max(effects, default=None)
 
@@ -114,60 +116,36 @@ def predict(
         return 0.0, 0.0, 1.0, dict.fromkeys(measures, 0.0), classes, 1 / len(classes)
     group = groups[rows]
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(x, y, group))
-    hits = _hits(x, y, folds)
-    chance = 1 / len(classes)
-    recalls = [hits[y == k] for k in range(len(classes))]
-    accuracy = float(np.mean([r.mean() for r in recalls]))
-    error = float(np.sqrt(sum(r.var() / len(r) for r in recalls)) / len(classes))
+    hits = _hits(x, y, group, folds)
+    chance, weights = 1 / len(classes), even_weights(y, group)
+    recalls = np.bincount(y, weights * hits)
+    accuracy = float(recalls.mean())
+    error = clustered_error(weights * (hits - recalls[y]) / len(classes), group)
     permuted = []
     for _ in range(PERMUTATIONS if len(rows) <= 1000 else PERMUTATIONS // 4):
         shuffled = permute_by_group(y, group, rng)
-        wrong = _hits(x, shuffled, folds)
-        present = [k for k in range(len(classes)) if (shuffled == k).any()]
-        permuted.append(float(np.mean([wrong[shuffled == k].mean() for k in present])))
+        found = even_weights(shuffled, group) * _hits(x, shuffled, group, folds)
+        permuted.append(float(found.sum() / len(np.unique(shuffled))))
     p_value = tail_p_value(accuracy, np.array(permuted))
-    tree = _tree().fit(x, y)
+    tree = _tree().fit(x, y, sample_weight=weights)
     importance = dict(zip(measures, (float(v) for v in tree.feature_importances_), strict=True))
     scale = 1 - chance
     return (accuracy - chance) / scale, error / scale, p_value, importance, classes, accuracy
 
 
 def _tree() -> DecisionTreeClassifier:
-    return DecisionTreeClassifier(max_depth=DEPTH, min_samples_leaf=3, class_weight="balanced", random_state=0)
+    return DecisionTreeClassifier(max_depth=DEPTH, min_samples_leaf=3, random_state=0)
 
 
-def _hits(x: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def _hits(
+    x: np.ndarray, y: np.ndarray, group: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
     """(n,) float, whether each row's label was found by a tree that had not seen its group."""
     hits = np.zeros(len(y))
     for train, test in folds:
-        hits[test] = _tree().fit(x[train], y[train]).predict(x[test]) == y[test]
+        tree = _tree().fit(x[train], y[train], sample_weight=even_weights(y[train], group[train]))
+        hits[test] = tree.predict(x[test]) == y[test]
     return hits
-
-
-def permute_by_group(y: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Permute labels so that a group's labels stay together: groups of one size exchange theirs."""
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    members = np.split(order, starts[1:])
-    by_size: dict[int, list[np.ndarray]] = {}
-    for rows in members:
-        by_size.setdefault(len(rows), []).append(rows)
-    result = y.copy()
-    for same in by_size.values():
-        for into, source in zip(same, rng.permutation(len(same)), strict=True):
-            result[into] = y[same[source]]
-    return result
-
-
-def tail_p_value(observed: float, permuted: np.ndarray) -> float:
-    """One-sided permutation p-value; beyond the last permutation a normal tail, never above 1 / (permutations + 1)."""
-    from scipy.stats import norm
-
-    exact = (1 + (permuted >= observed).sum()) / (1 + len(permuted))
-    if exact > 1 / (1 + len(permuted)):
-        return float(exact)
-    z = (observed - permuted.mean()) / max(float(permuted.std(ddof=1)), 1e-9)
-    return float(min(exact, max(norm.sf(z) * 3, 1e-12)))  # three: the tail is only roughly normal
 
 
 def _extremes(facts: ImageFacts, measure: str, classes: Sequence[str]) -> list[int]:
