@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -108,3 +110,50 @@ def print_json(document: Any) -> None:
 def print_text(text: str) -> None:
     if is_main():
         sys.stdout.write(text + "\n")
+
+
+def print_document(document: Mapping[str, Any]) -> None:
+    """Print a document for people: a line an entry, and below it a line for each part that has parts of its own."""
+    for name, value in document.items():
+        rows = list(_rows(value))
+        print_text(f"{name}:" if rows else f"{name}: {words(value)}")
+        for row in rows:
+            print_text(f"  {row}")
+
+
+def _rows(value: Any) -> Iterator[str]:
+    """The lines of a list of records, or of a mapping that holds more than plain values; none for anything else."""
+    if isinstance(value, Mapping) and any(map(_is_nested, value.values())):
+        yield from (f"{name}: {words(inner)}" for name, inner in value.items())
+    elif isinstance(value, list | tuple) and _is_nested(value):
+        for row in value:
+            known = {n: v for n, v in row.items() if v is not None} if isinstance(row, Mapping) else row
+            yield words(known, "  ")
+
+
+def _is_nested(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(part, Mapping) for part in parts)
+
+
+def words(value: Any, separator: str = ", ") -> str:
+    """Return a value as people write it: {"labels": 2, "motifs": ["glyph", "tint"]} -> labels 2, motifs glyph and tint.
+
+    What is unknown, not a number or not set is n/a.
+    """
+    if isinstance(value, Mapping):
+        return separator.join(f"{name} {_inner(part)}" for name, part in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return separator.join(map(_inner, value)) or "none"
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "n/a"
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def _inner(value: Any) -> str:
+    """A part of a list or mapping, which has its commas; text that could be misread among them is quoted."""
+    if isinstance(value, Mapping):
+        return f"({words(value)})"
+    if isinstance(value, str) and ("," in value or not value.strip()):
+        return f'"{value}"'
+    return words(value, " and ") if isinstance(value, list | tuple) else words(value)

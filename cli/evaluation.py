@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from typicality.config import Settings
 from typicality.errors import SettingsError, nearest
 
-from .console import print_json, print_text, say
+from .console import print_document, print_json, say
 from .mining import existing_run
 from .options import Common, given, with_options
 
@@ -21,7 +22,40 @@ AtLeast = Annotated[
     list[str] | None,
     typer.Option("--at-least", metavar="NAME=VALUE", help="Exit code 1 where a measure is lower; for CI."),
 ]
-Write = Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Also write the JSON document to a file.")]
+
+
+def writable(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written when the option is read, which is before any work.
+
+    Raises
+    ------
+    SettingsError : for a folder.
+    OutputError : where the file's folder cannot be written.
+    """
+    from typicality.store import check_writable
+
+    if path is not None:
+        check_writable(path)
+        if path.is_dir():
+            raise SettingsError(f"{option.opts[0]} takes a file, and {path} is a folder")
+    return path
+
+
+def picture_in(*suffixes: str) -> Callable[[typer.CallbackParam, Path | None], Path | None]:
+    """Return what refuses a picture of another format than these, or where none can be written."""
+
+    def check(option: typer.CallbackParam, path: Path | None) -> Path | None:
+        if path is not None and path.suffix.lower() not in suffixes:
+            raise SettingsError(f"{option.opts[0]} takes a file in {' or '.join(suffixes)}, not {path}")
+        return writable(option, path)
+
+    return check
+
+
+Write = Annotated[
+    Path | None,
+    typer.Option("--write", metavar="FILE", help="Also write the JSON document to a file.", callback=writable),
+]
 
 
 @app.command()
@@ -53,7 +87,10 @@ def autoencoder(
     label: Annotated[str | None, typer.Option("--label", "-l", metavar="COLUMN")] = None,
     group: Annotated[str | None, typer.Option("--group", metavar="COLUMN")] = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Held-out images at most.")] = 500,
-    picture: Annotated[Path | None, typer.Option("--picture", help="PNG of originals and reconstructions.")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="PNG of originals and reconstructions.", callback=picture_in(".png")),
+    ] = None,
     at_least: AtLeast = None,
     write: Write = None,
 ) -> None:
@@ -82,7 +119,13 @@ def estimator(
         typer.Option("--paper", metavar="N", help="Draws of the published protocol; may be repeated [4, 16, 100]."),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option("--picture", metavar="FILE", help="Figure of overlap against evaluations.")
+        Path | None,
+        typer.Option(
+            "--picture",
+            metavar="FILE",
+            help="PNG, PDF or SVG of overlap against evaluations.",
+            callback=picture_in(".png", ".pdf", ".svg"),
+        ),
     ] = None,
     at_least: AtLeast = None,
     write: Write = None,
@@ -121,11 +164,7 @@ def is_number(value: Any) -> bool:
 def show_plan(plan: dict[str, Any], common: Common, settings: Settings | None = None) -> None:
     """Print what an evaluation would do, and its settings; for `--dry-run`."""
     document = plan if settings is None else plan | {"settings": settings.model_dump(mode="json")}
-    if common.json:
-        return print_json(document)
-    for name, value in document.items():
-        print_text(f"{name}: {value}")
-    return None
+    print_json(document) if common.json else print_document(document)
 
 
 def finish(
@@ -146,13 +185,7 @@ def finish(
     if common.json:
         print_json(result)
     else:
-        for name, value in result.items():
-            if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-                print_text(f"{name}:")
-                for row in value:
-                    print_text("  " + "  ".join(f"{n} {v}" for n, v in row.items() if v is not None))
-            else:
-                print_text(f"{name}: {value}")
+        print_document(result)
     numbers = {name: math.nan if v is None else v for name, v in result.items() if v is None or is_number(v)}
     for name in limits:
         if name not in numbers:

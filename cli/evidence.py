@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from .console import print_json, print_text
-from .evaluation import AtLeast, Write, finish, parse_limits, show_plan
+from .evaluation import AtLeast, Write, finish, parse_limits, picture_in, show_plan
 from .mining import existing_run
 from .options import Common, Data, DatasetArgument, Scoring, Training, with_options
 
-Picture = Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="PNG of the curves.")]
+Picture = Annotated[
+    Path | None, typer.Option("--picture", metavar="FILE", help="PNG of the curves.", callback=picture_in(".png"))
+]
 
 
 class PlaceName(StrEnum):
@@ -141,12 +142,7 @@ def planted(
         contrast=contrast, place=place.value, control=control,
     )  # fmt: skip
     if common.dry_run:
-        document = plan_of(settings, common.out, planting, images, seeds, sweep)
-        if common.json:
-            return print_json(document)
-        for name, value in document.items():
-            print_text(f"{name}: {value}")
-        return None
+        return show_plan(plan_of(settings, common.out, planting, images, seeds, sweep), common)
     result = evaluate(
         settings, common.out, planting=planting, images=images, seeds=seeds, sweep=sweep, draws=map_draws, maps=maps,
         picture=picture, fresh=common.fresh, progress=common.progress,

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
-from .console import print_json, print_text, say
+from .console import print_json, print_text, say, words
+from .evaluation import show_plan
 from .options import Common, RunArgument, with_options
+from .refusal import SETTINGS, refuse
 
 
 class FormatName(StrEnum):
@@ -32,12 +34,12 @@ def export(
 
     Goes to --out, or RUN/export.
     """
-    from typicality.applications.export import WRITERS
     from typicality.applications.export import export as write
+    from typicality.applications.export import place_of
 
-    common.reject("fresh")
+    refuse(common, "which writes what the run has found", "fresh", *SETTINGS)
     if common.dry_run:
-        path = common.out or run / "export" / WRITERS[to.value][0]
+        path = place_of(run, to.value, common.out, force)
         print_json({"to": to.value, "out": str(path)}) if common.json else print_text(f"would write {path}")
         return
     path = write(run, to.value, common.out, force, common.progress)
@@ -58,23 +60,29 @@ def diff(
     With --out FILE.html also as a page.
     """
     from typicality.applications.diff import diff as compare
-    from typicality.applications.diff import write_page
+    from typicality.applications.diff import open_side, write_page
     from typicality.errors import SettingsError
+    from typicality.store import check_writable
 
-    common.reject("fresh")
-    if common.out is not None and (common.out.is_dir() or common.out.suffix not in (".html", ".htm")):
-        raise SettingsError(f"--out of diff takes a page, for instance diff.html, not {common.out}")
+    refuse(common, "which compares what two runs have found", "fresh", *SETTINGS)
+    if common.out is not None:
+        check_writable(common.out)
+        if common.out.is_dir() or common.out.suffix not in (".html", ".htm"):
+            raise SettingsError(f"--out of diff takes a page, for instance diff.html, not {common.out}")
+    if common.dry_run:
+        for run in (run_a, run_b):
+            open_side(run)
+        return show_plan({"from": run_a, "to": run_b, "page": common.out}, common)
     found = compare(run_a, run_b)
-    if common.out is not None and not common.dry_run:
+    if common.out is not None:
         write_page(found, common.out)
         if not common.quiet:
             say(f"page: {common.out}")
     if common.json:
-        print_json(found.as_dict())
-        return
+        return print_json(found.as_dict())
     print_text("nothing changed" if found.same else f"from {found.a} to {found.b}")
     for change in (*found.settings, *found.model):
-        print_text(f"  {change.name}: {change.before} -> {change.after}")
+        print_text(f"  {change.name}: {words(change.before)} -> {words(change.after)}")
     data = found.data
     if data.added or data.removed or data.relabelled:
         print_text(f"  images: {data.added} added, {data.removed} removed, {data.relabelled} with other labels")
@@ -88,3 +96,4 @@ def diff(
         )
     for finding in found.findings:
         print_text(f"  {finding.state} finding ({finding.severity}): {finding.title}")
+    return None

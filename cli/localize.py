@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import print_json, print_text
-from .evaluation import AtLeast, Write, finish, parse_limits, show_plan
+from .evaluation import AtLeast, Write, finish, parse_limits, picture_in, show_plan
 from .options import WORK, Common, RunArgument, given, with_options
 
 
@@ -91,7 +91,9 @@ def evaluate_localize(
         bool, typer.Option("--before/--no-before", help="Measure the model before fine-tuning as well.")
     ] = True,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the CNN behind Grad-CAM.")] = 20,
-    picture: Annotated[Path | None, typer.Option("--picture", help="PNG of best, median and worst cases.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="PNG of best, median and worst cases.", callback=picture_in(".png"))
+    ] = None,
     at_least: AtLeast = None,
     write: Write = None,
 ) -> None:

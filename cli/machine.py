@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from .console import print_json, print_text
+from .console import print_json, print_text, words
 from .evaluation import AtLeast, Write, finish, parse_limits, show_plan
 from .options import Common, Data, DatasetArgument, DeviceName, DtypeName, Scoring, Training, given, with_options
+from .refusal import PLACE, SETTINGS, refuse
 
 
 @with_options
@@ -23,12 +24,14 @@ def bench(
     """Speed of scoring against the bare UNet and against this machine's peak, in about three minutes."""
     from typicality.evaluation.speed import bench as measure
 
+    refuse(common, "which keeps nothing but what --write names", *PLACE)
     limits = parse_limits(at_least)
-    settings = common.settings(None, {"dataset": {"label": "year"}})
+    fixed = {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}}
+    settings = common.settings(None, {"dataset": {"label": "year"}, **fixed})
     if common.dry_run:
-        print_text("would score images of the embedded data and time the bare UNet; nothing is kept")
-        return
+        return show_plan({"images": images or "by speed", "kept": write or "nothing"}, common, settings)
     finish("bench", measure(settings, images, common.progress), limits, common, write)
+    return None
 
 
 @with_options
@@ -36,16 +39,19 @@ def estimate(
     common: Common, data: Data, training: Training, scoring: Scoring, dataset: DatasetArgument = None,
 ) -> None:  # fmt: skip
     """Cost before work: images, UNet evaluations, time and disk of `mine` with the same options."""
+    from typicality.applications.estimate import PROBE_IMAGES
     from typicality.applications.estimate import estimate as measure
+    from typicality.dataset import load_dataset
 
+    refuse(common, "which keeps nothing", *PLACE)
     settings = common.settings(dataset, data.layer(), training.layer(), scoring.layer())
     if common.dry_run:
-        print_text("would time a few images through every stage; nothing is kept")
-        return
+        n = len(load_dataset(settings.dataset))
+        plan = {"images": n, "images that are timed": min(n, PROBE_IMAGES), "kept": "nothing"}
+        return show_plan(plan, common, settings)
     result = measure(settings, common.progress).as_dict()
     if common.json:
-        print_json(result)
-        return
+        return print_json(result)
     stages = result.pop("stages")
     print_text(f"images: {result['images']}")
     print_text(f"on: {result['device']}, {result['dtype']}")
@@ -54,6 +60,7 @@ def estimate(
     print_text(f"together: {result['unet_evaluations']} UNet evaluations, {duration(result['seconds'])}")
     each = f"{result['disk_bytes_an_image'] / 1e3:.1f} KB an image"
     print_text(f"disk: {result['disk_bytes'] / 1e6:.0f} MB, of it {each}")
+    return None
 
 
 def duration(seconds: float) -> str:
@@ -78,9 +85,7 @@ def pretrain(
 
     if common.out is None:
         raise SettingsError("pretrain needs --out DIR, the folder of the new model")
-    for option, value in (("--config", common.config), ("--set", common.assign), ("--model", common.model)):
-        if value:
-            raise SettingsError(f"{option} has no effect on pretrain, which begins from nothing and has few settings")
+    refuse(common, "which begins from nothing and has few settings", "config", "set", "model")
     if common.device not in (None, DeviceName.auto, DeviceName.cpu) or common.dtype not in (None, DtypeName.auto):
         raise SettingsError("pretrain runs on the CPU in mixed bfloat16: leave out --device and --dtype")
     chosen = given(autoencoder_steps=autoencoder_steps, denoiser_steps=denoiser_steps, seed=common.seed)
@@ -105,6 +110,7 @@ def datasets(common: Common) -> None:
 
     from typicality.dataset import builtin_datasets
 
+    refuse(common, "which only lists what there is", *SETTINGS, *PLACE)
     found = builtin_datasets()
     if common.json:
         print_json([asdict(info) for info in found])
@@ -123,14 +129,18 @@ def doctor(common: Common) -> None:
     """Say what this machine can do: versions, devices, precision, the model that would be used, its speed."""
     from typicality.doctor import examine
 
-    found = examine(common.settings(None).model)
+    refuse(common, "which keeps nothing and draws nothing", "seed", *PLACE)
+    settings = common.settings(None)
+    if common.dry_run:
+        return show_plan({"timed": "the UNet in each precision on offer", "kept": "nothing"}, common, settings)
+    found = examine(settings.model)
     if common.json:
-        print_json(found)
-        return
+        return print_json(found)
     for name, value in found.items():
         if isinstance(value, dict):
             print_text(f"{name}:")
             for inner, content in value.items():
-                print_text(f"  {inner}: {content}")
+                print_text(f"  {inner}: {words(content)}")
         else:
-            print_text(f"{name}: {value}")
+            print_text(f"{name}: {words(value)}")
+    return None

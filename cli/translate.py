@@ -10,8 +10,8 @@ import typer
 
 from typicality.errors import SettingsError
 
-from .console import print_json, print_text, say
-from .evaluation import AtLeast, Write, finish, parse_limits, show_plan
+from .console import print_document, print_json, print_text, say
+from .evaluation import AtLeast, Write, finish, parse_limits, picture_in, show_plan
 from .mining import existing_run
 from .options import WORK, Common, RunArgument, with_options
 
@@ -133,7 +133,9 @@ def evaluate_translate(
     sampler_steps: SamplerSteps = 25,
     draws: Annotated[int, typer.Option("--draws", help="Draws of the diffusion classifier.")] = 8,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the CNN that judges labels.")] = 12,
-    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="PNG of examples.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="PNG of examples.", callback=picture_in(".png"))
+    ] = None,
     at_least: AtLeast = None,
     write: Write = None,
 ) -> None:
@@ -168,5 +170,4 @@ def show(document: dict[str, Any], common: Common, write: Path | None, text: boo
     if common.json:
         print_json(document)
     elif text:
-        for name, value in document.items():
-            print_text(f"{name}: {value}")
+        print_document(document)

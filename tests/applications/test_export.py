@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.applications.mined import write_mined
-from typicality.applications.export import MARKER, WRITERS, export, safe
+from typicality.applications.export import MARKER, WRITERS, Mined, _new_folder, export, safe
 from typicality.errors import InputError, OutputError
 from typicality.store import SCHEMA_VERSION
 
@@ -167,9 +167,27 @@ def test_an_export_that_fails_leaves_nothing(mined: Path, tmp_path: Path, monkey
         raise OSError("disk full")
 
     monkeypatch.setattr("typicality.applications.export.png", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match=r"cannot write .*out: disk full"):
         export(mined, "png", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", list(WRITERS))
+def test_a_place_below_a_file_is_named(mined: Path, tmp_path: Path, to: str) -> None:
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(OutputError, match="is no folder; choose a place"):
+        export(mined, to, tmp_path / "file" / "x")
+    assert (tmp_path / "file").read_text() == "a file"
+
+
+def test_a_folder_that_is_lost_on_the_way_is_no_bug(mined: Path, tmp_path: Path) -> None:
+    """Where a file has taken the place of the folder's parent since it was checked."""
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OutputError, match="cannot write"),
+        _new_folder(tmp_path / "file" / "x", "png", Mined(mined, {})),
+    ):
+        pass
 
 
 def test_errors_say_what_to_do(mined: Path, tmp_path: Path) -> None:
@@ -181,7 +199,10 @@ def test_errors_say_what_to_do(mined: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no run\.json that a run wrote"):
         export(tmp_path, "coco")
     (tmp_path / "run.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "settings": {}, "stages": {}}))
-    with pytest.raises(OutputError, match="not been mined"):
+    with pytest.raises(OutputError, match=r"no elements\.parquet: it has not been mined"):
+        export(tmp_path, "coco")
+    (tmp_path / "elements.parquet").touch()
+    with pytest.raises(OutputError, match=r"no clusters\.parquet: it has not been mined"):
         export(tmp_path, "coco")
 
 

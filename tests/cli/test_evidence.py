@@ -40,6 +40,14 @@ def test_two_folds_unless_a_number_is_named(call, tiny_folder: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == [], "a dry run writes nothing"
 
 
+def test_a_plan_is_read_by_people(tiny_folder: Path, capsys):
+    assert run(["evaluate", "planted", str(tiny_folder), "--motifs", "glyph,tint", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "planting: (labels 2, motifs glyph and tint, distractors glyph, prevalence 0.5" in out
+    assert "{'" not in out
+    assert "('" not in out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -39,10 +39,11 @@ from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.report.text import slugs
 from typicality.run import existing_record
-from typicality.store import write_table, write_text, write_whole
+from typicality.store import cannot_write, check_writable, write_table, write_text, write_whole
 
 MARKER = "typicality-export.json"
 """In every exported folder: says what it is, and that --force may replace it."""
+TABLES = ("elements.parquet", "clusters.parquet", "images.parquet")
 BATCH = 256
 SCORES = ("typicality", "standard_error", "lower_bound", "specificity")
 RANKS = ("rank", "cluster", "rank_in_cluster")
@@ -121,17 +122,11 @@ def export(run: Path, to: str, out: Path | None = None, force: bool = False, pro
     Raises
     ------
     InputError : for an unknown format.
-    OutputError : when `run` has not been mined, or `out` exists.
+    OutputError : when `run` has not been mined, or `out` exists or cannot be written.
     """
-    if to not in WRITERS:
-        raise InputError(f"there is no export format {to!r}: {nearest(to, WRITERS)}")
-    record = existing_record(run)
-    if not (Path(run) / "elements.parquet").exists():
-        raise OutputError(f"{run} has not been mined yet; run `typicality mine` first")
-    name, write, is_folder = WRITERS[to]
-    path = Path(out) if out is not None else Path(run) / "export" / name
-    mined = Mined(Path(run), record, progress)
-    _may_write(path, is_folder, force)
+    path = place_of(run, to, out, force)
+    _, write, is_folder = WRITERS[to]
+    mined = Mined(Path(run), existing_record(run), progress)
     if is_folder:
         with _new_folder(path, to, mined) as folder:
             write(mined, folder)
@@ -140,8 +135,23 @@ def export(run: Path, to: str, out: Path | None = None, force: bool = False, pro
     return path
 
 
+def place_of(run: Path, to: str, out: Path | None = None, force: bool = False) -> Path:
+    """Return where `export` would write, with the same arguments and errors; nothing is written."""
+    if to not in WRITERS:
+        raise InputError(f"there is no export format {to!r}: {nearest(to, WRITERS)}")
+    existing_record(run)
+    missing = [name for name in TABLES if not (Path(run) / name).is_file()]
+    if missing:
+        raise OutputError(f"{run} has no {missing[0]}: it has not been mined yet; run `typicality mine` first")
+    name, _, is_folder = WRITERS[to]
+    path = Path(out) if out is not None else Path(run) / "export" / name
+    _may_write(path, is_folder, force)
+    return path
+
+
 def _may_write(path: Path, is_folder: bool, force: bool) -> None:
     """Refuse to replace anything without `force`, and with it anything that no export wrote."""
+    check_writable(path)
     if not path.exists() or (is_folder and path.is_dir() and not any(path.iterdir())):
         return
     if not force:
@@ -154,18 +164,24 @@ def _may_write(path: Path, is_folder: bool, force: bool) -> None:
 
 @contextmanager
 def _new_folder(path: Path, to: str, mined: Mined) -> Iterator[Path]:
-    """Yield a temporary folder that takes the name `path` once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary folder that takes the name `path` once it is complete.
+
+    Raises
+    ------
+    OutputError : when it cannot be written; nothing of it is left then.
+    """
     temporary = path.with_name(f".{path.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         yield temporary
         about = {"format": to, "run": mined.folder.name, "elements": len(mined.elements), **_origin(mined)}
         write_text(temporary / MARKER, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -21,6 +21,7 @@ from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import Denoiser, choose_device
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
+from typicality.store import write_whole
 
 SHOWN = 12
 SCALE = 2
@@ -107,5 +108,4 @@ def _save(pairs: list[tuple[Image.Image, Image.Image]], path: Path) -> None:
     for i, (original, decoded) in enumerate(pairs):
         sheet.paste(original, (i * (width + 4), 0))
         sheet.paste(decoded, (i * (width + 4), height + 4))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    write_whole(path, lambda p: sheet.save(p, format="PNG"))

@@ -1,0 +1,42 @@
+"""Documents as people read them."""
+
+from __future__ import annotations
+
+import math
+
+from typicality.cli.console import print_document, words
+
+
+def test_settings_are_plain_words() -> None:
+    planting = {"labels": 2, "motifs": ("glyph", "tint"), "distractors": (), "control": False, "at": None}
+    assert words(planting) == "labels 2, motifs glyph and tint, distractors none, control no, at n/a"
+    assert words({"template": "a car, {label}", "null": ""}) == 'template "a car, {label}", null ""'
+    assert words({"a": {"b": 1, "c": [1, 2]}}) == "a (b 1, c 1 and 2)"
+
+
+def test_a_document_has_a_line_an_entry_and_a_line_a_row(capsys) -> None:
+    """What could not be measured, or is not known, is not 0 and not "none"; rows leave it out."""
+    print_document(
+        {
+            "accuracy": 0.5,
+            "gain": None,
+            "labels": ("2016", "2019"),
+            "recall": {"2016": 0.5, "2019": math.nan},
+            "confusion": {"2016": {"2016": 3, "2019": 1}, "2019": {"2016": 0, "2019": 0}},
+            "rows": [{"method": "ours", "purity": 0.9, "gain": None}, {"method": "hog", "purity": 0.4}],
+            "runs": [],
+        }
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "accuracy: 0.5",
+        "gain: n/a",
+        "labels: 2016, 2019",
+        "recall: 2016 0.5, 2019 n/a",
+        "confusion:",
+        "  2016: 2016 3, 2019 1",
+        "  2019: 2016 0, 2019 0",
+        "rows:",
+        "  method ours  purity 0.9",
+        "  method hog  purity 0.4",
+        "runs: none",
+    ]
