@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import sys
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -242,6 +245,85 @@ def test_a_run_inside_the_data_set_is_no_data(version: int, write: Write, load: 
     (root / "b" / "fast" / "run.json").write_text('{"speed": 12}')  # a run of something else
     data = load(root)
     assert (data.labels, len(data)) == (("a", "b", "fast"), 3)
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9.png", "cafe\u0301.png"
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "in_table"),
+    [
+        *[(on_disk, in_table) for on_disk in (DECOMPOSED, COMPOSED) for in_table in (DECOMPOSED, COMPOSED)],
+        (" a.png", " a.png"),
+        ("a.png", " a.png "),
+    ],
+)
+def test_files_are_found_however_their_names_are_spelt(on_disk: str, in_table: str, tmp_path: Path, load: Load) -> None:
+    """In a table of paths, in a metadata folder, and as a mask; labels and names shown are composed all the same."""
+    four_images(tmp_path / "set")
+    for folder in ("set", "set/masks"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / on_disk).write_bytes(encoded(9))
+    lines = f'file_name,year,m\n"{in_table}",1,"{in_table}"\n0.png,2,\n1.png,2,\n'
+    for name in ("metadata.csv", "table.csv"):
+        (tmp_path / "set" / name).write_text(lines, encoding="utf-8")
+    for source in (tmp_path / "set", tmp_path / "set" / "table.csv"):
+        data = load(source, label="year", masks="m")
+        assert data.unreadable == ()
+        (image,) = (image for image in data if image.labels == ("1",))
+        assert image.file_name == unicodedata.normalize("NFC", in_table).strip()
+        assert data.open(image).size == (12, 8)
+        assert data.mask(image) is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8_are_escaped_and_the_files_still_open(tmp_path: Path, load: Load) -> None:
+    """An old disk's "cafe" with an accent in Latin-1: what is shown and stored can be written, and what is opened is
+    the name itself."""
+    folder = os.path.join(os.fsencode(tmp_path), b"set", b"caf\xe9")
+    os.makedirs(folder)
+    (tmp_path / "set" / "bar").mkdir()
+    for number, path in enumerate((os.path.join(folder, b"\xe9.png"), os.fsencode(tmp_path / "set" / "bar" / "x.png"))):
+        Path(os.fsdecode(path)).write_bytes(encoded(number))
+    Path(os.fsdecode(os.path.join(folder, b"\xe8.png"))).write_bytes(b"text")
+    data = load(tmp_path / "set")
+    assert data.labels == ("bar", "caf\\udce9")
+    assert data.unreadable[0].file_name == "caf\\udce9/\\udce8.png"
+    (image,) = (image for image in data if image.labels == ("caf\\udce9",))
+    assert (image.file_name, image.metadata) == ("caf\\udce9/\\udce9.png", {"folder": "caf\\udce9"})
+    assert data.open(image).size == (12, 8)
+    pa.array([image.file_name, *image.labels, *data.warnings])  # whatever becomes a table must be text
+    with pytest.raises(DatasetError, match="is not in UTF-8: rename it, make a link"):
+        load(os.fsdecode(folder))
+
+
+def test_surrogates_in_json_are_escaped(tmp_path: Path, load: Load) -> None:
+    """JSON can write half a character, and no table or page can."""
+    four_images(tmp_path)
+    rows = [{"file_name": f"{n}.png", "label": f"{n % 2}\ud83d", "tags": ["\ud83d", n]} for n in range(4)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load(tmp_path / "t.jsonl", label="label")
+    assert data.labels == ("0\\ud83d", "1\\ud83d")
+    assert data[0].metadata["tags"][0] == "\\ud83d"
+
+
+@pytest.mark.parametrize("kind", ["binary", "struct"])
+def test_a_metadata_table_with_a_binary_column_still_names_files(kind: str, tmp_path: Path, load: Load) -> None:
+    """The column holds a hash, a thumbnail or whatever: images beside a table are those that it names."""
+    four_images(tmp_path)
+    bits = [b"hash"] * 4 if kind == "binary" else pa.array([{"bytes": b"hash", "path": None}] * 4, IMAGE)
+    table = pa.table({"hash": bits, "file_name": [f"{n}.png" for n in range(4)], "label": ["a", "a", "b", "b"]})
+    pq.write_table(table, tmp_path / "metadata.parquet")
+    data = load(tmp_path)
+    assert (len(data), data.unreadable, data.labels) == (4, (), ("a", "b"))
+    assert "hash" not in data.columns
+
+
+def test_a_metadata_table_may_hold_its_images(tmp_path: Path, load: Load) -> None:
+    """Where it names no file."""
+    table = pa.table({"image": [encoded(n) for n in range(4)], "label": ["a", "a", "b", "b"]})
+    pq.write_table(table, tmp_path / "metadata.parquet")
+    assert load(tmp_path).counts == {"a": 2, "b": 2}
 
 
 def test_a_saved_data_set_with_splits_takes_the_one_named(tmp_path: Path, load: Load) -> None:

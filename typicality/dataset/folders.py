@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from typicality.dataset.labels import text_of
+from typicality.dataset.labels import printable
 from typicality.dataset.pixels import IMAGE_SUFFIXES
 from typicality.dataset.places import FilePlace
-from typicality.dataset.rows import FOLDER, Row, Source, file_place, safe_name
-from typicality.dataset.tables import Table, image_column_of, open_table
+from typicality.dataset.rows import FOLDER, Row, Source, safe_name
+from typicality.dataset.tables import Table, image_column_of, open_table, rows_of
 from typicality.errors import DatasetError, OutputError
 from typicality.store import read_record
 
@@ -84,7 +84,7 @@ def tree_source(root: Path, name: str) -> Source:
             parts = path.relative_to(root).parts[:-1]
             values: dict[str, Any] = {FOLDER: parts[-1] if parts else None}
             values.update(zip(levels, parts, strict=False))
-            yield Row(path.relative_to(root).as_posix(), FilePlace(str(path)), values)
+            yield Row(printable(path.relative_to(root).as_posix()), FilePlace(str(path)), values)
 
     return Source(name, (FOLDER, *levels), rows, root, has_folders=depth > 0, own_labels=(FOLDER,))
 
@@ -95,8 +95,8 @@ def metadata_source(root: Path, tables: tuple[Path, ...], image_column: str | No
     File names are relative to the table's folder, to images/ in it, or to `root`. Images that no table names
     are left out, and counted in the notes.
     """
-    opened = [(table, image_column_of(table, image_column)) for table in map(open_table, tables)]
-    columns = dict.fromkeys(c for table, _ in opened for c in table.columns)
+    opened = [(table, image_column_of(table, image_column, beside_images=True)) for table in map(open_table, tables)]
+    columns = dict.fromkeys(c for table, _ in opened for c in table.columns if c not in table.encoded)
     adds_folder = FOLDER not in columns
     notes: list[str] = []
 
@@ -120,13 +120,9 @@ def metadata_source(root: Path, tables: tuple[Path, ...], image_column: str | No
 
 def _rows_of(table: Table, column: str, root: Path, adds_folder: bool) -> Iterator[Row]:
     folder = table.path.parent
-    for values, _, _ in table.cells():
-        file_name = text_of(values.get(column))
-        place = file_place(file_name, (folder, folder / "images", root))
-        if adds_folder:
-            parent = Path(file_name).parent.name
-            values[FOLDER] = parent or None
-        yield Row(file_name or "(no name)", place, values)
+    for row in rows_of(table, column, (folder, folder / "images", root)):
+        own = {FOLDER: Path(row.file_name).parent.name or None} if adds_folder else {}
+        yield Row(row.file_name, row.place, {**row.values, **own})
 
 
 def _unlisted(folder: Path, listed: set[str]) -> int:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from typicality.dataset.labels import text_of
+from typicality.dataset.labels import path_of, text_of
 from typicality.dataset.places import Place, SavedPlace
 from typicality.dataset.rows import Row, Source, file_place, safe_name
 from typicality.dataset.tables import PATH_COLUMNS, named
@@ -59,7 +59,7 @@ def hub_source(source: str, split: str, image_column: str | None) -> Source:
                     place: Place = SavedPlace(source, split, row, column)
                 else:
                     file_name = text_of(values.get(column))
-                    place = file_place(file_name, (base, base / "images"))
+                    place = file_place(path_of(values.get(column)), (base, base / "images"))
                 yield Row(file_name, place, values)
 
     name = safe_name(hub_name(source)[0].replace("/", "-")) if remote else safe_name(Path(source).resolve().name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -15,16 +16,28 @@ WHOLE = re.compile(r"([+-]?\d+)\.0+")
 
 
 def text_of(value: Any) -> str:
-    """Return a cell as text: stripped, NFC, '' where it is missing, '1999' for 1999.0."""
+    """Return a cell as text: stripped, NFC, printable, '' where it is missing, '1999' for 1999.0."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
-    text = unicodedata.normalize("NFC", str(value)).strip()
+    text = unicodedata.normalize("NFC", printable(str(value))).strip()
     whole = WHOLE.fullmatch(text)
     return whole.group(1) if whole else text
+
+
+def printable(text: str) -> str:
+    """Return text that can be written as UTF-8: a surrogate, as a file name that is not UTF-8 has, is escaped."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def path_of(value: Any) -> str:
+    """Return a cell that names a file: text as it stands, since by another spelling the file may not be found."""
+    if isinstance(value, bytes):
+        return os.fsdecode(value)
+    return value if isinstance(value, str) else text_of(value)
 
 
 def number_of_text(text: str) -> float | None:

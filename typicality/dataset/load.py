@@ -9,13 +9,14 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 
 from typicality.config import DatasetSettings
 from typicality.dataset import pixels
 from typicality.dataset.images import LabelledImages
-from typicality.dataset.labels import in_order, labels_of, text_of
+from typicality.dataset.labels import in_order, labels_of, printable, text_of
 from typicality.dataset.places import NoPlace, Place
 from typicality.dataset.rows import FOLDER, Row, Source
 from typicality.dataset.sources import open_source
@@ -227,7 +228,7 @@ def _read(row: Row) -> tuple[str, int, int] | UnreadableImage:
     except pixels.UnreadablePixelsError as error:
         return UnreadableImage(row.file_name, str(error))
     except OSError as error:
-        return UnreadableImage(row.file_name, error.strerror or str(error))
+        return UnreadableImage(row.file_name, printable(error.strerror or str(error)))
     except pa.ArrowException as error:
         return UnreadableImage(row.file_name, f"damaged: {error}")
 
@@ -243,11 +244,20 @@ def _record(image_id: str, image: _Image) -> LabelledImage:
         width=image.width,
         height=image.height,
         source=first.row.place,
-        metadata=first.row.values,
+        metadata={name: _printable(value) for name, value in first.row.values.items()},
         boxes=tuple(box for box, _ in boxes),
         mask=first.mask,
         box_labels=tuple(name for _, name in boxes) if any(name for _, name in boxes) else (),
     )
+
+
+def _printable(value: Any) -> Any:
+    """Return a cell whose texts can be written, also inside lists and mappings."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {name: _printable(inner) for name, inner in value.items()}
+    return [_printable(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _limited(records: list[LabelledImage], limit: int | None) -> tuple[LabelledImage, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,20 +55,25 @@ def safe_name(text: str) -> str:
 
 
 def find_file(name: str, folders: tuple[Path, ...]) -> Path | None:
-    """Return the file of that (relative or absolute) name in the first of `folders` that has it."""
-    for folder in folders:
-        candidate = folder / name
+    """Return the file of that (relative or absolute) name in the first of `folders` that has it.
+
+    The name is tried as it stands and without blanks around it, then with composed and with decomposed letters: an
+    é may be one character in the table and two in the folder, or the other way round.
+    """
+    plain = dict.fromkeys((name, name.strip()))
+    spellings = dict.fromkeys([*plain, *(unicodedata.normalize(form, n) for form in ("NFC", "NFD") for n in plain)])
+    for candidate in (folder / spelling for folder in folders for spelling in spellings):
         try:
             if candidate.is_file():
                 return candidate
         except (OSError, ValueError):  # names that no file can have
-            return None
+            continue
     return None
 
 
 def file_place(name: str, folders: tuple[Path, ...]) -> Place:
-    """Return where the named file is, or a place that says why it cannot be read."""
-    if not name:
+    """Return where the named file is, or a place that says why it cannot be read; `name` is that of `path_of`."""
+    if not name.strip():
         return NoPlace("the row names no file")
     if "://" in name:
         return NoPlace("is an address: images are read from disk only, so download them first")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typicality.config import DatasetSettings
 from typicality.dataset import folders, hub, tables, tars
 from typicality.dataset.builtin import catalogue
+from typicality.dataset.labels import printable
 from typicality.dataset.pixels import IMAGE_SUFFIXES
 from typicality.dataset.rows import Source, safe_name
 from typicality.errors import DatasetError, nearest
@@ -31,6 +32,10 @@ def open_source(settings: DatasetSettings) -> Source:
     DatasetError : nothing of that name, or something that holds no images.
     """
     text = settings.source.strip()
+    if printable(text) != text:  # run.json could not say where the data are
+        raise DatasetError(
+            f"the name {printable(text)!r} is not in UTF-8: rename it, make a link to it, or go there and name it '.'"
+        )
     if text.startswith(hub.PREFIX):
         return hub.hub_source(text, settings.split, settings.image_column)
     path = Path(text).expanduser()

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from typicality.dataset.labels import text_of
-from typicality.dataset.places import ParquetPlace
+from typicality.dataset.labels import path_of, text_of
+from typicality.dataset.places import ParquetPlace, Place
 from typicality.dataset.rows import Row, Source, file_place, safe_name
 from typicality.errors import DatasetError, nearest
 
@@ -62,35 +62,41 @@ def tables_source(paths: tuple[Path, ...], image_column: str | None, name: str) 
     """Return the source of several tables with the same columns, one after the other."""
     tables = [open_table(path) for path in paths]
     column = image_column_of(tables[0], image_column)
-    encoded = column in tables[0].encoded
     columns = dict.fromkeys(c for table in tables for c in table.columns if c not in table.encoded)
 
     def rows() -> Iterator[Row]:
         for table in tables:
             folder = table.path.parent
-            for values, group, number in table.cells():
-                if encoded:
-                    place: Any = ParquetPlace(str(table.path), group, number, column)
-                    file_name = _encoded_name(values, column) or f"{table.path.stem}#{group}.{number}"
-                else:
-                    file_name = text_of(values.get(column))
-                    place = file_place(file_name, (folder, folder / "images"))
-                for hidden in table.encoded:
-                    values.pop(hidden, None)
-                yield Row(file_name or "(no name)", place, values)
+            yield from rows_of(table, column, (folder, folder / "images"))
 
     return Source(name, tuple(columns), rows, paths[0].parent, image_column=column)
 
 
-def image_column_of(table: Table, wanted: str | None) -> str:
-    """Return the column that holds images or their paths: `wanted`, or the likeliest one."""
+def rows_of(table: Table, column: str, folders: tuple[Path, ...]) -> Iterator[Row]:
+    """Yield the rows of a table whose images are in `column`, or in `folders` under the names in `column`."""
+    for values, group, number in table.cells():
+        if column in table.encoded:
+            place: Place = ParquetPlace(str(table.path), group, number, column)
+            file_name = _encoded_name(values, column) or f"{table.path.stem}#{group}.{number}"
+        else:
+            place = file_place(path_of(values.get(column)), folders)
+            file_name = text_of(values.get(column)) or "(no name)"
+        yield Row(file_name, place, {c: value for c, value in values.items() if c not in table.encoded})
+
+
+def image_column_of(table: Table, wanted: str | None, beside_images: bool = False) -> str:
+    """Return the column that holds images or their paths: `wanted`, or the likeliest one.
+
+    A table `beside_images` names files: whatever binary columns it has, they come after its column of file names.
+    """
     if wanted is not None:
         if wanted not in table.columns:
             raise DatasetError(f"{table.path} has no column {wanted!r} of images; {nearest(wanted, table.columns)}")
         return wanted
-    if table.encoded:
+    texts = [column for column in reversed(table.columns) if column not in table.encoded]
+    by_name = {column.lower().replace(" ", "_").replace("-", "_"): column for column in texts}
+    if table.encoded and not (beside_images and by_name.keys() & set(FILE_NAMES)):
         return table.encoded[0]
-    by_name = {column.lower().replace(" ", "_").replace("-", "_"): column for column in reversed(table.columns)}
     for likely in PATH_COLUMNS:
         if likely in by_name:
             return by_name[likely]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from typicality.dataset.labels import printable
 from typicality.dataset.pixels import IMAGE_SUFFIXES
 from typicality.dataset.places import NoPlace, Place, TarPlace
 from typicality.dataset.rows import Row, Source
@@ -53,7 +54,7 @@ def _samples(path: Path) -> Iterator[tuple[str, Place, dict[str, Any]]]:
                         yield _sample(stem, file_name, place, values)
                     stem, file_name, place, values = key, "", None, {}
                 if extension in IMAGES and place is None:
-                    file_name = member.name.removeprefix("./")
+                    file_name = printable(member.name.removeprefix("./"))
                     place = TarPlace(str(path), member.offset_data, member.size)
                 elif extension in TEXTS or extension == "json":
                     values.update(_values(archive, member, extension, path))
@@ -70,7 +71,7 @@ def _sample(
     stem: str, file_name: str, place: Place | None, values: dict[str, Any]
 ) -> tuple[str, Place, dict[str, Any]]:
     if place is None:
-        return stem.lstrip("/"), NoPlace("the sample holds no image"), values
+        return printable(stem.lstrip("/")), NoPlace("the sample holds no image"), values
     return file_name, place, values
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from typicality.dataset.labels import number_of_text, text_of
+from typicality.dataset.labels import number_of_text, path_of, text_of
 from typicality.dataset.places import Place
 from typicality.dataset.rows import Row, Source, file_place
 from typicality.errors import DatasetError, nearest
@@ -49,9 +49,9 @@ def boxes_reader(setting: str | None, source: Source) -> BoxesOf:
 
 def mask_place(setting: str | None, row: Row, source: Source) -> Place | None:
     """Return where a row's mask is; None where it has none."""
-    if setting is None or not (name := text_of(row.values.get(setting))):
+    if setting is None or not text_of(row.values.get(setting)):
         return None
-    return file_place(name, (source.base, source.base / "masks"))
+    return file_place(path_of(row.values[setting]), (source.base, source.base / "masks"))
 
 
 def _unnamed(boxes: Iterable[Box]) -> tuple[NamedBox, ...]:
@@ -101,7 +101,7 @@ def _coco(path: Path) -> BoxesOf:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        names = {image["id"]: text_of(image["file_name"]) for image in content["images"]}
         categories = {c["id"]: text_of(c.get("name")) for c in content.get("categories") or ()}
         by_name: dict[str, list[NamedBox]] = {name: [] for name in names.values()}
         for annotation in content["annotations"]:
