@@ -288,6 +288,62 @@ def test_near_duplicates_survive_exposure_and_size(tmp_path):
     assert findings[0].details["pairs"] == 10
 
 
+def of_details(details, group_of=str, **columns):
+    """Facts of images with these details (n, 1024); columns are name -> (n,) values."""
+    details = details - details.mean(1, keepdims=True)
+    details = (details / np.linalg.norm(details, axis=1, keepdims=True)).astype(np.float32)
+    images = tuple(
+        LabelledImage(
+            f"{i:04}", f"{i}.png", ("ab"[i // 2 % 2],), group_of(i), 64, 64, None,
+            metadata={name: str(values[i]) for name, values in columns.items()},
+        )
+        for i in range(len(details))
+    )  # fmt: skip
+    mirrored = np.ascontiguousarray(details.reshape(-1, 32, 32)[:, :, ::-1].reshape(len(details), -1))
+    thumbnails = np.random.default_rng(0).integers(0, 256, (len(details), 64, 64, 3), dtype=np.uint8)
+    return ImageFacts(images, {}, thumbnails, details, mirrored, np.zeros((len(details), 0)))
+
+
+def test_relatives_do_not_hide_the_copies_in_another_group():
+    """Four cameras of 25 frames, two of the same scene; its frames are closer to those of the same camera.
+
+    All 50 frames have a near-duplicate of the other camera, and no pair is of one camera.
+    """
+    rng = np.random.default_rng(0)
+    scenes = rng.normal(size=(4, 1024))
+    scenes[1] = scenes[0] + 0.3 * rng.normal(size=1024)
+    facts = of_details(np.repeat(scenes, 25, axis=0) + 0.15 * rng.normal(size=(100, 1024)), lambda i: f"c{i // 25}")
+    found = near_duplicates(facts)
+    assert np.unique(found.pairs).tolist() == list(range(50))
+    assert (found.pairs // 25).tolist() == [[0, 1]] * len(found.pairs)
+    findings, share = duplicate_findings(facts, found, [], {}, True)
+    assert [f.title for f in findings] == ["near-duplicate images are in different groups"]
+    assert share == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_only_a_column_that_near_duplicates_cross_more_than_by_chance_is_one_of_series(grouped):
+    """Every thing was taken twice, once in each series; the weather is random, so that half of the pairs cross it.
+
+    In the second case groups of five images, which are different things, have one weather and are of one series.
+    """
+    rng = np.random.default_rng(0)
+    things = np.repeat(rng.normal(size=(100, 1024)), 2, axis=0)
+    weather = np.repeat(rng.integers(0, 2, 40), 5) if grouped else rng.integers(0, 2, 200)
+    order = rng.permutation(100) if grouped else np.arange(100)
+    rows = np.concatenate([2 * order, 2 * rng.permutation(order) + 1]) if grouped else np.arange(200)
+    facts = of_details(
+        (things + 0.1 * rng.normal(size=things.shape))[rows], (lambda i: f"g{i // 5:02}") if grouped else str,
+        weather=weather, series=np.arange(200)[rows] % 2,
+    )  # fmt: skip
+    found = near_duplicates(facts)
+    assert len(found.pairs) == 100
+    findings, _ = duplicate_findings(facts, found, ["weather", "series"], {}, False)
+    assert [(f.title, f.severity) for f in findings if f.identity.startswith("column")] == [
+        ("series of series share near-duplicate images", "high")
+    ]
+
+
 def test_the_same_picture_under_two_labels(tmp_path):
     """Five pictures of a are in b too, saved anew so that their bytes differ."""
     write_images(tmp_path / "x", unchanged, each=20, labels=("a", "b"))

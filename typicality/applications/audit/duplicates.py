@@ -6,6 +6,9 @@ mirrored image has all the statistics of an image but is a copy of none, so the 
 nearest neighbours say how alike unrelated images are. Of the thresholds from 0.8 on, the smallest is taken at which
 mirrored images find a neighbour at most 1% as often as real ones do (target-decoy estimate of the false discovery
 rate, Elias & Gygi 2007). Images that look like their own mirror image are no decoys.
+
+Images of one group are known relatives. Neighbours are looked for outside the own group only, decoys' as well: among
+the frames of one camera a leak to another one would be crowded out.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import faiss
 import numpy as np
 
 from typicality.applications.audit.findings import (
     EVIDENCE,
     NO_BASELINE,
+    REPORTED,
     Baseline,
     Evidence,
     Finding,
@@ -28,6 +31,7 @@ from typicality.applications.audit.findings import (
     severity_of,
     show,
 )
+from typicality.applications.audit.groups import permute_by_group, tail_p_value
 from typicality.applications.audit.images import ImageFacts
 from typicality.dataset.labels import text_of
 from typicality.records import LabelledImage
@@ -45,11 +49,16 @@ IDENTICAL = 8.0
 """RMS difference in levels of 255 up to which two images are the same picture to the eye."""
 SMALLEST = 3
 """Pairs below which nothing is reported."""
+CROSSING = 0.1
+"""Share of the pairs that must go from one value of a column to another."""
+PERMUTATIONS = 199
+BLOCK = 256
+"""Images compared with all others at a time: 20 MB of similarities where these are 20,000."""
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Pairs of near-duplicates.
+    """Pairs of near-duplicates of different groups.
 
     Attributes
     ----------
@@ -66,28 +75,44 @@ class NearDuplicates:
 
 
 def near_duplicates(facts: ImageFacts) -> NearDuplicates:
-    """Find the near-duplicates among the nearest 16 neighbours of every image; 10,000 images take seconds."""
-    details = np.ascontiguousarray(facts.details)
-    usable = np.flatnonzero(details.any(1))
-    if len(usable) < 2:
+    """Find the near-duplicates among the 16 nearest images of other groups; 10,000 images take seconds."""
+    usable = np.flatnonzero(facts.details.any(1))
+    group = facts.groups[usable]
+    if len(np.unique(group)) < 2:
         none = np.zeros(0, dtype=np.float32)
         return NearDuplicates(np.zeros((0, 2), dtype=np.int64), none, none.astype(bool), WITHOUT_DECOYS)
-    index = faiss.IndexFlatIP(details.shape[1])
-    index.add(details[usable])
-    k = min(NEIGHBOURS + 1, len(usable))
-    similarity, neighbour = index.search(details[usable], k)
-    neighbour = usable[neighbour]
-    itself = neighbour == usable[:, None]
-    nearest = np.where(itself, -1, similarity).max(1)
-    threshold = _threshold(facts, index, usable, nearest)
-    rows, columns = np.nonzero((similarity >= threshold) & ~itself)
-    a, b = usable[rows], neighbour[rows, columns]
+    details = facts.details[usable]
+    similarity, neighbour = _nearest(details, group, details, group, NEIGHBOURS)
+    threshold = _threshold(facts.mirrored[usable], details, group, similarity.max(1))
+    rows, columns = np.nonzero(similarity >= threshold)
+    a, b = usable[rows], usable[neighbour[rows, columns]]
     pairs = np.stack([np.minimum(a, b), np.maximum(a, b)], axis=1)
     pairs, first = np.unique(pairs, axis=0, return_index=True)
     found = similarity[rows, columns][first]
     order = np.argsort(-found, kind="stable")
     pairs = pairs[order]
     return NearDuplicates(pairs, found[order].astype(np.float32), _identical(facts, pairs), threshold)
+
+
+def _nearest(
+    queries: np.ndarray, groups: np.ndarray, details: np.ndarray, group: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k details (m, d) that are nearest to each query (n, d) among those of other groups, in no order.
+
+    Returns
+    -------
+    their correlations and rows, (n, k) each; a correlation of -1 where other groups have fewer than k
+    """
+    k = min(k, len(details))
+    similarity = np.empty((len(queries), k), dtype=np.float32)
+    neighbour = np.empty((len(queries), k), dtype=np.int64)
+    for start in range(0, len(queries), BLOCK):
+        part = slice(start, start + BLOCK)
+        all_of = queries[part] @ details.T
+        all_of[groups[part, None] == group] = -1
+        neighbour[part] = np.argpartition(all_of, -k, axis=1)[:, -k:]
+        similarity[part] = np.take_along_axis(all_of, neighbour[part], axis=1)
+    return similarity, neighbour
 
 
 def _identical(facts: ImageFacts, pairs: np.ndarray) -> np.ndarray:
@@ -100,27 +125,17 @@ def _identical(facts: ImageFacts, pairs: np.ndarray) -> np.ndarray:
     return same
 
 
-def _threshold(facts: ImageFacts, index: faiss.Index, usable: np.ndarray, nearest: np.ndarray) -> float:
-    own = np.einsum("nd,nd->n", facts.details[usable], facts.mirrored[usable])
-    decoys = np.flatnonzero(own < SYMMETRIC)
+def _threshold(mirrored: np.ndarray, details: np.ndarray, group: np.ndarray, nearest: np.ndarray) -> float:
+    """The threshold from decoys; all of the usable images: mirrored and details (n, d), nearest (n,) correlation."""
+    decoys = np.flatnonzero(np.einsum("nd,nd->n", details, mirrored) < SYMMETRIC)
     if len(decoys) < FEW_DECOYS:
         return WITHOUT_DECOYS
-    similarity, neighbour = index.search(np.ascontiguousarray(facts.mirrored[usable[decoys]]), 2)
-    decoy = np.where(neighbour == decoys[:, None], -1, similarity).max(1)
+    decoy = _nearest(mirrored[decoys], group[decoys], details, group, 1)[0][:, 0]
     for threshold in np.arange(LOWEST, 0.995, 0.01):
         false = (decoy >= threshold).mean()
         if false <= FALSE_SHARE * max((nearest >= threshold).mean(), 1 / len(nearest)):
             return float(round(threshold, 2))
     return 0.99
-
-
-def clusters_of(pairs: np.ndarray, n: int) -> np.ndarray:
-    """(n,) number of the connected component of each image; images without near-duplicates are alone."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return connected_components(graph, directed=False)[1]
 
 
 def duplicate_findings(
@@ -131,7 +146,7 @@ def duplicate_findings(
     group_column: bool,
     known: Baseline = NO_BASELINE,
 ) -> tuple[list[Finding], float]:
-    """Say across which boundaries near-duplicates lie. Images of one group are known relatives and do not count.
+    """Say across which boundaries near-duplicates lie.
 
     Other labels count where the pictures are the same to the eye: what tells two labels apart may be a small thing.
 
@@ -149,16 +164,15 @@ def duplicate_findings(
     images = facts.images
     findings: list[Finding] = []
     concerned: set[int] = set()
-    unknown = np.array([images[a].group != images[b].group for a, b in found.pairs], dtype=bool)
 
     def across(
-        of: Callable[[LabelledImage], object], title: str, explanation: str, identity: str, chosen: np.ndarray,
-        counts: bool = True,
+        of: Callable[[LabelledImage], object], title: str, explanation: str, identity: str,
+        among: np.ndarray | None = None, counts: bool = True, p_value: float | None = None,
     ) -> None:  # fmt: skip
         values = [of(image) for image in images]
         crossing = [
             int(k)
-            for k in np.flatnonzero(chosen)
+            for k in (range(len(found.pairs)) if among is None else np.flatnonzero(among))
             if None not in (ends := [values[i] for i in found.pairs[k]]) and ends[0] != ends[1]
         ]
         if len(crossing) < SMALLEST and len(crossing) < 0.02 * len(images):
@@ -170,7 +184,7 @@ def duplicate_findings(
             concerned.update(fresh)
         shown = sorted(crossing, key=lambda k: fresh.isdisjoint(found.pairs[k].tolist()))
         share = len(members) / len(images)
-        severity = severity_of("near_duplicates", share, None)
+        severity = severity_of("near_duplicates", share, p_value)
         if group_column and severity == "high":
             severity = "medium"  # relatives are kept together; what is left is look-alikes
         text = explanation.format(images=len(members), share=f"{share:.0%}", pairs=len(crossing))
@@ -184,7 +198,7 @@ def duplicate_findings(
                 labels=(),
                 score=share,
                 standard_error=None,
-                p_value=None,
+                p_value=p_value,
                 evidence=_evidence(images, found, shown),
                 identity=identity,
                 concerns=tuple(images[i].image_id for i in members),
@@ -203,7 +217,7 @@ def duplicate_findings(
         "{images} images ({share}) are the same to the eye as an image with another label ({pairs} pairs): one of the "
         "labels is wrong, or what tells them apart is very small.",
         "labels",
-        unknown & found.identical,
+        found.identical,
     )
     across(
         lambda i: side_of.get(i.image_id),
@@ -211,7 +225,6 @@ def duplicate_findings(
         "{images} images ({share}) have a near-duplicate in another fold, or on the other side of the "
         "training/validation split, so held-out figures are too good. Give the column that links them as --group.",
         "split",
-        unknown,
     )
     if group_column:
         across(
@@ -220,10 +233,10 @@ def duplicate_findings(
             "{images} images ({share}) have a near-duplicate in another group: the groups do not keep relatives "
             "together.",
             "groups",
-            unknown,
         )
-    for column in columns:
-        if _series(facts, found.pairs[unknown], column):
+    p_values = {column: p for column in columns if (p := _series(facts, found.pairs, column)) is not None}
+    for column, p in p_values.items():
+        if p * len(p_values) <= REPORTED:
             across(
                 partial(_value, column),
                 f"series of {column} share near-duplicate images",
@@ -231,29 +244,48 @@ def duplicate_findings(
                 "pairs): its values are repeated pictures of the same things, so a random split leaks and the "
                 f"{column} is not independent evidence.",
                 f"column {column}",
-                unknown,
                 counts=False,
+                p_value=p * len(p_values),
             )
     return findings, len(concerned) / max(1, len(images))
 
 
-def _series(facts: ImageFacts, pairs: np.ndarray, column: str) -> bool:
-    """Whether near-duplicates go from one series of the column to another more than within them by chance.
+def _series(facts: ImageFacts, pairs: np.ndarray, column: str) -> float | None:
+    """P-value that near-duplicates go from one value of the column to another more than by chance.
 
-    A column with few values, of at least five images each on average, in which at least a tenth of the pairs cross.
+    Chance is the column permuted over the images that have near-duplicates, whole groups where groups have one value:
+    of two values that say nothing, half of the pairs cross. The different exposures of one thing cross in all pairs.
+
+    Returns
+    -------
+    p-value; None for a column that does not consist of series: at least two values, of five images each on average,
+    which are not the label in other words, and at least a tenth of the pairs cross
     """
-    values = [text_of(image.metadata.get(column)) for image in facts.images]
-    present = Counter(v for v in values if v)
-    if not 2 <= len(present) <= sum(present.values()) / 5 or not len(pairs):
-        return False
+    values = np.array([text_of(image.metadata.get(column)) or "" for image in facts.images], dtype=str)
+    known = values != ""
+    present = np.unique(values[known])
+    if not 2 <= len(present) <= known.sum() / 5 or not len(pairs):
+        return None
     labels: dict[str, set[tuple[str, ...]]] = {value: set() for value in present}
-    for value, image in zip(values, facts.images, strict=True):
-        if value:
-            labels[value].add(image.labels)
+    for value, image in zip(values[known], np.flatnonzero(known), strict=True):
+        labels[value].add(facts.images[image].labels)
     if all(len(kinds) == 1 for kinds in labels.values()):
-        return False  # the label in other words, which is looked at by itself
-    crossing = np.mean([bool(values[a] and values[b] and values[a] != values[b]) for a, b in pairs])
-    return bool(crossing >= 0.1)
+        return None  # the label in other words, which is looked at by itself
+    within = pairs[known[pairs].all(1)]
+    members, ends = np.unique(within, return_inverse=True)
+    ends = ends.reshape(within.shape)
+    code = np.unique(values[members], return_inverse=True)[1]
+    if not len(within) or (code[ends[:, 0]] != code[ends[:, 1]]).sum() < CROSSING * len(pairs):
+        return None
+    rng = np.random.default_rng(0)
+
+    def crossing(codes: np.ndarray) -> float:
+        return float((codes[ends[:, 0]] != codes[ends[:, 1]]).mean())
+
+    groups = facts.groups[members]
+    return tail_p_value(
+        crossing(code), np.array([crossing(permute_by_group(code, groups, rng)) for _ in range(PERMUTATIONS)])
+    )
 
 
 def _frequent(values: Sequence[object], pairs: np.ndarray) -> list[list[object]]:

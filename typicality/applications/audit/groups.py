@@ -23,13 +23,16 @@ def permute_by_group(y: np.ndarray, group: np.ndarray, rng: np.random.Generator)
     A group of one label gets that of any other such group, however large the two are. A group of several labels gets
     those of another one of several whose size lies between the same powers of two, repeated or cut to its own size.
     """
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order])) + 1
+    _, first, member = np.unique(group, return_index=True, return_inverse=True)
+    one = np.bincount(member, y != y[first[member]]) == 0
+    of_group = y[first]
+    of_group[one] = rng.permutation(of_group[one])
+    result = np.where(one[member], of_group[member], y)
     alike: dict[int, list[np.ndarray]] = {}
-    for rows in np.split(order, starts):
-        several = bool((y[rows] != y[rows[0]]).any())
-        alike.setdefault(len(rows).bit_length() if several else 0, []).append(rows)
-    result = y.copy()
+    order = np.flatnonzero(~one[member])
+    order = order[np.argsort(member[order], kind="stable")]
+    for rows in np.split(order, np.flatnonzero(np.diff(member[order])) + 1):
+        alike.setdefault(len(rows).bit_length(), []).append(rows)
     for members in alike.values():
         for into, source in zip(members, rng.permutation(len(members)), strict=True):
             result[into] = np.resize(y[members[source]], len(into))
