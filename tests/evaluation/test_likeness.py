@@ -14,6 +14,7 @@ from typicality.evaluation.likeness import (
     reduction,
     reduction_interval,
     root_mean_square,
+    uncorrelated,
 )
 
 
@@ -27,6 +28,13 @@ def square(y: int, x: int, inside: float = 1.0, outside: float = -1.0) -> np.nda
 def test_root_mean_square_is_one_number_a_picture():
     a, b = np.zeros((2, 3, 4, 4)), np.stack([np.full((3, 4, 4), 2.0), np.zeros((3, 4, 4))])
     np.testing.assert_allclose(root_mean_square(a, b), [2, 0])
+
+
+def test_contrast_does_not_change_a_correlation():
+    """0.3 x + 0.2 is x to a correlation; its negative is as far as can be; a flat picture is like nothing."""
+    picture = square(4, 4)
+    for other, distance in ((0.3 * picture + 0.2, 0), (-picture, 2), (np.zeros_like(picture), 1)):
+        assert uncorrelated(picture, other)[0] == pytest.approx(distance, abs=1e-6)
 
 
 def test_a_step_from_black_to_white_has_edge_one():

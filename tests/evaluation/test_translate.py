@@ -14,11 +14,14 @@ from tests.applications.redesigned import mine
 from typicality.applications.translate.methods import METHODS, TranslateOptions
 from typicality.cli.app import run as command
 from typicality.errors import DatasetError
+from typicality.evaluation.controls import KINDS
+from typicality.evaluation.likeness import root_mean_square
 from typicality.evaluation.translate import (
     Measured,
     Measurement,
     Subjects,
     candidates_of,
+    controls_of,
     evaluate_translate,
     find_subjects,
     objective,
@@ -28,6 +31,8 @@ from typicality.evaluation.translate import (
 )
 from typicality.progress import SILENT
 from typicality.run import Run, open_finished
+
+DISTANCES = ("pixels", "latents", "edges", "pixels_correlation", "edges_correlation")
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +80,10 @@ def test_the_judge_learns_colours_and_is_kept(run: Run, folder: Path, monkeypatc
     nothing = row_of("no change", "all", before, before.distances, everyone)
     assert nothing["flip_rate"] == 0
     assert nothing["subject_kept_latents"] == 1
-    assert all(nothing[f"reduction_{name}"] == 0 for name in ("pixels", "latents", "edges"))
+    assert all(nothing[f"reduction_{name}"] == 0 for name in DISTANCES)
     best = row_of("truth", "all", truth, before.distances, everyone)
     assert best["flip_rate"] == 1
-    assert all(best[f"reduction_{name}"] == 1 for name in ("pixels", "latents", "edges"))
+    assert all(best[f"reduction_{name}"] == 1 for name in DISTANCES)
     assert best["share_nearer"] == 1
 
 
@@ -87,7 +92,7 @@ def test_all_methods_are_in_the_table(folder: Path, tmp_path: Path):
     result = evaluate_translate(
         folder, "2016", "2024", ["delta", "sdedit"], steps=2, draws=4, epochs=1, picture=picture
     )
-    assert {r["method"] for r in result["rows"]} == {"no change", "truth", "delta", "sdedit"}
+    assert {r["method"] for r in result["rows"]} == {"no change", "truth", "delta", "sdedit", *KINDS}
     assert result["best"] in ("delta", "sdedit")
     best = next(r for r in result["rows"] if r["method"] == result["best"] and r["subset"] == "all")
     assert result["label_flip_rate"] == best["flip_rate"]
@@ -96,6 +101,42 @@ def test_all_methods_are_in_the_table(folder: Path, tmp_path: Path):
     assert low <= result["distance_reduction"] <= high
     assert picture.stat().st_size > 1000
     json.dumps(result, allow_nan=False)
+
+
+def test_a_method_that_does_what_a_control_does_is_no_better(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """However much nearer to the truth it comes; a method that goes half of the way there is better."""
+    tuning, _ = split(find_subjects(run, "2016", "2024")[0])
+    controls = controls_of(tuning)
+    found = {}
+    for half_way in (False, True):
+
+        def moved(
+            self: Measurement, subjects: Subjects, options: TranslateOptions, classify: bool, half_way: bool = half_way
+        ) -> Measured:
+            if not half_way:
+                return self.control(subjects, controls.controls[controls.best["pixels"]])
+            pixels = (subjects.before + subjects.wanted) / 2
+            return self.of(subjects, pixels, self.run.denoiser.encode_images(pixels), np.full(len(subjects), np.nan))
+
+        monkeypatch.setattr(Measurement, "__call__", moved)
+        found[half_way] = evaluate_translate(folder, "2016", "2024", ["sdedit", "delta"], epochs=1)
+    assert found[False]["best_control"] == controls.best["pixels"]
+    assert (found[False]["over_best_control"], found[False]["over_best_control_interval"]) == (0, [0, 0])
+    assert found[True]["over_best_control"] > 0.2
+    low, high = found[True]["over_best_control_correlation_interval"]
+    assert 0 < low <= found[True]["over_best_control_correlation"] <= high
+
+
+def test_controls_are_tuned_on_the_tuning_part(run: Run):
+    """The best of a kind beats doing nothing there, and the kind that has all amounts beats those that have one."""
+    tuning, _ = split(find_subjects(run, "2016", "2024")[0])
+    found = controls_of(tuning)
+    before, wanted = tuning.before.numpy(), tuning.wanted.numpy()
+    distance = {name: root_mean_square(c(before), wanted).mean() for name, c in found.controls.items()}
+    assert list(distance) == list(KINDS)
+    assert distance[found.best["pixels"]] == min(distance.values()) < root_mean_square(before, wanted).mean()
+    nobody = controls_of(tuning.part(np.zeros(0, dtype=int)))
+    assert (nobody.controls, nobody.best) == ({}, {})
 
 
 def test_options_are_tuned_on_other_subjects(folder: Path, monkeypatch: pytest.MonkeyPatch):

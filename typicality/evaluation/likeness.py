@@ -23,6 +23,17 @@ def root_mean_square(a: Float[np.ndarray, "n ..."], b: Float[np.ndarray, "n ..."
     return np.sqrt(np.square(a.astype(np.float64) - b).reshape(n, -1).mean(1))
 
 
+def uncorrelated(a: Float[np.ndarray, "n ..."], b: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, " n"]:
+    """Return 1 - the correlation of each pair over all its values, in [0, 2]: neither contrast nor brightness counts.
+
+    What is flat correlates with nothing (1).
+    """
+    first, second = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
+    first, second = (x - x.mean(1, keepdims=True) for x in (first, second))
+    size = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return 1 - np.divide((first * second).sum(1), size, out=np.zeros(len(a)), where=size > 1e-9)
+
+
 def edges(pictures: Float[np.ndarray, "n 3 H W"]) -> Float[np.ndarray, "n H W"]:
     """Return the Sobel magnitude of the grey picture; a step from black to white has magnitude 1."""
     grey = (pictures.astype(np.float64).mean(1) + 1) / 2

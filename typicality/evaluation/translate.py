@@ -13,6 +13,12 @@ true image of B. Fixed before any result was seen:
 
 Distances are root mean squares: of pixels in [0, 1], of autoencoder latents, of Sobel edges. A reduction is
 1 - mean distance after / mean distance before, over subjects; 0 is what leaving the image as it is gets.
+
+Such a distance also falls when a picture is only blurred or loses contrast. Therefore controls that involve no model
+(`controls.py`) are measured like the methods, with amounts from the tuning part; `over_best_control` is
+1 - mean distance of the best method / mean distance of the best control, and above 0 the translation knows something of
+the label. Every row also has distances that contrast cannot change: `pixels_correlation` and `edges_correlation`,
+1 - the correlation with the truth.
 """
 
 from __future__ import annotations
@@ -39,6 +45,7 @@ from typicality.config import Settings, key_of
 from typicality.dataset import load_dataset
 from typicality.dataset.split import unit_hash
 from typicality.errors import DatasetError, InputError
+from typicality.evaluation.controls import Control, tuned
 from typicality.evaluation.likeness import (
     coarse_edges,
     edge_alignment,
@@ -48,6 +55,7 @@ from typicality.evaluation.likeness import (
     reduction,
     reduction_interval,
     root_mean_square,
+    uncorrelated,
 )
 from typicality.evaluation.rivals.gradcam import SmallCnn, cnn_probabilities, train_cnn
 from typicality.progress import SILENT, Progress
@@ -73,6 +81,9 @@ GRID: dict[Method, dict[str, tuple[float, ...]]] = {
     "edit-friendly": {"strength": (0.5, 0.8), "guidance": (3.0, 6.0, 10.0)},
 }
 """Values of the options that are tried, in all combinations."""
+CORRELATION = "pixels_correlation"
+COMPARED = ("pixels", CORRELATION)
+"""Distances by which the best method is compared with the best control; the latter is chosen for each."""
 PURPOSE = "evaluate translate"
 SHOWN = 8
 
@@ -160,7 +171,9 @@ def evaluate_translate(
     Returns
     -------
     a JSON document; `label_flip_rate` (by the judge, all subjects) and `distance_reduction` (of pixels, restyled
-    subjects) are of the best method, `rows` has a row a method and subset with 90% bootstrap intervals over subjects.
+    subjects) are of the best method, `over_best_control` compares it with the best control over the same subjects
+    (null without a tuning part), `rows` has a row a method or control and subset with 90% bootstrap intervals over
+    subjects.
 
     Raises
     ------
@@ -172,6 +185,7 @@ def evaluate_translate(
     run = open_finished(folder, "finetune", settings, progress)
     everyone, gallery = find_subjects(run, source, target)
     tuning, test = split(everyone)
+    controls = controls_of(tuning)
     tuning = tuning.part(np.arange(min(len(tuning), tune_images)))
     test = test.part(np.arange(min(len(test), images or len(test))))
     choose = tune or len(methods) > 1
@@ -193,7 +207,9 @@ def evaluate_translate(
         progress.say(f"test of {method}: strength {options.strength}, guidance {options.guidance}")
         results[method] = measure(test, options, classify=True)
     before = measure.unchanged(test)
-    rows = _rows({"no change": before, "truth": measure.truth(test), **results}, before, test, chosen)
+    changed = {name: measure.control(test, control) for name, control in controls.controls.items()}
+    named = {m: _named(o) for m, o in chosen.items()} | {n: c.amounts() for n, c in controls.controls.items()}
+    rows = _rows({"no change": before, "truth": measure.truth(test), **changed, **results}, before, test, named)
     if picture is not None:
         write_whole(picture, lambda p: draw(test, results, source, target).savefig(p, format="png", dpi=110))
         plt.close("all")
@@ -202,7 +218,10 @@ def evaluate_translate(
     overall = next(r for r in rows if r["method"] == best and r["subset"] == "all")
     return {
         "label_flip_rate": overall["flip_rate"], "distance_reduction": restyled["reduction_pixels"],
-        "distance_reduction_interval": restyled["reduction_pixels_interval"], "best": best,
+        "distance_reduction_interval": restyled["reduction_pixels_interval"],
+        **_over_controls(results[best], changed, controls.best, _parts(test)[_subset(test)]),
+        "correlation_reduction": restyled[f"reduction_{CORRELATION}"],
+        "correlation_reduction_interval": restyled[f"reduction_{CORRELATION}_interval"], "best": best,
         "best_chosen_on": "tuning part" if len(methods) > 1 else "the only method",
         "subset": restyled["subset"], "n": len(test), "n_restyled": int(test.restyled.sum()),
         "n_tuning": len(tuning) if tried else 0, "from": source, "to": target, "judge_accuracy": judged["accuracy"],
@@ -389,6 +408,8 @@ class Measurement:
                 "pixels": root_mean_square(pixels.numpy(), subjects.wanted.numpy()) / 2,
                 "latents": root_mean_square(latents.numpy(), wanted.numpy()),
                 "edges": root_mean_square(edges(pixels.numpy()), edges(subjects.wanted.numpy())),
+                CORRELATION: uncorrelated(pixels.numpy(), subjects.wanted.numpy()),
+                "edges_correlation": uncorrelated(edges(pixels.numpy()), edges(subjects.wanted.numpy())),
             },
             kept={
                 "latents": own_is_nearest(latents.flatten(1).numpy(), self.gallery["latents"], own),
@@ -401,9 +422,57 @@ class Measurement:
         latents = self.run.latents.stack([i.image_id for i in subjects.source])
         return self.of(subjects, subjects.before, latents, np.full(len(subjects), np.nan))
 
+    def control(self, subjects: Subjects, control: Control) -> Measured:
+        pixels = torch.from_numpy(control(subjects.before.numpy()))
+        latents = torch.cat([self.run.denoiser.encode_images(part) for part in pixels.split(32)]).float().cpu()
+        return self.of(subjects, pixels, latents, np.full(len(subjects), np.nan))
+
     def truth(self, subjects: Subjects) -> Measured:
         latents = self.run.latents.stack([i.image_id for i in subjects.truth])
         return self.of(subjects, subjects.wanted, latents, np.full(len(subjects), np.nan))
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The controls, with amounts of the tuning part, and which of them is the best there by each distance COMPARED."""
+
+    controls: dict[str, Control]
+    best: dict[str, str]
+
+
+def controls_of(tuning: Subjects) -> Controls:
+    """Tune every kind of control on the restyled subjects of the tuning part, or on all where there is none.
+
+    The whole part serves, also where methods are tuned on fewer of it. Without a tuning part there are no controls.
+    """
+    if not len(tuning):
+        return Controls({}, {})
+    before, wanted = tuning.before.numpy(), tuning.wanted.numpy()
+    rows = _parts(tuning)[_subset(tuning)]
+    found = tuned(before[rows], wanted[rows], before.mean(0), wanted.mean(0))
+    distance = {"pixels": root_mean_square, CORRELATION: uncorrelated}
+    changed = {name: control(before[rows]) for name, control in found.items()}
+    best = {
+        by: min(changed, key=lambda name, by=by: distance[by](changed[name], wanted[rows]).mean())  # type: ignore[misc]
+        for by in COMPARED
+    }
+    return Controls(found, best)
+
+
+def _over_controls(
+    best: Measured, controls: Mapping[str, Measured], named: Mapping[str, str], part: np.ndarray
+) -> dict[str, Any]:
+    """Compare the best method with the best control of each distance, over the same subjects."""
+    found: dict[str, Any] = {}
+    for by, end in zip(COMPARED, ("", "_correlation"), strict=True):
+        name = named.get(by)
+        found[f"best_control{end}"] = name
+        found[f"over_best_control{end}"] = found[f"over_best_control{end}_interval"] = None
+        if name is not None:
+            after, control = best.distances[by][part], controls[name].distances[by][part]
+            found[f"over_best_control{end}"] = round(reduction(after, control), 4)
+            found[f"over_best_control{end}_interval"] = _rounded(reduction_interval(after, control))
+    return found
 
 
 def candidates_of(options: TranslateOptions) -> list[TranslateOptions]:
@@ -490,16 +559,14 @@ def row_of(
 
 
 def _rows(
-    results: dict[str, Measured], before: Measured, test: Subjects, chosen: Mapping[Any, TranslateOptions]
+    results: dict[str, Measured], before: Measured, test: Subjects, options: Mapping[Any, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """A row a result and subset; `no change` and `truth` show what doing nothing and the true images would get."""
-    rows = []
-    for method, found in results.items():
-        options = _named(chosen[method]) if method in chosen else {}
-        rows += [
-            row_of(method, subset, found, before.distances, part) | options for subset, part in _parts(test).items()
-        ]
-    return rows
+    return [
+        row_of(method, subset, found, before.distances, part) | options.get(method, {})
+        for method, found in results.items()
+        for subset, part in _parts(test).items()
+    ]
 
 
 def draw(test: Subjects, results: dict[str, Measured], source: str, target: str) -> Figure:
