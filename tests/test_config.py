@@ -58,6 +58,14 @@ def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     assert resolve({"seed": 2**31 - 1}).seed == 2**31 - 1
 
 
+def test_offline_holds_for_the_data_too() -> None:
+    """It is one wish, under `model`; and a record of a run says it of its data set, which is opened again alone."""
+    settings = resolve(parse_assignment("model.offline=true"))
+    assert settings.dataset.offline
+    assert resolve(settings.model_dump()) == settings
+    assert not resolve().dataset.offline
+
+
 def test_labels_that_are_numbers_need_no_quotes() -> None:
     settings = resolve(parse_assignment("dataset={labels: [2016, 1.5, 2020-02-01, new], label: 1999, group: 7}"))
     assert settings.dataset.labels == ("2016", "1.5", "2020-02-01", "new")

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -56,6 +56,7 @@ class DatasetSettings(Section):
     boxes: str | None = Field(None, description="ground truth for evaluation only: column or COCO file")
     masks: str | None = Field(None, description="ground truth for evaluation only: column with mask paths")
     split: str = Field("train", description="split of a Hugging Face data set")
+    offline: bool = Field(False, description="never contact a hub for the data; true where model.offline is")
     strict: bool = Field(False, description="an unreadable image is an error, not a line in the report")
 
 
@@ -193,6 +194,13 @@ class Settings(Section):
     mine: MineSettings = MineSettings()
     report: ReportSettings = ReportSettings()
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
+
+    @model_validator(mode="after")
+    def _offline_throughout(self) -> Self:
+        """Keep the data from the hub as well where the model is kept from it."""
+        if self.model.offline and not self.dataset.offline:
+            object.__setattr__(self, "dataset", self.dataset.model_copy(update={"offline": True}))
+        return self
 
 
 def key_of(content: Any) -> str:

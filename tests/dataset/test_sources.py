@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import socket
 import sys
 import tarfile
 import unicodedata
@@ -245,6 +246,26 @@ def test_a_run_inside_the_data_set_is_no_data(version: int, write: Write, load: 
     (root / "b" / "fast" / "run.json").write_text('{"speed": 12}')  # a run of something else
     data = load(root)
     assert (data.labels, len(data)) == (("a", "b", "fast"), 3)
+
+
+def test_offline_a_data_set_of_the_hub_is_looked_for_in_the_cache_alone(load: Load, monkeypatch) -> None:
+    """Whatever the environment says; and afterwards the hub may be asked as before."""
+    import datasets
+    from huggingface_hub import constants
+
+    asked = []
+
+    def address(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", address)
+    for module in (datasets.config, constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    with pytest.raises(DatasetError, match="is not in the local cache, and the run is offline"):
+        load("hf://nobody/nothing-at-all", offline=True)
+    assert asked == []
+    assert (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE) == (False, False)
 
 
 COMPOSED, DECOMPOSED = "caf\u00e9.png", "cafe\u0301.png"

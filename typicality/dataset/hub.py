@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ def hub_name(address: str) -> tuple[str, str | None]:
     return name, config or None
 
 
-def hub_source(source: str, split: str, image_column: str | None) -> Source:
-    """Return the source of a saved data set (a folder) or of one on the hub (hf://owner/name)."""
-    data = open_saved(source, split)
+def hub_source(source: str, split: str, image_column: str | None, offline: bool = False) -> Source:
+    """Return the source of a saved data set (a folder) or of one on the hub (hf://owner/name), as `open_saved` does."""
+    data = open_saved(source, split, offline)
     column, encoded = _image_column(data.features, image_column, source)
     hidden = {c for c, feature in data.features.items() if _is_image(feature)}
     shown = [c for c in data.column_names if c not in hidden]
@@ -56,7 +57,7 @@ def hub_source(source: str, split: str, image_column: str | None) -> Source:
                 if encoded:
                     named_path = next((text_of(values[c]) for c in ("file_name", "filename") if c in values), "")
                     file_name = named_path or f"{split}#{row}"
-                    place: Place = SavedPlace(source, split, row, column)
+                    place: Place = SavedPlace(source, split, row, column, offline)
                 else:
                     file_name = text_of(values.get(column))
                     place = file_place(path_of(values.get(column)), (base, base / "images"))
@@ -67,12 +68,16 @@ def hub_source(source: str, split: str, image_column: str | None) -> Source:
 
 
 @lru_cache(maxsize=4)
-def open_saved(source: str, split: str) -> Any:
+def open_saved(source: str, split: str, offline: bool) -> Any:
     """Open one split of a Hugging Face data set, memory-mapped.
+
+    Parameters
+    ----------
+    offline : take a data set of the hub from the local cache, without contacting the hub
 
     Raises
     ------
-    DatasetError : no such data set or split, or the hub cannot be reached and the data set is not in its cache.
+    DatasetError : no such data set or split, or it is not in the local cache and the hub must not or cannot be reached.
     """
     import datasets
 
@@ -88,15 +93,36 @@ def open_saved(source: str, split: str) -> Any:
         return opened[split]
     name, config = hub_name(source)
     try:
-        return datasets.load_dataset(name, config, split=split)
+        with _without_hub(offline):
+            return datasets.load_dataset(name, config, split=split)
     except ValueError as error:  # an unknown split or configuration
         raise DatasetError(f"{source}, split {split!r}: {error}") from error
     except (OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if offline:
+            raise DatasetError(
+                f"{source} is not in the local cache, and the run is offline (model.offline, dataset.offline): "
+                f"download it first, without them ({reason})"
+            ) from error
         raise DatasetError(
             f"cannot get {source}: no such data set, no access to it, or no connection ({reason}). Offline, use a "
             "folder, a table or a built-in data set; or save it elsewhere with save_to_disk and name that folder"
         ) from error
+
+
+@contextmanager
+def _without_hub(offline: bool) -> Iterator[None]:
+    """Keep `datasets` from the hub where `offline`: it has no argument for that, but reads these at every request."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    if offline:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def _is_image(feature: Any) -> bool:

@@ -78,9 +78,10 @@ class SavedPlace:
     split: str
     row: int
     column: str
+    offline: bool = False
 
     def read(self) -> bytes:
-        cell = _encoded_column(self.source, self.split, self.column)[self.row][self.column]
+        cell = _encoded_column(self.source, self.split, self.column, self.offline)[self.row][self.column]
         return bytes_of_cell(cell, Path(self.source))
 
 
@@ -119,9 +120,9 @@ _row_groups = _RowGroups()
 
 
 @lru_cache(maxsize=4)
-def _encoded_column(source: str, split: str, column: str) -> Any:
+def _encoded_column(source: str, split: str, column: str, offline: bool) -> Any:
     from datasets import Image
 
     from typicality.dataset.hub import open_saved
 
-    return open_saved(source, split).select_columns([column]).cast_column(column, Image(decode=False))
+    return open_saved(source, split, offline).select_columns([column]).cast_column(column, Image(decode=False))

@@ -37,7 +37,7 @@ def open_source(settings: DatasetSettings) -> Source:
             f"the name {printable(text)!r} is not in UTF-8: rename it, make a link to it, or go there and name it '.'"
         )
     if text.startswith(hub.PREFIX):
-        return hub.hub_source(text, settings.split, settings.image_column)
+        return hub.hub_source(text, settings.split, settings.image_column, settings.offline)
     path = Path(text).expanduser()
     if text and path.is_dir():
         source = _folder(path, settings)
