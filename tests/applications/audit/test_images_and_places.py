@@ -21,7 +21,7 @@ from typicality.applications.audit.elements import (
     place_findings,
     shared_information,
 )
-from typicality.applications.audit.findings import in_order
+from typicality.applications.audit.findings import Baseline, against_baseline, in_order
 from typicality.applications.audit.giveaways import giveaway_findings, predict
 from typicality.applications.audit.groups import clustered_error, even_weights, permute_by_group
 from typicality.applications.audit.images import (
@@ -171,19 +171,26 @@ def test_elements_and_maps_of_images_without_a_defect_have_no_grave_finding(tmp_
     assert [f.title for f in found if f.severity != "low"] == []
 
 
-def test_the_name_of_an_element_is_not_its_members(facts_of):
-    """Fine-tuned anew, the same place is found in other images: the id stays."""
+def test_an_element_at_a_place_is_known_by_its_members(facts_of):
+    """Fine-tuned anew, the same place is found in images most of which are the same: known, and the id stays.
+
+    In entirely different images, or at another place of the same images, it is another element.
+    """
     facts = facts_of()
     rows = np.flatnonzero(facts.carries("a"))
-    boxes = [(20, 20, 36, 36)] * len(rows)
-    ids = {
-        f.id
-        for part in (slice(0, 20), slice(10, 40))
-        for f in place_findings(
-            facts, elements_of(facts, table_of(facts, {"a": list(zip(rows, boxes, strict=True))[part]}))
-        )
-    }
-    assert len(ids) == 1
+
+    def found(part, x=20):
+        members = [(i, (x, 20, x + 16, 36)) for i in rows[part]]
+        return place_findings(facts, elements_of(facts, table_of(facts, {"a": members})))
+
+    (before,) = found(slice(0, 20))
+    known = Baseline({before.id: before.severity}, {before.id: frozenset(before.concerns)}, {before.id: before.name})
+    (again,) = against_baseline(found(slice(8, 28)), known)
+    assert (again.new, again.id) == (False, before.id)
+    for others in (found(slice(20, 40)), found(slice(0, 20), x=0)):
+        (other,) = against_baseline(others, known)
+        assert other.new
+        assert other.id != before.id
 
 
 def test_boxes_of_another_label_are_not_the_label_s_own():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -214,13 +217,69 @@ def test_ids_do_not_depend_on_scores():
     assert finding(identity="y").id != finding().id
 
 
+def thing(score: float, concerns: Iterable[object], basis: Literal["images", "element"] = "images") -> Finding:
+    return replace(finding(score=score), basis=basis, concerns=tuple(map(str, concerns)))
+
+
 def test_two_things_of_one_name_are_two_findings():
-    """They get ids of their own, the better one that of the name; sorting again changes nothing."""
-    both = in_order([finding(score=0.5), finding(), finding(identity="y")])
-    assert [f.score for f in both if f.identity == "x"] == [1.0, 0.5]
-    assert len({f.id for f in both}) == 3
-    assert finding().id in {f.id for f in both}
+    """They get ids of their own, by their images and not by rank; sorting again changes nothing.
+
+    Two elements of the same images are told apart, too.
+    """
+    both = in_order([thing(0.5, "ab"), thing(1.0, "cd"), finding(identity="y"), thing(0.2, "ba")])
+    assert [f.score for f in both if f.identity == "x"] == [1.0, 0.5, 0.2]
+    assert len({f.id for f in both}) == 4
     assert [f.id for f in in_order(both)] == [f.id for f in both]
+    other_way = in_order([thing(0.5, "cd"), thing(1.0, "ab")])
+    assert {f.concerns: f.id for f in other_way} == {
+        f.concerns: f.id for f in both if f.identity == "x" and f.score > 0.2
+    }
+
+
+def written(folder: Path, findings: Iterable[Finding]) -> Baseline:
+    """The baseline that these findings are."""
+    write_findings(folder, {"findings": [f.as_dict() for f in findings]})
+    return read_baseline(folder / "findings.json")
+
+
+@pytest.mark.parametrize("basis", ["images", "element"])
+def test_a_thing_is_known_by_its_images(basis: Literal["images", "element"], tmp_path):
+    """Two things of one name, the graver first. Without the first the second is known; with other scores both are.
+
+    Another thing of that name is new, though the baseline has two of it.
+    """
+    first, second, third = (range(start, start + 30) for start in (0, 100, 200))
+    before = in_order([thing(0.9, first, basis), thing(0.8, second, basis)])
+    known = written(tmp_path, before)
+    for scores, images in (((0.8,), (second,)), ((0.7, 0.9), (first, second)), ((0.9, 0.8), (third, second))):
+        now = against_baseline(in_order(thing(s, i, basis) for s, i in zip(scores, images, strict=True)), known)
+        for found in now:
+            same = [f for f in before if f.concerns == found.concerns]
+            assert found.new is not bool(same)
+            assert not same or found.id == same[0].id
+    assert len({f.id for f in [*before, *now]}) == 3
+
+
+def test_a_thing_keeps_its_id_while_its_images_change(tmp_path):
+    """Of 20 images 16 are the same and 4 new: known, and still under the first id in the baseline after that.
+
+    Where 9 of 20 are the same it is another thing. The best match is taken: of two things that share images with one in
+    the baseline, that with more. An element may have up to half of other members.
+    """
+    known = written(tmp_path, before := [thing(0.9, range(20))])
+    for step in (1, 2, 3):
+        (now,) = against_baseline([thing(0.5, range(4 * step, 4 * step + 20))], known)
+        assert (now.new, now.id) == (False, before[0].id)
+        known = written(tmp_path, [now])
+    known = written(tmp_path, before)
+    (now,) = against_baseline([thing(0.9, range(11, 31))], known)
+    assert (now.new, now.id == before[0].id) == (True, False)
+    less, more = against_baseline([thing(0.9, range(8, 20)), thing(0.5, range(20))], known)
+    assert (less.id == before[0].id, more.id) == (False, before[0].id)
+    assert [against_baseline([thing(0.9, range(9, 29), basis)], known)[0].new for basis in ("images", "element")] == [
+        True,
+        False,
+    ]
 
 
 def test_severity_needs_effect_and_significance():
@@ -266,7 +325,7 @@ def test_what_grew_is_new(tmp_path):
 def baseline_of(findings, pairs=()) -> Baseline:
     return Baseline(
         {f.id: f.severity for f in findings}, {f.id: frozenset(f.concerns) for f in findings},
-        frozenset(frozenset(pair.labels) for pair in pairs),
+        confusable=frozenset(frozenset(pair.labels) for pair in pairs),
     )  # fmt: skip
 
 

@@ -131,6 +131,7 @@ def object_findings(facts: ImageFacts, elements: Sequence[Element]) -> list[Find
                 evidence=tuple(_evidence(facts, int(searched[i]), at[i, k], element.label) for i in order),
                 identity=f"thing {place}" if fixed else "thing",
                 concerns=tuple(facts.images[int(searched[i])].image_id for i in rows),
+                basis="images",
                 details={
                     "method": "elements",
                     "cluster": element.cluster,
@@ -274,10 +275,12 @@ def place_findings(facts: ImageFacts, elements: Sequence[Element], seed: int = 0
         exact = (1 + (null <= observed).sum()) / (1 + PERMUTATIONS)
         tail = norm.cdf((observed - null.mean()) / max(null.std(ddof=1), 1e-9)) * 3
         p_value = exact if exact > 1 / (1 + PERMUTATIONS) else min(exact, max(tail, 1e-12))
-        results.append((element, p_value, 1 - observed / max(null.mean(), 1e-9)))
-    adjusted = adjusted_p_values(np.array([p for _, p, _ in results]))
+        x, y = (int(v) for v in np.median(100 * (boxes[:, :2] + boxes[:, 2:]) / 2 / sizes, axis=0))
+        place = place_name((y, y), (x, x), 100)
+        results.append((element, place, p_value, 1 - observed / max(null.mean(), 1e-9)))
+    adjusted = adjusted_p_values(np.array([p for _, _, p, _ in results]))
     findings = []
-    for (element, _, effect), p_value in zip(results, adjusted, strict=True):
+    for (element, place, _, effect), p_value in zip(results, adjusted, strict=True):
         if p_value > REPORTED or effect < 0.5:
             continue
         findings.append(
@@ -295,7 +298,9 @@ def place_findings(facts: ImageFacts, elements: Sequence[Element], seed: int = 0
                     show(facts.images[i], box, element.label)
                     for i, box in list(zip(element.images, element.boxes, strict=True))[:EVIDENCE]
                 ),
-                identity="element",
+                identity=f"element {place}",
+                concerns=tuple(facts.images[i].image_id for i in element.images),
+                basis="element",
                 details={
                     "method": "positions",
                     "cluster": element.cluster,
@@ -356,7 +361,8 @@ def column_findings(
             labels=(element.label,), score=score, standard_error=error, p_value=float(p_value),
             evidence=tuple(show(facts.images[i], box, element.label)
                            for i, box in list(zip(element.images, element.boxes, strict=True))[:EVIDENCE]),
-            identity=f"{column}={value}",
+            identity=f"{column}={value}", basis="element",
+            concerns=tuple(facts.images[i].image_id for i in element.images),
             details={"column": column, "value": value, "cluster": element.cluster, "precision": round(precision, 4)},
         )  # fmt: skip
         key = (element.label, element.cluster)

@@ -13,11 +13,12 @@
     notes            sentences on what was not examined, and why
     findings         list, the worst first, known ones included: the file is the next baseline; each with
 
-        id               16 hexadecimal digits: kind, labels and place or column. What a model or a threshold chooses
-                         is not part of it, so that it is the same after fine-tuning anew
+        id               16 hexadecimal digits: kind, labels and place or column; where several things may share these,
+                         also the images that it concerns. With a baseline, the id that the same thing has there
         kind             one of KINDS
         family           one of FAMILIES: what kinds have in common
         severity         high, medium or low
+        identity         what tells it apart from others of its kind and labels: place, column, value
         title            one line
         explanation      a few sentences: what was measured, what it means, what to do
         labels           those concerned; empty for the whole data set
@@ -35,8 +36,10 @@
 `findings.parquet` has a row a finding and image: id, kind, severity, new, title, score, image_id, file_name, label, x0,
 y0, x1, y1.
 
-A finding that a baseline has is new again when it became graver, or concerns images that it did not concern before. Of
-the family `shortcut` more than GROWN of the images must be such: which images show a thing depends on a threshold.
+Of things that share kind, labels and identity, the finding of a baseline is the one that concerns the most of the same
+images, at least SAME_THING of the smaller of the two. A finding that a baseline has is new again when it became graver,
+or concerns images that it did not concern before. Of the family `shortcut` more than GROWN of the images must be such,
+and of an element more than GROWN_ELEMENT: a threshold, or the model, decides which images show a thing.
 
 Severity rests on effect **and** significance, by SEVERITY below: high needs the first effect and p <= 0.001, medium
 the second effect and p <= 0.01; the rest is low. Kinds without a row there are capped as CAPS says. A finding with
@@ -97,6 +100,10 @@ CAPS: dict[str, Severity] = {"confusable_labels": "medium", "chance_labels": "me
 """Kinds that are never graver than this: they describe the labels or the framing rather than a defect."""
 GROWN = {"shortcut": 0.25}
 """Family -> share of a finding's images that may be unknown to the baseline before the finding is new; else 0."""
+GROWN_ELEMENT = 0.5
+"""The same of an element, whose members a model chooses."""
+SAME_THING = 0.5
+"""Share of the images of the smaller of two findings that the other one must concern, too, to be of the same thing."""
 LEVELS = (0.001, 0.01)
 REPORTED = 0.05
 
@@ -113,9 +120,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One result of an audit; see the module for the meaning of the fields. `identity` is what `id` names beside them.
+    """One result of an audit; see the module for the meaning of the fields.
 
-    `ordinal` counts findings of one kind, labels and identity, which are different things all the same.
+    Attributes
+    ----------
+    basis : what makes it this finding. "name": kind, labels and identity; "images": several things may share these, and
+        differ in the images that they concern; "element": the same, and a model chose the images
+    ordinal : counts findings that have all of that in common, by the boxes of their evidence
+    known_as : its id in the baseline
     """
 
     kind: str
@@ -130,13 +142,21 @@ class Finding:
     details: Mapping[str, Any] = field(default_factory=dict)
     identity: str = ""
     concerns: tuple[str, ...] = ()
+    basis: Literal["name", "images", "element"] = "name"
     ordinal: int = 1
+    known_as: str = ""
     new: bool = True
 
     @property
+    def name(self) -> str:
+        """A hash of kind, labels and identity, which several things may share."""
+        return id_of(self.kind, self.labels, self.identity)
+
+    @property
     def id(self) -> str:
-        """A hash of kind, labels and what makes the finding this one; free of scores and of the order of images."""
-        return id_of(self.kind, self.labels, self.identity, self.ordinal)
+        """A hash of what makes the finding this one, free of scores and ranks; or its id in the baseline."""
+        concerns = () if self.basis == "name" else self.concerns
+        return self.known_as or id_of(self.kind, self.labels, self.identity, concerns, self.ordinal)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -144,6 +164,7 @@ class Finding:
             "kind": self.kind,
             "family": KINDS[self.kind],
             "severity": self.severity,
+            "identity": self.identity,
             "title": self.title,
             "explanation": self.explanation,
             "labels": list(self.labels),
@@ -158,10 +179,11 @@ class Finding:
         }
 
 
-def id_of(kind: str, labels: Iterable[str], identity: str, ordinal: int = 1) -> str:
+def id_of(kind: str, labels: Iterable[str], identity: str, concerns: Iterable[str] = (), ordinal: int = 1) -> str:
     """Return the id of a finding. Which labels are at chance is what `chance_labels` concerns, and not part of it."""
     named = [] if kind == "chance_labels" else sorted(labels)
-    content = json.dumps([kind, named, identity, *([ordinal] if ordinal > 1 else [])], ensure_ascii=False)
+    further = [part for part in (sorted(concerns), ordinal) if part not in ([], 1)]
+    content = json.dumps([kind, named, identity, *further], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -184,22 +206,23 @@ def show(image: LabelledImage, box: Box | None = None, label: str | None = None)
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort by severity, then by score, then by id; findings of one kind, labels and identity are numbered."""
+    """Sort by severity, then by score, then by id; those of one id are numbered."""
     seen: Counter[str] = Counter()
-    ordered = []
-    for finding in sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -f.score, f.id, f.concerns)):
-        name = id_of(finding.kind, finding.labels, finding.identity)
-        seen[name] += 1
-        ordered.append(replace(finding, ordinal=seen[name]))
-    return ordered
+    numbered = []
+    for finding in sorted(findings, key=lambda f: sorted((e.image_id, e.box or ()) for e in f.evidence)):
+        first = replace(finding, ordinal=1)
+        seen[first.id] += 1
+        numbered.append(replace(first, ordinal=seen[first.id]))
+    return sorted(numbered, key=lambda f: (SEVERITIES.index(f.severity), -f.score, f.id))
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What an earlier audit found: by id of the finding its severity and what it concerns; and the confusable pairs."""
+    """What an earlier audit found: by id its severity, name and what it concerns; and the confusable pairs."""
 
     severities: Mapping[str, Severity] = field(default_factory=dict)
     concerns: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
     confusable: frozenset[frozenset[str]] = frozenset()
 
     def concerned(self, finding_id: str) -> frozenset[str]:
@@ -212,15 +235,31 @@ class Baseline:
         if before is None or SEVERITIES.index(finding.severity) < SEVERITIES.index(before):
             return False
         gained = len(set(finding.concerns) - self.concerned(finding.id))
-        return gained <= GROWN.get(KINDS[finding.kind], 0.0) * len(finding.concerns)
+        grown = GROWN_ELEMENT if finding.basis == "element" else GROWN.get(KINDS[finding.kind], 0.0)
+        return gained <= grown * len(finding.concerns)
+
+    def recognise(self, findings: Sequence[Finding]) -> list[Finding]:
+        """Give findings that `basis` does not tell by name the id that the same thing has here, the likest first."""
+        likeness = []
+        for i, finding in enumerate(findings):
+            own = set(finding.concerns)
+            for there in self.names if finding.basis != "name" else ():
+                shared = len(own & self.concerned(there)) if self.names[there] == finding.name else 0
+                if shared and shared >= SAME_THING * min(len(own), len(self.concerned(there))):
+                    likeness.append((-shared, finding.id != there, finding.id, i, there))
+        known_as: dict[int, str] = {}
+        for *_, i, there in sorted(likeness):
+            if i not in known_as and there not in known_as.values():
+                known_as[i] = there
+        return [replace(finding, known_as=known_as.get(i, "")) for i, finding in enumerate(findings)]
 
 
 NO_BASELINE = Baseline()
 
 
 def against_baseline(findings: Sequence[Finding], known: Baseline) -> list[Finding]:
-    """Mark the findings that the baseline knows as not new."""
-    return [replace(finding, new=not known.knows(finding)) for finding in findings]
+    """Mark the findings that the baseline knows as not new, under the ids that they have there."""
+    return [replace(finding, new=not known.knows(finding)) for finding in known.recognise(findings)]
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -236,6 +275,7 @@ def read_baseline(path: Path) -> Baseline:
         return Baseline(
             {str(row["id"]): SEVERITIES[SEVERITIES.index(row["severity"])] for row in rows},
             {str(row["id"]): frozenset(map(str, row.get("concerns", row["image_ids"]))) for row in rows},
+            {str(row["id"]): id_of(row["kind"], row["labels"], row["identity"]) for row in rows if "identity" in row},
             frozenset(frozenset(map(str, pair)) for pair in document.get("confusable", ())),
         )
     except OSError as error:

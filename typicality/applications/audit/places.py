@@ -271,6 +271,7 @@ def mark_findings(facts: ImageFacts, labels: Sequence[str]) -> list[Finding]:
                 evidence=evidence,
                 identity=f"mark {place}",
                 concerns=tuple(facts.images[i].image_id for i in shown),
+                basis="images",
                 details={
                     "method": "pixels",
                     "images": len(shown),
@@ -387,6 +388,7 @@ def _text_finding(
                        for i in best[:EVIDENCE]),
         identity=f"text {place}",
         concerns=tuple(image.image_id for image, it in zip(facts.images, concerned, strict=True) if it),
+        basis="images",
         details={
             "method": "strokes", "images": int(has.sum()), "share": round(share, 4), "text_like": True,
             "groups": sorted({facts.images[i].group for i in best})[:50], "n_groups": len(best),
