@@ -38,6 +38,7 @@ from typicality.cli.app import run as command
 from typicality.config import Settings
 from typicality.dataset.view import view_of
 from typicality.errors import InputError, OutputError
+from typicality.evaluation.localize import RIVALS
 from typicality.evaluation.localize import localize as evaluate
 from typicality.pipeline import ensure_latents, finetune, mine, scorer
 from typicality.progress import Progress
@@ -524,10 +525,23 @@ def test_evaluation_compares_ours_with_rivals_and_the_model_before(tuned_folder:
     result = evaluate(settings, folder, Options("clean", 2), epochs=1, picture=picture)
     rows = {(row["label"], row["method"]): row for row in result["rows"]}
     assert {label for label, _ in rows} == set(LABELS)
-    for method in ("ours", "error", "shift", "gradcam", "ours, not fine-tuned", "typicality as published"):
+    for method in ("ours", *RIVALS, "ours, not fine-tuned", "typicality as published"):
         precisions = [rows[label, method]["average_precision"] for label in LABELS]
         assert result["macro"][method] == pytest.approx(np.mean(precisions), abs=1e-3)
-    assert result["macro_ap_best_rival"] == max(result["macro"][name] for name in ("error", "shift", "gradcam"))
+    assert RIVALS == ("error", "bias", "shift", "gradcam")  # all that a map without our combination can be
+    assert result["macro_ap_best_rival"] == max(result["macro"][name] for name in RIVALS)
+    low, high = result["macro_ap_interval"]
+    assert low <= result["macro_ap"] <= high
+    assert result["macro_interval"]["ours"] == [low, high]
+    low, high = result["gain_interval"]
+    assert low <= result["gain"] <= high
+    for label, by in result["above_base_by"].items():
+        assert (by["difference"] > 0) == result["above_base"][label]
+        assert by["interval"][0] <= by["interval"][1]
+        assert rows[label, "ours"]["average_precision_interval"] is not None
+    assert result["cnn"]["epochs"] == 1
+    assert result["cnn"]["n_held_out"] == len([i for i in run.dataset if i.image_id in run.held_out])
+    assert 0 <= result["cnn"]["held_out_accuracy"] <= 1
     lifts = [rows[label, "ours"]["lift"] for label in LABELS]
     assert result["geometric_mean_lift"] == pytest.approx(metrics.geometric_mean(lifts), rel=1e-2)
     assert result["gain"] == pytest.approx(result["macro_ap"] / result["macro_ap_best_rival"] - 1, abs=1e-2)

@@ -5,6 +5,7 @@ its smoothing, range of timesteps and combination, and a part on which all are m
 do, from the same grid:
 
 - `error`: the plain denoising error L(null), which knows no label (the paper does not compare with it);
+- `bias`: the square of its mean residual over draws, which knows no label either;
 - `shift`: D^2, how much the label changes the prediction, without a sign;
 - `gradcam`: Grad-CAM of a small CNN, trained on the same images and the same image-level labels.
 
@@ -12,10 +13,14 @@ do, from the same grid:
 `ours, not fine-tuned` is the same recipe with the model before fine-tuning; `ours, not fine-tuned, own choice` may
 choose anew. `typicality as published` has no choice: T under the null prompt, all timesteps, no smoothing; it alone
 is in units of the loss and has an `auc_pr_truncated`.
+
+Intervals are at 90%, from resamples of the test part's groups, the same for all methods and labels. The gain is over
+the rival that did best on the test part itself, which favours that rival.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -34,15 +39,17 @@ from typicality.applications.localize.work import DEFAULTS, Judge, Options, Part
 from typicality.config import Settings, key_of
 from typicality.dataset import prepare
 from typicality.errors import InputError
-from typicality.evaluation.rivals.gradcam import gradcam, train_cnn
+from typicality.evaluation.intervals import bounds, group_draws, resampled_precision
+from typicality.evaluation.rivals.gradcam import cnn_probabilities, gradcam, train_cnn
 from typicality.progress import SILENT, Progress
 from typicality.run import Run
-from typicality.store import write_arrays, write_whole
+from typicality.store import write_arrays, write_json, write_whole
 
 OURS, UNTRAINED, UNTRAINED_OWN = "ours", "ours, not fine-tuned", "ours, not fine-tuned, own choice"
 PUBLISHED, PUBLISHED_BASE = "typicality as published", "typicality as published, not fine-tuned"
-ERROR, SHIFT, GRADCAM = "error", "shift", "gradcam"
-RIVALS = (ERROR, SHIFT, GRADCAM)
+ERROR, BIAS, SHIFT, GRADCAM = "error", "bias", "shift", "gradcam"
+RIVALS = (ERROR, BIAS, SHIFT, GRADCAM)
+RESAMPLES = 200
 CASES = ("best", "median", "worst")
 
 
@@ -73,7 +80,9 @@ def localize(
     Returns
     -------
     macro_ap, geometric_mean_lift, best_rival, macro_ap_best_rival, gain (macro_ap / macro_ap_best_rival - 1),
-    above_base (labels for which fine-tuning helped), macro (by method), rows (a label and method)
+    above_base (labels for which fine-tuning helped), above_base_by (how much average precision it added, with an
+    interval), macro (by method), macro_ap_interval, macro_interval (by method), gain_interval, rows (a label and
+    method, with average_precision_interval), cnn (epochs and held-out accuracy of the CNN behind Grad-CAM)
 
     Raises
     ------
@@ -92,10 +101,16 @@ def localize(
         if before and run.settings.finetune.enabled:
             base = collect(run, requests, options.against, options.ranges, options.draws, BASE)
             methods += _untrained(run, parts, base, labels, options, methods[0])
-        cams = _gradcams(run, requests, epochs)
+        cams, cnn = _gradcams(run, requests, epochs)
         methods.append(_chosen(run, parts, cams, labels, GRADCAM, [(GIVEN,)], 1))
-        rows = [row for label in labels for row in _rows(run, parts, methods, label, options)]
+        groups = _Groups(run, parts)
+        measured = [pair for label in labels for pair in _rows(run, parts, methods, label, options, groups)]
+        rows = [row for row, _ in measured]
+        resampled = {(row["label"], row["method"]): values for row, values in measured}
         result = _summary(rows, parts, options)
+        result |= _intervals(rows, resampled, result["best_rival"])
+        result["cnn"] = cnn
+        result["rows"] = result.pop("rows")  # last: it is long
         result["seconds"] = round(time.monotonic() - started, 1)
         if picture is not None:
             _draw(run, parts, methods, labels, picture)
@@ -165,8 +180,8 @@ def _untrained(
 # ----------------------------------------------------------------------------------------------- Grad-CAM
 
 
-def _gradcams(run: Run, requests: Sequence[Request], epochs: int) -> list[Evidence]:
-    """Return Grad-CAM maps of a CNN that has not seen the image's group, or those kept from before.
+def _gradcams(run: Run, requests: Sequence[Request], epochs: int) -> tuple[list[Evidence], dict[str, Any]]:
+    """Return Grad-CAM maps of a CNN that has not seen the image's group, or those kept from before, and its accuracy.
 
     With folds there is a CNN a fold, as there is a diffusion model; a run without fine-tuning has nothing unseen, so
     that the CNN may know some of the images: an advantage to the rival.
@@ -176,23 +191,29 @@ def _gradcams(run: Run, requests: Sequence[Request], epochs: int) -> list[Eviden
     )
     path = run.directory.path("scores", f"gradcam-{key}.safetensors")
     kept = load_file(path) if path.exists() else {}
-    if any(f"{i}|{label}" not in kept for i, labels in requests for label in labels):
-        kept = _drawn_gradcams(run, requests, epochs)
+    said = path.with_suffix(".json")
+    # maps of an earlier version have no accuracy beside them: the CNN is trained again
+    if not said.exists() or any(f"{i}|{label}" not in kept for i, labels in requests for label in labels):
+        kept, cnn = _drawn_gradcams(run, requests, epochs)
         write_arrays(path, kept)
-    return [
+        write_json(said, cnn)
+    found = [
         Evidence(i, label, run.latents.view(i), {GIVEN: kept[f"{i}|{label}"][None]})
         for i, labels in requests
         for label in labels
     ]
+    return found, json.loads(said.read_text(encoding="utf-8"))
 
 
-def _drawn_gradcams(run: Run, requests: Sequence[Request], epochs: int) -> dict[str, np.ndarray]:
+def _drawn_gradcams(run: Run, requests: Sequence[Request], epochs: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return maps by image and label, and epochs, accuracy on images that the CNN has not seen, and their number."""
     images = {i.image_id: i for i in run.dataset}
     store, column = run.latents, {label: j for j, label in enumerate(run.dataset.labels)}
     pixels = {
         i: prepare(run.dataset.open(image), store.size, store.step, store.max_aspect)[0] for i, image in images.items()
     }
     found: dict[str, np.ndarray] = {}
+    right: list[bool] = []
     by_fold: dict[int, list[Request]] = defaultdict(list)
     for request in requests:
         by_fold[run.fold_of(request[0])].append(request)
@@ -208,7 +229,11 @@ def _drawn_gradcams(run: Run, requests: Sequence[Request], epochs: int) -> dict[
         for i, labels in asked:
             for label in labels:
                 found[f"{i}|{label}"] = gradcam(model, pixels[i], column[label])
-    return found
+        for i in sorted(unseen):
+            said = int(cnn_probabilities(model, [pixels[i]])[0].argmax())
+            right.append(run.dataset.labels[said] in images[i].labels)
+    accuracy = round(float(np.mean(right)), 4) if right else None
+    return found, {"epochs": epochs, "held_out_accuracy": accuracy, "n_held_out": len(right)}
 
 
 # ----------------------------------------------------------------------------------------------- measures
@@ -228,25 +253,46 @@ def _test_ids(parts: Parts, method: Method, label: str) -> list[str]:
     return sorted(i for i, name in method.evidence if name == label and parts.of(i, label) == "test")
 
 
-def _rows(run: Run, parts: Parts, methods: Sequence[Method], label: str, options: Options) -> list[dict[str, Any]]:
+class _Groups:
+    """The groups of the test part, and how often each of them is drawn in every resample."""
+
+    def __init__(self, run: Run, parts: Parts) -> None:
+        test = {i for i, label in parts.truths if parts.of(i, label) == "test"}
+        self.of = {i.image_id: i.group for i in run.dataset if i.image_id in test}
+        self.row = {name: row for row, name in enumerate(sorted(set(self.of.values())))}
+        self.draws = group_draws(len(self.row), RESAMPLES, run.settings.seed)
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        return np.array([self.row[self.of[i]] for i in ids])
+
+
+def _rows(
+    run: Run, parts: Parts, methods: Sequence[Method], label: str, options: Options, groups: _Groups
+) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """Return a row a method, with its average precision in every resample (RESAMPLES,)."""
     ids = _test_ids(parts, methods[0], label)
     truths = [parts.truths[i, label] for i in ids]
     if not any(t.any() for t in truths):
         return []
     rows = []
-    groups = {i.image_id: i.group for i in run.dataset}
     for method in methods:
         maps = _maps(run, method, label, ids)
         recipe = method.recipes[label]
-        row = {"label": label, "method": method.name, "groups": len({groups[i] for i in ids})}
+        row = {"label": label, "method": method.name, "groups": len({groups.of[i] for i in ids})}
         row |= measure(maps, truths, method.thresholds.get(label))
+        resampled = resampled_precision(maps, truths, groups.rows(ids), groups.draws)
         row["auc_pr_truncated"] = truncated(maps, truths) if method.name in (PUBLISHED, PUBLISHED_BASE) else None
         row["recipe"] = f"smoothed by {recipe.smoothing:g} cells" if method.name == GRADCAM else (
             recipe.describe(options.ranges)
         )  # fmt: skip
-        rows.append(rounded(row))
+        rows.append((rounded(row) | {"average_precision_interval": _bounds(resampled)}, resampled))
         run.progress.say(f"{label}, {method.name}: average precision {row['average_precision']:.3f}")
     return rows
+
+
+def _bounds(values: np.ndarray) -> list[float] | None:
+    found = bounds(values)
+    return None if found is None else [float(f"{v:.4g}") for v in found]
 
 
 def _summary(rows: Sequence[Mapping[str, Any]], parts: Parts, options: Options) -> dict[str, Any]:
@@ -281,6 +327,30 @@ def _summary(rows: Sequence[Mapping[str, Any]], parts: Parts, options: Options) 
             for label, row in by_method[UNTRAINED].items()
         }
     return result | {"rows": [dict(row) for row in rows]}
+
+
+def _intervals(
+    rows: Sequence[Mapping[str, Any]], resampled: Mapping[tuple[str, str], np.ndarray], best: str
+) -> dict[str, Any]:
+    """Return intervals of what `_summary` says; a resample counts where every label has something marked."""
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    macro = {name: np.mean([resampled[label, name] for label in labels], axis=0) for _, name in resampled}
+    gain = np.divide(macro[OURS], macro[best], out=np.full(RESAMPLES, np.nan), where=macro[best] > 0) - 1
+    found: dict[str, Any] = {
+        "macro_ap_interval": _bounds(macro[OURS]),
+        "gain_interval": _bounds(gain),
+        "macro_interval": {name: _bounds(values) for name, values in macro.items()},
+    }
+    if UNTRAINED in macro:
+        precision = {(row["label"], row["method"]): row["average_precision"] for row in rows}
+        found["above_base_by"] = {
+            label: {
+                "difference": float(f"{precision[label, OURS] - precision[label, UNTRAINED]:.4g}"),
+                "interval": _bounds(resampled[label, OURS] - resampled[label, UNTRAINED]),
+            }
+            for label in labels
+        }
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ picture
