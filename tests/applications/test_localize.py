@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from typicality import metrics
 from typicality.applications.localize import localize, plan_of
-from typicality.applications.localize.choose import best_threshold, choose, otsu
+from typicality.applications.localize.choose import best_threshold, choose, otsu, separability
 from typicality.applications.localize.distance import Memory, distance_maps, reference_images
 from typicality.applications.localize.maps import (
     ALL_PARTS,
@@ -32,6 +32,7 @@ from typicality.applications.localize.maps import (
 )
 from typicality.applications.localize.passes import Evidence, Pass, collect
 from typicality.applications.localize.places import places
+from typicality.applications.localize.thresholds import references_of, unsupervised
 from typicality.applications.localize.truth import boxes_tell_labels, cell_shares, truths_of, validation_part
 from typicality.applications.localize.work import Options, parts_of, requests_of
 from typicality.cli.app import run as command
@@ -335,6 +336,36 @@ def test_otsu_splits_two_peaks_between_them():
     assert otsu(np.ones(4)) == 1.0
 
 
+def test_a_rare_defect_does_not_mark_half_of_everything():
+    """Two cells in a thousand lie eight standard deviations out; Otsu alone would split the rest in two halves."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=20_000)
+    values[:40] += 8
+    assert (values >= otsu(values)).mean() > 0.4
+    found = unsupervised(values)
+    assert found.by == "outliers: the median + 4 robust standard deviations"
+    assert found.value == pytest.approx(4, abs=0.1)
+    assert (values[:40] >= found.value).all()
+    assert (values >= found.value).sum() < 45
+
+
+def test_a_large_object_keeps_its_threshold():
+    """Of two classes that are apart, each may have any number of cells; a small upper class is plausible anyhow."""
+    rng = np.random.default_rng(0)
+    for share in (0.1, 0.4, 0.7):
+        values = np.where(rng.random(20_000) < share, 5, 0) + rng.normal(size=20_000)
+        found = unsupervised(values)
+        assert (found.by, found.value) == ("Otsu", otsu(values))
+        assert (values >= found.value).mean() == pytest.approx(share, abs=0.02)
+
+
+def test_separability_by_hand():
+    """Of 0, 0, 4 all variance is between the classes, of 0, 1, 4, 5 it is 4 of 4.25; a lone class has none."""
+    assert separability(np.array([0.0, 0.0, 4.0]), 2) == pytest.approx(1)
+    assert separability(np.array([0.0, 1.0, 4.0, 5.0]), 2) == pytest.approx(4 / 4.25)
+    assert separability(np.ones(3), 1) == 0
+
+
 def test_the_recipe_that_finds_the_truth_is_chosen_and_a_label_without_truth_follows():
     rng = np.random.default_rng(0)
     shares, found = {}, {label: [] for label in ("dot", "bar", "none")}
@@ -496,12 +527,37 @@ def test_localize_writes_boxes_maps_masks_and_overlays(run_folder: Path):
     assert not (run_folder / "localize" / "masks").exists()
 
 
-def test_without_ground_truth_defaults_and_otsu_decide(run_folder: Path):
+def test_without_ground_truth_defaults_and_otsu_or_outliers_decide(run_folder: Path):
+    """Eight clean images are all in the memory that others are compared with, so --against has none to spare."""
     settings = resolve_settings(str(run_folder), None, [{"dataset": {"masks": None}}])
-    summary = localize(settings, run_folder, Options(draws=2), overlays=0).summary
-    assert set(summary["labels"]) == {"clean", *LABELS}
-    assert {facts["threshold_by"] for facts in summary["labels"].values()} == {"Otsu"}
-    assert "measures" not in summary
+    for against, labels in ((None, {"clean", *LABELS}), ("clean", set(LABELS))):
+        summary = localize(settings, run_folder, Options(against, draws=2), overlays=0).summary
+        assert set(summary["labels"]) == labels
+        for facts in summary["labels"].values():
+            assert facts["threshold_by"] == "Otsu" or facts["threshold_by"].startswith("outliers")
+            assert facts["chosen_by"] == "default"
+        assert "measures" not in summary
+
+
+def test_images_of_the_reference_label_give_the_threshold(tuned_folder: Path, tmp_path: Path):
+    """One cell in a hundred of their own maps reaches it; they are held out, and nothing else is localized."""
+    folder = shutil.copytree(tuned_folder, tmp_path / "run")
+    settings = resolve_settings(str(folder), None, [{"dataset": {"masks": None}}])
+    run = open_run(settings, folder)
+    references = references_of(run, "clean")
+    assert len(references) >= 4
+    assert set(references) <= run.held_out
+    assert {run.labels_of[i] for i in references} == {("clean",)}
+    summary = localize(settings, folder, Options("clean", 2), overlays=0).summary
+    assert summary["images"] == 16
+    for facts in summary["labels"].values():
+        assert facts["threshold_by"] == f"the 99% quantile of {len(references)} images of clean"
+    spent = json.loads((folder / "run.json").read_text())["stages"]["localize"]["unet_evaluations"]
+    assert spent <= plan_of(settings, folder, Options("clean", 2))["UNet evaluations at most"]
+    assert spent >= (16 + 2 * len(references)) * 2
+    again = localize(settings, folder, Options("clean", 2), overlays=0)
+    assert again.summary == summary
+    assert json.loads((folder / "run.json").read_text())["stages"]["localize"]["unet_evaluations"] == spent
 
 
 def test_options_that_cannot_work_are_refused(run_folder: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ from typicality.evaluation.intervals import bounds, group_draws, resampled_preci
 
 
 def test_a_group_drawn_twice_counts_like_two_of_it():
-    """Three groups of two images, scores with ties; drawn (2, 0, 1) times, the first is there twice, the second never."""
+    """Three groups of two images, scores tie; drawn (2, 0, 1) times the first is there twice, the second never."""
     rng = np.random.default_rng(0)
     maps = [rng.integers(0, 6, (5, 7)).astype(float) for _ in range(6)]
     truths = [rng.random((5, 7)) < 0.2 for _ in range(6)]

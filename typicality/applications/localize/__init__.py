@@ -10,6 +10,11 @@ In the run directory:
     localize/overlays/*.png   the image beside its map with boxes, and with what is marked
     localize/masks/*.png      white where the map reaches the threshold
     localize/summary.json     what the command prints with --json
+
+`threshold_by` in the summary says where a threshold comes from: the best IoU of the validation part, where ground truth
+is named and marks the label there; without ground truth but with a reference label (`--against`), the 99% quantile of
+that label's own images, which the model and the memory have not seen; else Otsu's method, or outliers where Otsu would
+mark more than a quarter of all cells of what is but one class.
 """
 
 from typicality.applications.localize.work import Localization, localize, plan_of

@@ -1,4 +1,4 @@
-"""Which recipe and which threshold: by the validation part, or by default and Otsu where nothing is marked."""
+"""Which recipe and which threshold: by the validation part; where nothing is marked, see thresholds.py."""
 
 from __future__ import annotations
 
@@ -91,3 +91,13 @@ def otsu(values: np.ndarray) -> float:
     between = np.where(inside, below * above * gap**2, -1.0)
     best = np.flatnonzero(between >= between.max() * (1 - 1e-12))  # a gap between two peaks: its middle
     return float(edges[1:-1][best].mean())
+
+
+def separability(values: np.ndarray, threshold: float) -> float:
+    """Return the share of the variance that lies between the values below a threshold and the others, 0 to 1."""
+    above = values >= threshold
+    share, total = float(above.mean()), float(values.var())
+    if share in (0.0, 1.0) or total == 0:
+        return 0.0
+    gap = float(values[above].mean() - values[~above].mean())
+    return share * (1 - share) * gap**2 / total

@@ -17,12 +17,19 @@ from PIL import Image
 
 from typicality import metrics
 from typicality.applications.localize import distance
-from typicality.applications.localize.choose import best_threshold, choose, otsu
+from typicality.applications.localize.choose import best_threshold, choose
 from typicality.applications.localize.maps import Kitchen, Recipe, default_recipe, families, upsampled, variants
 from typicality.applications.localize.measure import measure, rounded
 from typicality.applications.localize.passes import Evidence, Range, Request, collect
 from typicality.applications.localize.pictures import overlay, save
 from typicality.applications.localize.places import Place, places
+from typicality.applications.localize.thresholds import (
+    REFERENCES,
+    Threshold,
+    of_references,
+    references_of,
+    unsupervised,
+)
 from typicality.applications.localize.truth import boxes_tell_labels, cell_shares, truths_of, unseen, validation_part
 from typicality.config import Settings, resolve
 from typicality.dataset import load_dataset
@@ -36,6 +43,7 @@ from typicality.store import write_arrays, write_table, write_text
 SHARE = 0.3
 """Of the groups that have ground truth and no model has seen: they choose, the others judge."""
 DRAWS = 16
+BEST_IOU = "best IoU of the validation part"
 BOXES = pa.schema(
     [
         ("image_id", pa.string()), ("file_name", pa.string()), ("label", pa.string()), ("x0", pa.int32()),
@@ -144,12 +152,18 @@ def plan_of(settings: Settings, folder: Path, options: Options) -> dict[str, Any
     prompts = sum(1 + len(labels) + (options.against is not None) for _, labels in requests)
     evaluations = prompts * options.draws * len(ranges)
     if options.against is not None:
+        alone = 0 if _names_truth(settings) else min(REFERENCES, sum(i.labels == (options.against,) for i in dataset))
+        evaluations += alone * (1 + len(dataset.labels)) * options.draws * len(ranges)
         folds = settings.finetune.folds if settings.finetune.enabled else 1
-        evaluations += distance.evaluations_of(dataset, len(requests), options.against, folds)
+        evaluations += distance.evaluations_of(dataset, len(requests) + alone, options.against, folds)
     return {
         "run": str(folder), "images": len(requests), "against": options.against, "draws": options.draws,
         "ranges": [list(r) for r in ranges], "UNet evaluations at most": evaluations,
     }  # fmt: skip
+
+
+def _names_truth(settings: Settings) -> bool:
+    return settings.dataset.masks is not None or settings.dataset.boxes is not None
 
 
 @dataclass(frozen=True)
@@ -258,24 +272,34 @@ def localize(
     """
     with opened(settings, folder, options, progress) as (run, options):
         requests = requests_of(list(run.dataset), options.against)
-        evidence = collect(run, requests, options.against, options.ranges, options.draws)
+        usual = [] if options.against is None or _names_truth(settings) else references_of(run, options.against)
+        present = tuple(sorted({label for _, labels in requests for label in labels}))
+        asked = [*requests, *((i, present) for i in usual)]
+        everything = collect(run, asked, options.against, options.ranges, options.draws)
+        references = [e for e in everything if e.image_id in set(usual)]
+        evidence = everything[: len(everything) - len(references)]
         labels = sorted({e.label for e in evidence})
         parts = parts_of(run, requests)
         judged = by_label(evidence)
         kitchen = Kitchen(evidence)
         recipes = dict.fromkeys(labels, default_recipe(options.against is not None))
-        thresholds: dict[str, float] = {}
+        thresholds: dict[str, Threshold] = {}
         chosen = False
         if parts.validation:
             judge = Judge(run, parts, evidence, labels)
             if any(shares.any() for shares in judge.shares.values()):
                 kitchen, chosen = judge.kitchen, True
                 recipes = judge.recipes(families(options.against is not None)["combined"], len(options.ranges))
-                thresholds = judge.thresholds(recipes)
-        final = thresholds | {
-            label: _otsu(kitchen, judged[label], recipes[label]) for label in labels if label not in thresholds
-        }
-        output = _Output(run, kitchen, recipes, final, parts, overlays, write_masks)
+                best = judge.thresholds(recipes)
+                thresholds = {label: Threshold(value, BEST_IOU) for label, value in best.items()}
+        if options.against is not None and references:
+            thresholds |= of_references(references, recipes, kitchen, options.against)
+        for label in labels:
+            if label not in thresholds:
+                cells = [kitchen(e, recipes[label]).ravel() for e in judged[label]]
+                thresholds[label] = unsupervised(np.concatenate(cells))
+        values = {label: threshold.value for label, threshold in thresholds.items()}
+        output = _Output(run, kitchen, recipes, values, parts, overlays, write_masks)
         shutil.rmtree(output.folder, ignore_errors=True)  # pictures of an earlier call would stay beside ours
         output.write(judged)
         summary: dict[str, Any] = {
@@ -285,8 +309,7 @@ def localize(
                 label: {
                     "images": len(judged[label]), "recipe": recipes[label].describe(options.ranges),
                     "meaning": recipes[label].meaning(label, options.against), "settings": asdict(recipes[label]),
-                    "threshold": float(f"{final[label]:.5g}"),
-                    "threshold_by": "best IoU of the validation part" if label in thresholds else "Otsu",
+                    "threshold": float(f"{values[label]:.5g}"), "threshold_by": thresholds[label].by,
                     "chosen_by": "validation part" if chosen else "default", "overlays": output.pictures.get(label, []),
                 }
                 for label in labels
@@ -301,10 +324,6 @@ def localize(
         write_text(folder / "localize" / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         renew_report(run)
         return Localization(folder, output.boxes, summary)
-
-
-def _otsu(kitchen: Kitchen, evidence: Sequence[Evidence], recipe: Recipe) -> float:
-    return otsu(np.concatenate([kitchen(e, recipe).ravel() for e in evidence]))
 
 
 def _means(measures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
