@@ -16,12 +16,13 @@ import torch
 import typicality
 from tests.conftest import draw
 from typicality.api import settings_for
-from typicality.errors import SettingsError
+from typicality.errors import InterruptedRun, OutputError, SettingsError
 from typicality.model.finetune import Finetuner
 from typicality.pipeline import Result
 from typicality.plan import controls_of, first_jobs
 from typicality.progress import Progress
 from typicality.run import Run, open_finished, open_run
+from typicality.store import read_record
 
 QUICK: dict[str, Any] = {
     "finetune": {"steps": 2, "batch_size": 4, "validation_images": 2},
@@ -222,3 +223,110 @@ def test_a_model_that_cannot_be_kept_is_not_replaced(copy: Path, tiny_model: Pat
     with pytest.raises(SettingsError, match="labels"):
         mine(tiny_model, finetune={"keep": True})
     assert {p: p.stat().st_mtime_ns for p in Path("run/model").rglob("*")} == weights
+
+
+# ------------------------------------------------------------------------------------------ calls that were stopped
+
+
+class Stops(Progress):
+    """Ctrl-C as soon as a stage of a name begins."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
+    def start(self, stage: str, total: int) -> None:
+        if stage.startswith(self.stage):
+            raise KeyboardInterrupt
+
+
+def test_a_rerun_that_was_stopped_does_not_pass_for_finished(copy: Path, tiny_model: Path) -> None:
+    """Other settings were recorded and not carried out: the report of old tables is refused, and finishing helps."""
+    with pytest.raises(InterruptedRun):
+        mine(tiny_model, score={"draws": 4}, progress=Stops("score"))
+    for reader in (lambda: typicality.report("run"), lambda: open_finished(Path("run"), "mine")):
+        with pytest.raises(OutputError, match=r"under other settings.*typicality mine run"):
+            reader()
+    typicality.mine("run")
+    assert typicality.report("run").elements.num_rows > 0
+
+
+def test_settings_that_change_nothing_are_no_other_settings(copy: Path, tiny_model: Path) -> None:
+    mine(tiny_model, score={"batch_size": 3})
+    assert open_finished(Path("run"), "mine").settings.score.batch_size == 3
+
+
+def test_the_training_state_goes_when_the_model_is_recorded(
+    copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between writing the model and recording it, the same call trains no further step."""
+    with monkeypatch.context() as patched:
+        patched.setattr("typicality.pipeline.hash_of_weights", raise_interrupt)
+        with pytest.raises(InterruptedRun):
+            mine(tiny_model, finetune={"steps": 4})
+    assert list(Path("run/training").glob("*/state.json"))
+    monkeypatch.setattr(Finetuner, "train_step", lambda *_: pytest.fail("trained again"))
+    assert mine(tiny_model, finetune={"steps": 4}).record["stages"]["finetune"]["steps"] == 4
+    assert not list(Path("run/training").glob("*/"))
+
+
+def raise_interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_another_process_recorded_is_not_written_over(copy: Path) -> None:
+    run, other = open_finished(Path("run"), "mine"), open_finished(Path("run"), "mine")
+    with other.directory.lock(), other.directory.stage("trends", "key"):
+        pass
+    with run.directory.lock(), run.directory.stage("translate", "key"):
+        pass
+    assert {"trends", "translate", "mine"} <= set(read_record(Path("run"))["stages"])  # type: ignore[index]
+
+
+# ----------------------------------------------------------------------------------------------- other contents
+
+
+def test_images_of_which_none_is_known_do_not_replace_a_run(copy: Path, tiny_model: Path) -> None:
+    """A data set of the same name and label, and no image in common."""
+    rng = np.random.default_rng(9)
+    for path in Path("squares").rglob("*.png"):
+        draw(rng, path.parent.name, (40, 40)).save(path)
+    with pytest.raises(OutputError, match=r"none of which is in this data set.*--fresh"):
+        mine(tiny_model)
+    assert mine(tiny_model, fresh=True).images.num_rows == 32
+
+
+def test_names_are_those_of_the_files_as_they_are(copy: Path, tiny_model: Path) -> None:
+    Path("squares/red/3.png").rename("squares/red/other.png")
+    tabulate_names = Path("squares/metadata.csv")
+    tabulate_names.write_text(tabulate_names.read_text().replace("red/3.png", "red/other.png"))
+    result = mine(tiny_model)
+    names = {row["image_id"]: row["file_name"] for row in result.images.to_pylist()}
+    assert all(names[e["image_id"]] == e["file_name"] for e in result.elements.to_pylist())
+
+
+@pytest.mark.slow
+def test_specificity_does_not_depend_on_what_was_scored_before(
+    tiny_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Four labels: scored against three others first and against one then, as against one at once."""
+    source = tmp_path / "squares"
+    for i, path in enumerate(sorted(tiny_folder.rglob("*.png"))):
+        (source / f"label{i % 4}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, source / f"label{i % 4}" / f"{i}.png")
+    adaptive = {"protocol": "adaptive", "draws": 2, "refine_draws": 2, "rounds": 0}
+
+    def specificity(out: str, *contrasts: int) -> list[float]:
+        for contrast in contrasts:
+            found = typicality.mine(
+                source, "folder", out=tmp_path / out, **options(tiny_model, score=adaptive | {"contrast": contrast})
+            )
+        return found.elements["specificity"].to_pylist()
+
+    assert specificity("both", 3, 1) == specificity("one", 1)
+
+
+def test_impossible_settings_are_refused_before_any_work(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    for wrong, said in (({"patch": 1000}, "larger than the image"), ({"up_block": 9}, "has the blocks")):
+        with pytest.raises(SettingsError, match=said):
+            typicality.mine(tiny_folder, "folder", out=tmp_path / "run", **options(tiny_model, mine=wrong))
+    assert not list(tmp_path.rglob("*.safetensors"))

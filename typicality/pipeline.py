@@ -34,11 +34,11 @@ from typicality.mining.features import FeatureExtractor, element_index
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches, with_specificity
 from typicality.mining.selection import Selected, moderated, select
 from typicality.mining.significance import Candidates
-from typicality.mining.tables import clusters_table, elements_table, in_table_order
+from typicality.mining.tables import clusters_table, elements_table, images_table, in_table_order
 from typicality.model.card import model_card
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.crossfit import CrossFit
-from typicality.model.denoiser import Denoiser
+from typicality.model.denoiser import Denoiser, check_up_block, prompt_tokens
 from typicality.model.finetune import Finetuner, TrainingSet, parts_of
 from typicality.plan import controls_of, first_jobs
 from typicality.processes import processes_here
@@ -55,20 +55,6 @@ from typicality.store import hash_of_weights, is_full_disk, write_table, write_w
 logger = logging.getLogger(__name__)
 
 FIRST_PASS, FURTHER, REFINEMENT = "first pass", "further", "refinement"
-IMAGES_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("file_name", pa.string()),
-        ("label", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("group", pa.string()),
-        ("held_out", pa.bool_()),
-        ("typicality", pa.float32()),
-        ("standard_error", pa.float32()),
-        ("n_draws", pa.int32()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -103,8 +89,23 @@ def once(run: Run, stage: Callable[[Run], Any]) -> None:
         run.directory.reload()
 
 
+def check_settings(run: Run) -> None:
+    """Refuse, before any work, what only the loaded model can tell to be impossible.
+
+    Raises
+    ------
+    SettingsError : for a patch larger than the image, a block that the UNet does not have, or prompts that the
+        tokenizer cannot hold or tell apart.
+    """
+    base, mine = run.base, run.settings.mine
+    patch_side(run.latents.size, mine.patch, base.factor)
+    check_up_block(base.unet, mine.up_block)
+    prompt_tokens(base.tokenizer, run.prompts.of_all(run.dataset.labels))
+
+
 def ensure_latents(run: Run) -> None:
     """Encode every image that has no latent yet, and its mirror image where fine-tuning takes it."""
+    check_settings(run)
     tuning = run.settings.finetune
     stores = [run.latents, run.latents.mirrored] if tuning.enabled and tuning.flip else [run.latents]
     key = key_of([run.latents.folder.name, run.dataset.fingerprint])
@@ -127,6 +128,9 @@ def ensure_model(run: Run) -> None:
         "device": str(run.device), "dtype": str(run.dtype).removeprefix("torch."),
     }  # fmt: skip
     if not settings.enabled or run.directory.is_done("finetune", run.finetune_key):
+        if settings.enabled:
+            run.remember_settings("finetune")
+            run.forget_training_states()
         if settings.enabled and run.images_since:
             run.directory.record["model"]["images_since"] = run.images_since
             run.progress.say(f"the model is kept; {run.images_since} images were added since it was fine-tuned")
@@ -135,7 +139,14 @@ def ensure_model(run: Run) -> None:
     _announce(run)
     if run.folds > 1:
         _ensure_folds(run)
-        return
+    else:
+        _ensure_single(run)
+    run.forget_training_states()
+
+
+def _ensure_single(run: Run) -> None:
+    """Fine-tune one model; its training state stays until the stage is recorded as done, and then goes."""
+    settings = run.settings.finetune
     training, validation, held_out = parts_of(run.dataset, settings)
     data = TrainingSet(
         training=[i.image_id for i in training],
@@ -161,7 +172,7 @@ def ensure_model(run: Run) -> None:
             "warnings": list(result.warnings),
         }  # fmt: skip
         card = model_card(run.dataset, run.base.title, run.settings, entry)
-        trainer.save(run.directory.path("model"), card)
+        trainer.save(run.directory.path("model"), card, keep_state=True)
         entry |= _finished(run)
     for warning in result.warnings:
         run.progress.say(f"warning: {warning}")
@@ -183,6 +194,7 @@ def _announce(run: Run) -> None:
 def _finished(run: Run) -> dict[str, Any]:
     """What is recorded of finished models: a hash of their weights, under which maps may be reused, and for `keep`."""
     run.remember_seen()
+    run.remember_settings("finetune")
     return {"weights": hash_of_weights(run.directory.path("model")), "training_key": run.training_key}
 
 
@@ -266,19 +278,26 @@ def ensure_scores(run: Run) -> None:
     jobs = first_jobs(run.settings, run.dataset)
     first = score_pass(run, "score", FIRST_PASS, run.first_draws, jobs)
     if run.directory.processes.main:
-        write_table(run.directory.path("images.parquet"), _images_table(run, first))
+        write_table(run.directory.path("images.parquet"), images_table(run.dataset, run.held_out, first.index))
     if run.settings.score.protocol == "adaptive":
-        chosen = _selected(run)
+        before = {name for name in run.directory.record["stages"] if name.startswith("select ")}
+        chosen, asked = _selected(run)
+        for name in before - asked:  # rounds that an earlier precision needed
+            del run.directory.record["stages"][name]
         key = key_of([first.folder.name, run.settings.score.model_dump(), run.settings.mine.model_dump()])
         with run.directory.stage("select", key) as entry:
             entry["rounds"] = [asdict(r) for r in chosen.rounds]
             entry["expected_overlap"] = round(chosen.rounds[-1].expected_overlap, 4)
-        wanted: dict[str, set[str]] = {}
-        for label, patches in chosen.patches.items():
-            for patch in patches:
-                wanted.setdefault(patch.image_id, set()).add(label)
-        jobs = [Job(i, _with_contrast(run, i, sorted(own))) for i, own in sorted(wanted.items())]
-        score_pass(run, "refine", REFINEMENT, _refine_draws(run), jobs)
+        score_pass(run, "refine", REFINEMENT, _refine_draws(run), _refinement_jobs(run, chosen.patches))
+
+
+def _refinement_jobs(run: Run, chosen: Mapping[str, Sequence[Patch]]) -> list[Job]:
+    """The images of the chosen patches, under their labels and under others for contrast."""
+    wanted: dict[str, set[str]] = {}
+    for label, patches in chosen.items():
+        for patch in patches:
+            wanted.setdefault(patch.image_id, set()).add(label)
+    return [Job(i, _with_contrast(run, i, sorted(own))) for i, own in sorted(wanted.items())]
 
 
 def score_pass(run: Run, stage: str, purpose: str, draws: int, jobs: Sequence[Job]) -> ScoreReader:
@@ -359,40 +378,27 @@ def first_pass(run: Run) -> _Current:
     return _Current(run, _first_reader(run))
 
 
-def _selected(run: Run) -> Selected:
+def _selected(run: Run) -> tuple[Selected, set[str]]:
     """Choose the patches of every label, scoring further what is undecided: nothing new the second time.
+
+    Returns the choice, and the names under which run.json has its passes.
 
     Winners are chosen here, by selection scores, and never by the fresh scores that they are given afterwards:
     keeping the best of the fresh ones would inflate those again.
     """
     asked: Counter[int] = Counter()
+    names = set()
 
     def ask(level: int, draws: int, jobs: Sequence[Job]) -> ScoreReader:
         asked[level] += 1
-        return score_pass(run, f"select {level}.{asked[level]}", f"{FURTHER} {level}", draws, jobs)
+        names.add(name := f"select {level}.{asked[level]}")
+        return score_pass(run, name, f"{FURTHER} {level}", draws, jobs)
 
-    return select(
+    chosen = select(
         first_pass(run), ask, _selection(run), effort_of(run.settings.score), run.first_draws,
         _sizes(run).__getitem__, run.progress.say,
     )  # fmt: skip
-
-
-def _images_table(run: Run, reader: ScoreReader) -> pa.Table:
-    images = {image.image_id: image for image in run.dataset}
-    rows = []
-    for entry in reader.index.to_pylist():
-        image = images.get(entry["image_id"])
-        if image is None or entry["label"] not in image.labels:
-            continue
-        rows.append(
-            {
-                "image_id": image.image_id, "file_name": image.file_name, "label": entry["label"],
-                "width": image.width, "height": image.height, "group": image.group,
-                "held_out": image.image_id in run.held_out, "typicality": entry["mean"],
-                "standard_error": entry["standard_error"], "n_draws": entry["draws"],
-            }
-        )  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
+    return chosen, names
 
 
 def ensure_elements(run: Run) -> None:
@@ -405,18 +411,22 @@ def ensure_elements(run: Run) -> None:
     key = key_of(
         [
             passes, settings.mine.model_dump(), settings.score.model_dump(), run.dataset.fingerprint,
-            run.dataset.grouping, run.cross_fitted, settings.seed,
+            sorted((i.image_id, i.file_name) for i in run.dataset), run.dataset.grouping, run.cross_fitted,
+            settings.seed,
         ]
     )  # fmt: skip
     if directory.is_done("mine", key):
+        run.remember_settings("mine")
         return
     with directory.stage("mine", key) as entry:
         run.feature_denoiser.evaluations = 0
         sizes = _sizes(run)
         if adaptive:
-            reader = ScoreReader(directory.path("scores", passes[1]))
-            patches = moderated(rescored(_selected(run).patches, reader), reader)
-            patches = with_specificity(patches, reader, run.labels_of.__getitem__)
+            reader, chosen = ScoreReader(directory.path("scores", passes[1])), _selected(run)[0].patches
+            asked = {(job.image_id, label) for job in _refinement_jobs(run, chosen) for label in job.labels}
+            now = (m for m in reader if (m.image_id, m.label) in asked)  # the folder may hold others, of earlier calls
+            patches = moderated(rescored(chosen, reader), reader)
+            patches = with_specificity(patches, now, run.labels_of.__getitem__)
         else:
             patches = top_patches(first_pass(run), _selection(run), sizes.__getitem__)
         ordered = in_table_order(patches)
@@ -437,6 +447,7 @@ def ensure_elements(run: Run) -> None:
             "elements": len(ordered), "clusters": len(clustering.clusters),
             "unet_evaluations": run.feature_denoiser.evaluations,
         }  # fmt: skip
+        run.remember_settings("mine")
 
 
 def _test_candidates(run: Run, patches: Mapping[str, Sequence[Patch]]) -> Candidates | None:
@@ -583,8 +594,7 @@ def report(settings: Settings, out: Path | None = None, progress: Progress = SIL
     OutputError : when the run has not been mined.
     """
     with _working(settings, out, False, progress) as run:
-        if run.directory.record["stages"].get("mine", {}).get("state") != "done":
-            raise OutputError(f"{run.directory.folder} has not been mined yet; run `typicality mine` first")
+        run.check_done("mine")
         once(run, ensure_report)
         return result_of(run, run.directory.path("index.html"))
 

@@ -5,6 +5,7 @@ The stages themselves, and their order, are in pipeline.py.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -170,6 +171,28 @@ class Run:
         ]  # fmt: skip
         write_table(self.directory.path(*SEEN), pa.Table.from_pylist(rows))
 
+    def forget_training_states(self) -> None:
+        """Remove what finished or abandoned fine-tunings have left to be resumed."""
+        for state in self.directory.path("training").glob("*/"):
+            shutil.rmtree(state, ignore_errors=True)
+
+    def remember_settings(self, stage: str) -> None:
+        """Note under which settings a stage stands, so that it can be told whether run.json still describes it."""
+        self.directory.record["stages"].get(stage, {})["settings"] = settings_key(self.settings, stage)
+
+    def check_done(self, stage: str, settings: Settings | None = None) -> None:
+        """Raise OutputError unless a stage has been done, under the settings given or else those of this session."""
+        entry = self.directory.record["stages"].get(stage, {})
+        folder = self.directory.folder
+        if entry.get("state") != "done":
+            raise OutputError(f"{folder} has not been {DONE[stage]} yet; run `typicality {stage}` first")
+        key = settings_key(settings or self.settings, stage)
+        if entry.get("settings", key) != key:
+            raise OutputError(
+                f"{folder} was {DONE[stage]} under other settings: they were changed since, perhaps by a call that was "
+                f"stopped; `typicality {stage} {folder}` finishes it under the present ones"
+            )
+
     @property
     def weights_key(self) -> str:
         """Key of the weights that score: a hash of the model's files where it was fine-tuned."""
@@ -304,7 +327,12 @@ class Run:
                 "Scores are in-sample: the model was fine-tuned on labelled images before, perhaps on these, so what "
                 "is typical of an image may in part be memorised."
             )
-        elif self.settings.finetune.enabled and self.folds == 1:
+        if self.settings.score.protocol != "adaptive":
+            found.append(
+                "Scores of elements are those that they were selected by: too high on average, and their intervals too "
+                "narrow. The adaptive protocol draws anew for the selected."
+            )
+        if not knows_labels(self.settings.model) and self.settings.finetune.enabled and self.folds == 1:
             found.append(
                 "Scores are in-sample: most images were also used to fine-tune the model (the published protocol), "
                 "so what is typical of an image may in part be memorised."
@@ -409,6 +437,7 @@ def open_run(
             f"{directory.folder} holds a run of {before['name']} by {before['label']}, not of {dataset.name} by "
             f"{dataset.label}; choose another --out, or --fresh to replace it"
         )
+    _same_images(directory, dataset)
     run = Run(settings, dataset, directory, progress)
     directory.record |= {
         "settings": settings.model_dump(),
@@ -429,6 +458,19 @@ def open_run(
     return run
 
 
+def _same_images(directory: RunDirectory, dataset: LabelledImages) -> None:
+    """Refuse a data set of which a finished run knows no single image: only its name is the same."""
+    path = directory.path("images.parquet")
+    if not path.is_file():
+        return
+    known = set(pq.read_table(path, columns=["image_id"])["image_id"].to_pylist())
+    if known and not any(image.image_id in known for image in dataset):
+        raise OutputError(
+            f"{directory.folder} holds a run of {len(known)} images none of which is in this data set, though it has "
+            f"the name {dataset.name}, too; choose another --out, or --fresh to replace it"
+        )
+
+
 def _same_split(folder: Path, recorded: Settings, wanted: Settings) -> None:
     """Refuse settings under which it would be misstated which images the models of a finished run have seen."""
     pairs = [("dataset.group", recorded.dataset.group, wanted.dataset.group)]
@@ -442,6 +484,18 @@ def _same_split(folder: Path, recorded: Settings, wanted: Settings) -> None:
 
 
 DONE = {"finetune": "fine-tuned", "score": "scored", "mine": "mined"}
+
+
+def settings_key(settings: Settings, stage: str) -> str:
+    """Key of the settings that decide what a stage leaves behind: all of them for `mine`, else those of training."""
+    parts: list[Any] = [
+        settings.prompt.model_dump(), settings.finetune.model_dump(exclude={"keep"}),
+        settings.model.model_dump(exclude={"device", "offline"}), settings.dataset.label, settings.dataset.group,
+    ]  # fmt: skip
+    if stage == "mine":
+        score = settings.score.model_dump(exclude={"batch_size", "shard_images"})
+        parts += [score, settings.mine.model_dump(), settings.seed]
+    return key_of(parts)
 
 
 def open_finished(folder: Path, stage: str, settings: Settings | None = None, progress: Progress = SILENT) -> Run:
@@ -466,10 +520,8 @@ def open_finished(folder: Path, stage: str, settings: Settings | None = None, pr
     run = open_run(settings or recorded, folder, progress=progress)
     run.model_seed = recorded.seed
     run.directory.record |= own
-    stages = run.directory.record["stages"]
-    needed = [stage] if stage != "finetune" or run.settings.finetune.enabled else []
-    if any(stages.get(name, {}).get("state") != "done" for name in needed):
-        raise OutputError(f"{folder} has not been {DONE[stage]} yet; run `typicality {stage}` first")
+    if stage != "finetune" or run.settings.finetune.enabled:
+        run.check_done(stage, recorded)
     if missing := sum(image.image_id not in run.latents for image in run.dataset):
         raise OutputError(
             f"{folder} has no latents of {missing} of {len(run.dataset)} images: where the data set has grown, run "

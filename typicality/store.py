@@ -194,7 +194,7 @@ class RunDirectory:
     """
 
     def __init__(self, folder: Path, processes: Processes = ALONE, fresh: bool = False) -> None:
-        self.folder, self.processes = folder, processes
+        self.folder, self.processes, self._fresh = folder, processes, fresh
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".write-probe-{processes.rank}"
@@ -258,7 +258,8 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Hold the directory against other runs; the main process does so for all of its run.
 
-        What killed processes have left half-written is removed first.
+        What killed processes have left half-written is removed first, and what another run has recorded of its stages
+        since this one read the record is taken over.
 
         Raises
         ------
@@ -275,6 +276,8 @@ class RunDirectory:
                     f"another process is writing to {self.folder}; wait for it, or choose another --out"
                 ) from error
             remove_leftovers(self.folder)
+            if not self._fresh:
+                self.record |= {name: value for name, value in self._read().items() if name in ("stages", "model")}
             yield
 
     # ---------------------------------------------------------------------------------------- stages

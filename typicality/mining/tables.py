@@ -1,15 +1,15 @@
-"""The tables of a mined run: `elements.parquet` and `clusters.parquet` (DESIGN.md fixes their first columns)."""
+"""The tables of a mined run: elements, clusters (DESIGN.md fixes their first columns) and images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
 
 from typicality.mining.clusters import Cluster, Clustering
-from typicality.records import Patch
+from typicality.records import LabelledImage, Patch
 from typicality.scoring.adaptive import quantile
 
 ELEMENTS_SCHEMA = pa.schema(
@@ -36,6 +36,23 @@ CLUSTERS_SCHEMA = pa.schema(
     ]
 )
 """A row a cluster, in order of label and rank; the attributes of `Cluster`. Unknown values are NaN."""
+
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("file_name", pa.string()),
+        ("label", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("group", pa.string()),
+        ("held_out", pa.bool_()),
+        ("typicality", pa.float32()),
+        ("standard_error", pa.float32()),
+        ("n_draws", pa.int32()),
+    ]
+)
+"""A row an image and label: the mean of its map in the first pass, with its error."""
 
 
 def in_table_order(patches: Mapping[str, Sequence[Patch]]) -> list[Patch]:
@@ -81,3 +98,28 @@ def elements_table(patches: Sequence[Patch], clustering: Clustering, file_name_o
 def clusters_table(clusters: Sequence[Cluster]) -> pa.Table:
     """Build the table of clusters."""
     return pa.Table.from_pylist([asdict(cluster) for cluster in clusters], schema=CLUSTERS_SCHEMA)
+
+
+def images_table(images: Iterable[LabelledImage], held_out: Collection[str], index: pa.Table) -> pa.Table:
+    """Build the table of images from the index of their shards; what the data set no longer holds is left out.
+
+    Parameters
+    ----------
+    held_out : ids of the images that no model has seen which scored them
+    index : image_id, label, mean, standard_error, draws of the maps of the first pass
+    """
+    known = {image.image_id: image for image in images}
+    rows = []
+    for entry in index.to_pylist():
+        image = known.get(entry["image_id"])
+        if image is None or entry["label"] not in image.labels:
+            continue
+        rows.append(
+            {
+                "image_id": image.image_id, "file_name": image.file_name, "label": entry["label"],
+                "width": image.width, "height": image.height, "group": image.group,
+                "held_out": image.image_id in held_out, "typicality": entry["mean"],
+                "standard_error": entry["standard_error"], "n_draws": entry["draws"],
+            }
+        )  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)

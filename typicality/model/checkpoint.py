@@ -89,7 +89,7 @@ class Checkpoint:
         return self.parameters < 100_000_000
 
     def weights_hash(self) -> str:
-        """Return a hash over all weights and the noise schedule: equal hashes, equal predictions."""
+        """Return a hash over all weights, the noise schedule and the tokenizer: equal hashes, equal predictions."""
         digest = hashlib.sha256()
         for part in (self.vae, self.unet, self.text_encoder):
             for name, tensor in sorted(part.state_dict().items()):
@@ -97,6 +97,8 @@ class Checkpoint:
                 digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
         schedule = {k: v for k, v in dict(self.scheduler.config).items() if not k.startswith("_")}
         digest.update(json.dumps(schedule, sort_keys=True, default=str).encode())
+        words = [self.tokenizer.model_max_length, sorted(self.tokenizer.get_vocab().items())]
+        digest.update(json.dumps(words).encode())
         return digest.hexdigest()[:32]
 
 

@@ -98,6 +98,9 @@ class CrossFit:
         if (self.models / "model_index.json").exists() or (self.models / "adapter.json").exists():
             shutil.rmtree(self.models)  # the model of a run without folds
         number = max(self.folds.values()) + 1
+        for folder in self.models.glob("fold-*/"):  # of a run with more folds
+            if folder.name not in {f"fold-{fold}" for fold in range(number)}:
+                shutil.rmtree(folder)
         entries = [self._finished(f"fold-{fold}") or self._train(fold, progress) for fold in range(number)]
         begun = entries[0]["shared_steps"]
         shutil.rmtree(self.states, ignore_errors=True)

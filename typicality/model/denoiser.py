@@ -205,9 +205,7 @@ class Denoiser:
         ------
         SettingsError : when the UNet has no such block.
         """
-        blocks = len(self.unet.up_blocks)
-        if up_block >= blocks:
-            raise SettingsError(f"mine.up_block is {up_block}, but this UNet has the blocks 0 to {blocks - 1}")
+        check_up_block(self.unet, up_block)
         a = self.alphas_cumprod[timestep]
         noised = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(self.device, self.dtype)
         t = torch.full((len(latents),), timestep, device=self.device)
@@ -215,6 +213,13 @@ class Denoiser:
         sample, embedding, skips = _encode(self.unet, noised, t, hidden, 1)
         self.evaluations += len(latents)
         return _decode(self.unet, sample, embedding, hidden, skips, up_block + 1).float().cpu()
+
+
+def check_up_block(unet: UNet2DConditionModel, up_block: int) -> None:
+    """Raise SettingsError where a UNet has no such decoder block."""
+    blocks = len(unet.up_blocks)
+    if up_block >= blocks:
+        raise SettingsError(f"mine.up_block is {up_block}, but this UNet has the blocks 0 to {blocks - 1}")
 
 
 def predict(unet: UNet2DConditionModel, z: Tensor, t: Tensor, hidden: Tensor, repeats: int) -> Tensor:

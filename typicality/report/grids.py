@@ -20,7 +20,10 @@ MOST_STRIPS = 24  # labels in the overview
 
 
 def write_grids(view: ReportView, open_image: Opener, folder: Path) -> list[Path]:
-    """Write `<label-slug>.png` for every label with elements, and `overview.png`; return their paths."""
+    """Write `<label-slug>.png` for every label with elements, and `overview.png`; return their paths.
+
+    Grids of labels that are gone are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for label in view.labels:
@@ -28,6 +31,8 @@ def write_grids(view: ReportView, open_image: Opener, folder: Path) -> list[Path
             written.append(_save(draw_grid(view, label, open_image), folder / f"{label.slug}.png"))
     if any(label.strip for label in view.labels):
         written.append(_save(draw_overview(view, open_image), folder / "overview.png"))
+    for path in set(folder.glob("*.png")) - set(written):
+        path.unlink()
     return written
 
 
