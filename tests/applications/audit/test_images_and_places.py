@@ -32,7 +32,7 @@ from typicality.applications.audit.images import (
     examine,
     stroke_density,
 )
-from typicality.applications.audit.maps import map_findings, shares_of, truth_of
+from typicality.applications.audit.maps import Share, map_findings, mean_p_value, shares_of, truth_of
 from typicality.applications.audit.places import association, mark_findings, text_findings
 from typicality.records import LabelledImage, ModelView, ScoreMap
 
@@ -203,6 +203,35 @@ def test_boxes_of_another_label_are_not_the_label_s_own():
     assert truth_of(named, of_a, dataset, named=True).tolist() == [[1, 0], [1, 0]]
     assert truth_of(image, of_a, dataset) is None, "nothing says of which label the boxes are"
     assert truth_of(replace(image, labels=("a",)), of_a, dataset).tolist() == [[1, 1], [1, 1]]
+
+
+def outside_of(densities):
+    """Findings of images whose box, a tenth of the area, holds so many times the typicality of an even spread."""
+    images = {str(i): LabelledImage(str(i), f"{i}.png", ("a",), str(i), 64, 64, None) for i in range(len(densities))}
+    shares = [Share(i, "a", 0.2, 0.2, 0.02, 0.02, d / 10, 0.1) for i, d in zip(images, densities, strict=True)]
+    return map_findings(shares, images, ["a"])
+
+
+def test_maps_that_know_nothing_of_the_boxes_do_not_lie_outside():
+    """Densities of mean 1 that vary a lot: in most images the box holds less than its share, and in some far more.
+
+    Nor does what holds four times its share in two thirds of the images; a fifth of it in all images is a finding.
+    """
+    rng = np.random.default_rng(0)
+    alarms = [bool(outside_of(rng.gamma(0.5, 2, 60))) for _ in range(40)]
+    assert np.mean(alarms) <= 0.1
+    assert outside_of([4.0, 4.0, 0.3] * 20) == []
+    (found,) = outside_of(rng.gamma(0.5, 0.4, 60))
+    assert (found.kind, found.severity) == ("outside_truth", "high")
+    assert found.score == pytest.approx(0.8, abs=0.1)
+
+
+def test_the_mean_of_skewed_values_by_hand():
+    """Without skewness it is Student's t: 1, 2, 3 have t = 2 / sqrt(1 / 3), of two degrees of freedom."""
+    t = 2 * np.sqrt(3)
+    assert mean_p_value(np.array([1.0, 2.0, 3.0])) == pytest.approx(0.5 - t / (2 * np.sqrt(2 + t**2)))
+    assert mean_p_value(np.array([1.0, 1.0, 1.0, -2.0])) > mean_p_value(np.array([-0.5, -0.5, -0.5, 2.5]))
+    assert (mean_p_value(np.ones(5)), mean_p_value(np.zeros(5))) == (0.0, 1.0)
 
 
 def test_elements_that_show_no_pasted_thing_are_left_alone(facts_of):

@@ -231,6 +231,7 @@ def test_two_things_of_one_name_are_two_findings():
     assert len({f.id for f in both}) == 4
     assert [f.id for f in in_order(both)] == [f.id for f in both]
     other_way = in_order([thing(0.5, "cd"), thing(1.0, "ab")])
+    assert other_way[0].concerns == ("a", "b")
     assert {f.concerns: f.id for f in other_way} == {
         f.concerns: f.id for f in both if f.identity == "x" and f.score > 0.2
     }
