@@ -30,6 +30,8 @@ from typicality.applications.audit.findings import (
 from typicality.applications.audit.gates import breaches, parse_conditions
 from typicality.applications.audit.labels import (
     LabelScores,
+    _rank_sum,
+    _signed_rank,
     chance_p_values,
     confusable_pairs,
     fit_temperature,
@@ -110,6 +112,46 @@ def test_chance_p_values_are_uniform_under_the_null_and_small_under_an_effect():
     null = np.concatenate([chance_p_values(simulated(0.0, seed=seed)[0]) for seed in range(30)])
     assert 0.01 <= (null <= 0.1).mean() <= 0.2
     assert chance_p_values(simulated(1.0)[0]).max() < 1e-10
+
+
+def of_subjects(effect: float, paired: np.ndarray, seed: int) -> LabelScores:
+    """Scores of two images each of subjects that resemble one another; paired (n,): one of them carries a, else both.
+
+    `effect` is how much higher images of a score under a; the spread between subjects is twice that between images.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(paired)
+    carries = np.stack([np.ones(n, dtype=bool), ~paired], axis=1)
+    carries[~paired] = (np.arange(n) % 2 == 0)[~paired, None]
+    score = 2 * rng.normal(size=(n, 1)) + rng.normal(size=(n, 2)) + effect * carries
+    units = np.stack([score.ravel(), np.zeros(2 * n)], axis=1)[:, :, None].astype(np.float32)
+    ids = tuple(map(str, range(2 * n)))
+    groups = tuple(str(i // 2) for i in range(2 * n))
+    given = np.stack([carries.ravel(), ~carries.ravel()], axis=1)
+    return LabelScores(ids, groups, ("a", "b"), given, units, (1,), np.ones(2 * n, dtype=bool))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_subjects_that_carry_several_labels_are_compared_with_themselves(share: float):
+    """Without an effect p-values are uniform, whatever the share of such subjects. With one of half the spread between
+    images, 60 subjects that have both labels show it nearly always; compared as if unrelated they did in 16%.
+    """
+    paired = np.arange(60) < share * 60
+    null = np.array([chance_p_values(of_subjects(0.0, paired, seed))[0] for seed in range(200)])
+    assert 0.01 <= (null <= 0.05).mean() <= 0.1
+    assert (null <= 0.5).mean() == pytest.approx(0.5, abs=0.1)
+    found = np.mean([chance_p_values(of_subjects(0.5, paired, seed))[0] <= 0.05 for seed in range(50)])
+    assert found > {1.0: 0.75, 0.5: 0.4, 0.0: 0.05}[share]
+
+
+def test_ranks_by_hand():
+    """Differences 1, 2, 3 and -4: 6 of 10 ranks, mean 5, variance 4 * 5 * 9 / 24; a difference of 0 adds nothing.
+
+    3, 4 against 1, 2: both pairs of either are won, 4 of 4, mean 2, variance 2 * 2 * 5 / 12.
+    """
+    assert _signed_rank(np.array([1.0, 2, 3, -4, 0])) == pytest.approx(0.5 / np.sqrt(7.5))
+    assert _signed_rank(np.zeros(3)) == 0
+    assert _rank_sum(np.array([3.0, 4]), np.array([1.0, 2])) == pytest.approx(1.5 / np.sqrt(5 / 3))
 
 
 def test_temperature_recovers_what_made_the_labels():

@@ -27,7 +27,7 @@ import pyarrow as pa
 from safetensors.numpy import load_file
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logsumexp, softmax
-from scipy.stats import norm
+from scipy.stats import norm, rankdata
 from scipy.stats import t as student
 
 from typicality.config import key_of
@@ -478,36 +478,62 @@ def confusable_pairs(scores: LabelScores) -> list[ConfusablePair]:
 def chance_p_values(scores: LabelScores) -> np.ndarray:
     """(K,) one-sided p-values that the model tells each label: do its images score higher under it than others do?
 
-    The score is the label's own minus the mean over labels, averaged over each group; a Mann-Whitney test with tie
-    correction by the normal approximation compares groups with and without the label. NaN where there is no contrast.
+    The score is the label's own minus the mean over labels, averaged over a group's images with the label, and over those
+    without. Groups that have both are compared within themselves, by Wilcoxon's signed-rank test; the others, with and
+    without the label, by his rank-sum test. The two z (normal approximation, tie correction) are of different groups.
+    They are added with weights sqrt(n / 2), for n groups with both, and sqrt(n m / (n + m)), which is what differences
+    of means are worth (Stouffer's method). NaN where there is no contrast.
     """
     margin = scores.mean - scores.mean.mean(1, keepdims=True)
-    names = np.array(scores.groups, dtype=object).astype(str)
+    member = np.unique(np.array(scores.groups, dtype=object).astype(str), return_inverse=True)[1]
     result = np.full(len(scores.labels), np.nan)
     for k in range(len(scores.labels)):
-        sides = []
-        for carries in (True, False):
-            rows = scores.given[:, k] == carries
-            _, member = np.unique(names[rows], return_inverse=True)
-            if rows.any():
-                sides.append(np.bincount(member, margin[rows, k]) / np.bincount(member))
-        if len(sides) == 2:
-            result[k] = _mann_whitney(*sides)
+        carries = scores.given[:, k]
+        counts = np.stack([np.bincount(member[rows], minlength=member.max() + 1) for rows in (carries, ~carries)])
+        sums = np.stack(
+            [np.bincount(member[rows], margin[rows, k], minlength=member.max() + 1) for rows in (carries, ~carries)]
+        )
+        with_label, without = sums / np.maximum(counts, 1)
+        both = (counts > 0).all(0)
+        own, other = with_label[(counts[0] > 0) & ~both], without[(counts[1] > 0) & ~both]
+        parts = []
+        if both.any():
+            parts.append((both.sum() / 2, _signed_rank(with_label[both] - without[both])))
+        if len(own) and len(other):
+            parts.append((len(own) * len(other) / (len(own) + len(other)), _rank_sum(own, other)))
+        if parts:
+            weights, z = np.sqrt(np.array([weight for weight, _ in parts])), np.array([z for _, z in parts])
+            result[k] = norm.sf((weights * z).sum() / np.sqrt((weights**2).sum()))
     return result
 
 
-def _mann_whitney(higher: np.ndarray, lower: np.ndarray) -> float:
-    from scipy.stats import rankdata
-
+def _rank_sum(higher: np.ndarray, lower: np.ndarray) -> float:
+    """z of the Mann-Whitney statistic (n,) against (m,), corrected for continuity; 0 where all are equal."""
     n, m = len(higher), len(lower)
     ranks = rankdata(np.concatenate([higher, lower]))
-    _, ties = np.unique(ranks, return_counts=True)
     total = n + m
-    variance = n * m / 12 * (total + 1 - (ties**3 - ties).sum() / max(1, total * (total - 1)))
-    if variance <= 0:
-        return 1.0
-    u = ranks[:n].sum() - n * (n + 1) / 2
-    return float(norm.sf((u - n * m / 2 - 0.5) / np.sqrt(variance)))
+    variance = n * m / 12 * (total + 1 - _ties(ranks) / max(1, total * (total - 1)))
+    excess = ranks[:n].sum() - n * (n + 1) / 2 - n * m / 2
+    return float((excess - 0.5) / np.sqrt(variance)) if variance > 0 else 0.0
+
+
+def _signed_rank(differences: np.ndarray) -> float:
+    """z of the sum of the ranks (n,) of differences above 0, corrected for continuity; 0 where all are 0.
+
+    Differences of 0 are left out.
+    """
+    differences = differences[differences != 0]
+    n = len(differences)
+    ranks = rankdata(np.abs(differences))
+    variance = n * (n + 1) * (2 * n + 1) / 24 - _ties(ranks) / 48
+    excess = ranks[differences > 0].sum() - n * (n + 1) / 4
+    return float((excess - 0.5) / np.sqrt(variance)) if variance > 0 else 0.0
+
+
+def _ties(ranks: np.ndarray) -> float:
+    """Sum of t^3 - t over the sets of t equal ranks."""
+    _, ties = np.unique(ranks, return_counts=True)
+    return float((ties**3 - ties).sum())
 
 
 def write_label_scores(path: Path, scores: LabelScores, errors: LabelErrors, file_names: Sequence[str]) -> None:
