@@ -12,8 +12,8 @@ from tests.scoring.synthetic import Pass, World
 from typicality.evaluation.estimator import overlap
 from typicality.mining.boxes import box_means
 from typicality.mining.patches import PatchSelection, rescored, top_patches
-from typicality.mining.selection import Prior, Selected, boxes_of, moderated, select
-from typicality.records import Patch
+from typicality.mining.selection import Candidates, Prior, Selected, boxes_of, moderated, select
+from typicality.records import ModelView, Patch
 from typicality.scoring.adaptive import Effort, quantile
 from typicality.scoring.scorer import Job
 
@@ -148,3 +148,23 @@ def test_few_images_keep_their_raw_scores() -> None:
         assert [(p.image_id, p.row, p.column) for p in patches] == [
             (p.image_id, p.row, p.column) for p in chosen.patches[label]
         ]
+
+
+def test_what_is_forgotten_does_not_depend_on_the_order_of_a_long_stream() -> None:
+    """300 images of three patches, of which the best 10 are wanted: more than are kept in memory."""
+    rng = np.random.default_rng(0)
+    view = ModelView(64, 64, 1.0, 1.0, 0.0, 0.0)
+    images = {
+        f"{i:03}": np.column_stack([rng.normal(size=(3, 1)), np.full((3, 1), 0.2), np.zeros((3, 4))])
+        for i in range(300)
+    }
+    tables = []
+    for order in (sorted(images), sorted(images, reverse=True), rng.permutation(sorted(images)).tolist()):
+        kept = Candidates(10)
+        for name in order:
+            kept.add(name, view, images[name])
+        tables.append(kept.table())
+    assert tables[0][0] == tables[1][0] == tables[2][0]
+    assert len(set(tables[0][0])) < 300
+    best = sorted((float(m) for a in images.values() for m in a[:, 0]), reverse=True)[:20]
+    assert set(best) <= set(tables[0][1][:, 0].tolist())

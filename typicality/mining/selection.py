@@ -243,12 +243,14 @@ class Candidates:
     images: dict[str, np.ndarray] = field(default_factory=dict)
     views: dict[str, ModelView] = field(default_factory=dict)
     _room: int = 0
+    _forgets: bool = False
 
     def add(self, image_id: str, view: ModelView, found: np.ndarray) -> None:
         self.seen += len(found)
         self.images[image_id], self.views[image_id] = found, view
         self._room = self._room or 8 * self.limit + 64
         if len(self.images) > self._room:
+            self._forgets = True
             self._forget()
             self._room = 2 * len(self.images) + 64
 
@@ -262,7 +264,13 @@ class Candidates:
             del self.images[name], self.views[name]
 
     def table(self) -> tuple[list[str], np.ndarray]:
-        """Image of every patch, and (n, 6) patches, in an order that does not depend on the stream's."""
+        """Image of every patch, and (n, 6) patches, in an order that does not depend on the stream's.
+
+        Nor does it depend on the stream's order which images are left: those that the last floor leaves, whether or not
+        an earlier one had dropped them.
+        """
+        if self._forgets:
+            self._forget()
         names = sorted(self.images)
         arrays = [self.images[name] for name in names]
         owners = [name for name, a in zip(names, arrays, strict=True) for _ in range(len(a))]
