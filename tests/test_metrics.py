@@ -100,3 +100,14 @@ def test_truncated_area_is_that_of_a_loop_over_thresholds():
         precision.append(true / found if found else 0.0)
         recall.append(true / truth.sum())
     assert metrics.auc_pr_truncated(scores, truth) == pytest.approx(np.trapezoid(precision, recall))
+
+
+def test_relatives_count_once_in_an_error():
+    """Groups of one: the deviation over the root of n. Each value four times: the same error, not half of it. By hand:
+    (0, 0) and (1, 1) sum to -1 and 1 about the mean; root of 2 / 1 times 2, over 4, is 0.5. One group tells nothing."""
+    values = np.random.default_rng(0).random(30)
+    alone = metrics.clustered_error(values, range(30))
+    assert alone == pytest.approx(values.std(ddof=1) / np.sqrt(30))
+    assert metrics.clustered_error(np.repeat(values, 4), np.repeat(range(30), 4).tolist()) == pytest.approx(alone)
+    assert metrics.clustered_error(np.array([0, 0, 1, 1]), ["a", "a", "b", "b"]) == pytest.approx(0.5)
+    assert np.isnan(metrics.clustered_error(np.ones(3), ["a"] * 3))

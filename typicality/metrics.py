@@ -8,7 +8,8 @@ third of a positive and two thirds of a negative.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,22 @@ def geometric_mean(values: Iterable[float]) -> float:
     if not len(numbers) or np.isnan(numbers).any():
         return float("nan")
     return float(np.exp(np.log(numbers).mean())) if (numbers > 0).all() else 0.0
+
+
+def clustered_error(values: Array, groups: Sequence[Hashable]) -> float:
+    """Return the standard error of a mean of values (n,) of which those of one group (n names) may be related.
+
+    That of independent clusters: the root of G / (G - 1) times the sum over G groups of their squared summed
+    deviations, over n. With groups of one it is the standard deviation over the root of n. NaN of a single group.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    row_of: dict[Hashable, int] = {}
+    of = np.array([row_of.setdefault(group, len(row_of)) for group in groups], dtype=int)
+    count = len(row_of)
+    if count < 2:
+        return math.nan
+    sums = np.bincount(of, numbers - numbers.mean(), count)
+    return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(numbers))
 
 
 def pointing(scores: Array, truth: Array) -> float:

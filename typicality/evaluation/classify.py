@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from typicality.config import Settings
 from typicality.errors import InputError
+from typicality.metrics import clustered_error
 from typicality.pipeline import scorer
 from typicality.progress import SILENT, Progress
 from typicality.run import Run, existing_record, open_finished
@@ -30,7 +33,8 @@ class Classification:
 
     Attributes
     ----------
-    accuracy, standard_error : share of images whose predicted label is among their own; binomial error over images
+    accuracy, standard_error : share of images whose predicted label is among their own; its error, with groups and not
+        images as what is independent; not a number of a single group
     accuracy_unweighted : of the plain mean of losses, as published
     n : images, all of groups that the model which classifies them never saw: the held-out ones, or with folds all
     draws : UNet draws an image and label (an antithetic pair counts as two)
@@ -88,7 +92,8 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
         by_shape.setdefault(alike, []).append(Job(image.image_id, labels))
     size = max(1, run.batch_size // (draws * (1 + len(labels))))
     confusion = {true: dict.fromkeys(labels, 0) for true in labels}
-    correct = unweighted = 0
+    correct: dict[str, bool] = {}
+    unweighted = 0
     progress.start("classify", len(images))
     for _, jobs in sorted(by_shape.items()):
         for start in range(0, len(jobs), size):
@@ -98,20 +103,21 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
             plain = differences.mean((2, 3, 4)).argmax(1)
             for job, best, other in zip(part, predicted.tolist(), plain.tolist(), strict=True):
                 own = run.labels_of[job.image_id]
-                correct += labels[best] in own
+                correct[job.image_id] = labels[best] in own
                 unweighted += labels[other] in own
                 confusion[labels[best] if labels[best] in own else own[0]][labels[best]] += 1
             progress.advance(len(part))
     progress.finish()
     n = len(images)
-    accuracy = correct / n
+    hits = np.array([correct[i.image_id] for i in images], dtype=float)
+    error = clustered_error(hits, [i.group for i in images])
     counts = {label: sum(label in run.labels_of[i.image_id] for i in images) for label in labels}
     recall = {
         true: round(row[true] / total, 4) if (total := sum(row.values())) else math.nan
         for true, row in confusion.items()
     }
     return Classification(
-        accuracy=round(accuracy, 4), standard_error=round(math.sqrt(accuracy * (1 - accuracy) / n), 4),
+        accuracy=round(float(hits.mean()), 4), standard_error=round(error, 4),
         accuracy_unweighted=round(unweighted / n, 4), n=n, draws=draws, chance=round(max(counts.values()) / n, 4),
         labels=labels, recall=recall, confusion=confusion,
     )  # fmt: skip

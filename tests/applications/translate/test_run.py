@@ -98,6 +98,28 @@ def test_what_is_done_is_not_done_again(run: Path, translation: Translation, mon
     assert translate(run, "2016", "2024", OPTIONS, images=9).table.equals(more.table)
 
 
+@pytest.mark.parametrize("changed", [{"mine": {"patch": 12}}, {"score": {"protocol": "uniform"}}])
+def test_what_a_translation_depends_on_is_in_its_key(run: Path, changed: dict):
+    """Boxes have the size of patches, and scores come from the protocol's draws: neither may be read from before."""
+    options = TranslateOptions("sdedit", steps=2, draws=4)
+    first = translate(run, "2016", "2024", options, images=1)
+    other = translate(run, "2016", "2024", options, images=1, settings=settings_for(run, **changed))
+    assert first.folder != other.folder
+
+
+def test_errors_are_those_of_groups(run: Path):
+    """All images are of two subjects: the error of 20 images is that of two numbers, (a - b) / 2 in size."""
+    opened = open_finished(run, "finetune")
+    images = tuple(replace(i, group="even" if int(i.group[1:]) % 2 == 0 else "odd") for i in opened.dataset)
+    opened.dataset = replace(opened.dataset, images=images)
+    found = translate_pair(opened, "2016", "2024", TranslateOptions("sdedit", steps=2, draws=4, strength=0.2))
+    change = {row["image_id"]: row["change"] for row in found.table.to_pylist()}
+    groups = {i.image_id: i.group for i in images}
+    means = [np.mean([c for i, c in change.items() if groups[i] == name]) for name in ("even", "odd")]
+    assert len(change) == SUBJECTS
+    assert found.summary["mean_change_se"] == pytest.approx(abs(means[0] - means[1]) / 2, rel=1e-3)
+
+
 def test_fewer_images_after_more_are_fewer_in_the_table(run: Path):
     """Nine were translated; asked for the first three, the table and every number are of those three."""
     options = TranslateOptions("sdedit", steps=2, draws=4, strength=0.3)

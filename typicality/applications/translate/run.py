@@ -36,6 +36,7 @@ from typicality.config import Settings, key_of
 from typicality.dataset import LabelledImages
 from typicality.dataset.split import unit_hash
 from typicality.errors import DatasetError, InterruptedRun, nearest
+from typicality.metrics import clustered_error
 from typicality.mining.boxes import best_boxes, box_means
 from typicality.mining.patches import patch_side
 from typicality.progress import SILENT, Progress
@@ -89,7 +90,7 @@ PAIRS_SCHEMA = pa.schema(
     ]
 )
 """A row a pair of labels: share of results classified as `to`, share of sources that already were, and the mean change
-of typicality under `to`."""
+of typicality under `to`; standard errors (`_se`) take groups for what is independent, and are null of a single one."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ def translate_pair(
         raise DatasetError(f"no image has the label {source!r} without {target!r}")
     key = key_of(
         [run.weights_key, run.latents.folder.name, run.settings.prompt.model_dump(), source, target,
-         options.as_dict(), run.settings.score.t_min, run.settings.score.t_max, run.settings.seed]
+         options.as_dict(), run.settings.score.t_min, run.settings.score.t_max, run.settings.score.protocol,
+         run.settings.mine.patch, str(run.dtype), run.settings.seed]
     )  # fmt: skip
     folder = run.directory.path("translate", f"{safe(source)}-{safe(target)}-{key}")
     with run.directory.stage(f"translate {source} to {target}", key) as entry:
@@ -345,16 +347,21 @@ def _finish(
     write_whole(folder / "strips.png", lambda p: sheet(strips).save(p, format="PNG"))
     change = np.array([row["change"] for row in rows], dtype=np.float64)
     flips = np.array([row["flipped"] for row in rows], dtype=np.float64)
-    n = len(rows)
     summary = {
-        "from": source, "to": target, **options.as_dict(), "seed": run.settings.seed, "n": n,
+        "from": source, "to": target, **options.as_dict(), "seed": run.settings.seed, "n": len(rows),
         "flip_rate": round(float(flips.mean()), 4),
-        "flip_rate_se": round(float(np.sqrt(flips.mean() * (1 - flips.mean()) / n)), 4),
+        "flip_rate_se": _error(flips, rows),
         "already": round(float(np.mean([row["label_before"] == target for row in rows])), 4),
         "mean_change": float(change.mean()),
-        "mean_change_se": float(change.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+        "mean_change_se": _error(change, rows),
         "labels_after": dict(sorted(Counter(row["label_after"] for row in rows).items())),
     }  # fmt: skip
     write_table(folder / "translations.parquet", table)
     write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
     return Translation(folder, table, summary)
+
+
+def _error(values: np.ndarray, rows: Sequence[dict[str, Any]]) -> float | None:
+    """The standard error of a mean over rows; None of a single group."""
+    error = clustered_error(values, [row["group"] for row in rows])
+    return None if np.isnan(error) else float(f"{error:.4g}")
