@@ -169,6 +169,16 @@ def test_a_look_at_the_images_changes_nothing_else_of_a_run(tiny_folder: Path, r
     capsys.readouterr()
 
 
+def test_what_could_not_be_measured_is_a_note(tmp_path: Path, capsys):
+    """Four images a label are too few to look for giveaways: the audit ends well, and says what it did not check."""
+    folder = write_images(tmp_path / "images", each=4, labels=("a", "b"))
+    arguments = ["audit", str(folder), "--label", "folder", "--out", str(tmp_path / "run"), "--images-only", "--json"]
+    assert command([*arguments, "--quiet", "--fail-on", "giveaway>10%"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["measures"]["giveaway"] is None
+    assert "The condition giveaway>10% was not checked" in document["notes"][-1]
+
+
 def test_without_the_model(tiny_folder: Path, tmp_path: Path, capsys):
     """No model is named and none is loaded; findings are written, and label measures cannot be asked for."""
     arguments = ["audit", str(tiny_folder), "--label", "folder", "--out", str(tmp_path / "run"), "--images-only"]

@@ -27,7 +27,7 @@ from typicality.applications.audit.findings import (
     severity_of,
     write_findings,
 )
-from typicality.applications.audit.gates import breaches, parse_conditions
+from typicality.applications.audit.gates import breaches, parse_conditions, unmeasured
 from typicality.applications.audit.labels import (
     LabelScores,
     _rank_sum,
@@ -441,12 +441,16 @@ def test_labels_are_judged_by_images_that_the_model_had_not_seen(tmp_path, monke
         ("same_place:low", True),
         ("duplicates:low", False),
         ("any:medium", True),
+        ("label_errors>=100%", False),
+        ("findings>=1", True),
+        ("giveaway>10%", False),
+        ("chance_labels>=0", False),
     ],
 )
 def test_conditions(text: str, breached: bool):
-    """3% of the labels are wrong, and there is one shortcut of medium severity."""
-    found = breaches(parse_conditions(text), [finding(severity="medium")], {"label_errors": 0.03, "findings": 1.0})
-    assert bool(found) is breached
+    """3% of the labels are wrong, there is one shortcut of medium severity, and no giveaway could be looked for."""
+    measures = {"label_errors": 0.03, "findings": 1.0, "giveaway": None}
+    assert bool(breaches(parse_conditions(text), [finding(severity="medium")], measures)) is breached
 
 
 @pytest.mark.parametrize(
@@ -458,6 +462,11 @@ def test_conditions(text: str, breached: bool):
         ("nonsense", "measures: label_errors"),
         ("", "cannot be read"),
         ("label_errors>1.2.3", "not a number"),
+        ("label_errors>2", "so write label_errors>2%$"),
+        ("giveaway>1", "so write giveaway>1%$"),
+        ("near-duplicates>200%", "at most 1, or 100%$"),
+        ("label_errors>150", "at most 1, or 100%$"),
+        ("high>50%", "number of findings of high severity, so write high>50$"),
     ],
 )
 def test_bad_conditions_say_what_is_possible(text: str, match: str):
@@ -465,6 +474,22 @@ def test_bad_conditions_say_what_is_possible(text: str, match: str):
         parse_conditions(text)
 
 
-def test_a_measure_that_was_not_taken_is_an_error():
-    with pytest.raises(SettingsError, match="did not measure"):
-        breaches(parse_conditions("label_errors>1%"), [], {})
+def test_a_measure_that_was_not_taken_is_a_note():
+    conditions = parse_conditions("label_errors>1%,giveaway>10%,high>2,shortcut:high")
+    assert unmeasured(conditions, {"label_errors": 0.5, "giveaway": None, "high": 0.0}) == [
+        "The condition giveaway>10% was not checked: giveaway could not be measured."
+    ]
+
+
+def test_the_error_of_a_share_counts_groups():
+    """All 40 images of a in 4 groups of 10, one of which is wrong: sqrt(4 / 3 * (0.75^2 + 3 * 0.25^2)) / 4 = 0.25."""
+    group = np.repeat(np.arange(4), 10)
+    units = np.where(group[:, None] == 0, [-5.0, 5.0], [5.0, -5.0])[:, :, None] + np.zeros((1, 1, 4))
+    scores = LabelScores(
+        tuple(map(str, range(40))), tuple(map(str, group)), ("a", "b"), np.tile([True, False], (40, 1)),
+        units.astype(np.float32), (2, 2), np.ones(40, dtype=bool),
+    )  # fmt: skip
+    errors = replace(label_error_score(scores), reported=group == 0)
+    (found, *_), _, _ = label_findings(scores, errors, {i: image_of(i) for i in scores.image_ids})
+    assert (found.kind, found.score) == ("label_error", 0.25)
+    assert found.standard_error == pytest.approx(0.25)

@@ -34,8 +34,9 @@ from typicality.applications.audit.findings import (
     show,
     write_findings,
 )
-from typicality.applications.audit.gates import OF_LABELS, Comparison, breaches, parse_conditions
+from typicality.applications.audit.gates import OF_LABELS, Comparison, breaches, parse_conditions, unmeasured
 from typicality.applications.audit.giveaways import giveaway_findings
+from typicality.applications.audit.groups import clustered_error
 from typicality.applications.audit.images import MOST_IMAGES, ImageFacts, examine, sample_of
 from typicality.applications.audit.labels import (
     FIRST_ROUND,
@@ -134,6 +135,7 @@ def audit(
         new = [finding for finding in findings if finding.new]
         measures = parts.measures | {"findings": float(len(new))}
         measures |= {name: float(n) for name, n in counts_of(new).items()}
+        unchecked = unmeasured(conditions, measures)
         document = {
             "schema_version": SCHEMA_VERSION,
             "dataset": {
@@ -145,7 +147,7 @@ def audit(
             "measures": {name: None if v is None else round(v, 6) for name, v in measures.items()},
             "label_matrix": parts.matrix,
             "confusable": [list(pair.labels) for pair in parts.confusable],
-            "notes": parts.notes,
+            "notes": [*parts.notes, *unchecked],
             "findings": [finding.as_dict() for finding in findings],
         }  # fmt: skip
         write_findings(folder, document)
@@ -159,6 +161,8 @@ def audit(
     if mined:
         of_run = resolve_settings(str(folder)) if images_only else settings
         report = pipeline.report(of_run, folder, progress).report
+    for sentence in unchecked:
+        progress.say(sentence)
     return Audit(folder, report, document, tuple(findings), tuple(breaches(conditions, findings, measures)))
 
 
@@ -358,6 +362,8 @@ def _wrong_labels(
         old = known.concerned(id_of("label_error", (label,), "wrong label"))
         wrong.sort(key=lambda i: (scores.image_ids[i] in old, -errors.score[i], scores.image_ids[i]))
         share = len(wrong) / len(own)
+        groups = np.array([scores.groups[i] for i in own])
+        error = clustered_error((np.isin(own, wrong) - share) / len(own), groups)
         suggestions = [scores.labels[errors.likeliest[i]] for i in wrong]
         most = max(sorted(set(suggestions)), key=suggestions.count)
         findings.append(
@@ -366,7 +372,7 @@ def _wrong_labels(
                 title=f"{len(wrong)} of {len(own)} images of {label!r} look wrongly labelled",
                 explanation=f"Another label fits them far better, most often {most!r}. labels.parquet has the score of "
                 "every image with its error; look at these first.",
-                labels=(label,), score=share, standard_error=float(np.sqrt(share * (1 - share) / len(own))),
+                labels=(label,), score=share, standard_error=error or None,
                 p_value=None, evidence=tuple(show(images[scores.image_ids[i]], None, label) for i in wrong[:EVIDENCE]),
                 identity="wrong label", concerns=tuple(scores.image_ids[i] for i in wrong),
                 details={

@@ -5,7 +5,8 @@
     kind        = a kind or family of findings, or "any"
 
 `label_errors>2%` compares a measure of the audit; `shortcut:high` holds where a finding of that kind or family is at
-least that severe. With a baseline only new findings count, and measures are of what is new.
+least that severe. With a baseline only new findings count, and measures are of what is new. A limit that a share can
+never exceed (`label_errors>2`) and a percentage of a number of findings (`high>50%`) are refused.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ MEASURES: dict[str, str] = {
     "medium": "number of findings of medium severity",
     "low": "number of findings of low severity",
 }
+COUNTS = ("confusable_labels", "findings", "high", "medium", "low")
+"""Measures that are numbers; the others are shares."""
 OF_LABELS = ("label_errors", "chance_labels", "confusable_labels")
 """Measures that need the model."""
 EXAMPLE = "label_errors>2%,shortcut:high"
@@ -62,7 +65,7 @@ def parse_conditions(text: str) -> list[Condition]:
 
     Raises
     ------
-    SettingsError : for what cannot be read, naming what is possible.
+    SettingsError : for what cannot be read or can never hold, naming what is possible.
     """
     return [_condition(part.strip()) for part in text.split(",")]
 
@@ -76,7 +79,13 @@ def _condition(text: str) -> Condition:
             limit = float(found["number"]) / (100 if found["percent"] else 1)
         except ValueError:
             raise SettingsError(f"--fail-on {text!r}: {found['number']!r} is not a number") from None
-        return Comparison(text, name, limit, found["sign"] == ">=")
+        inclusive, bare = found["sign"] == ">=", f"{name}{found['sign']}{found['number']}"
+        if name in COUNTS and found["percent"]:
+            raise SettingsError(f"--fail-on {text!r}: {name} is a {MEASURES[name]}, so write {bare}")
+        if name not in COUNTS and (limit > 1 or (limit == 1 and not inclusive)):
+            remedy = f", so write {bare}%" if not found["percent"] and limit < 100 else ""
+            raise SettingsError(f"--fail-on {text!r} can never hold: {name} is at most 1, or 100%{remedy}")
+        return Comparison(text, name, limit, inclusive)
     if found := FINDING.fullmatch(text):
         name, severity = found["name"].replace("-", "_"), found["severity"]
         names = {"any": frozenset(KINDS)} | {kind: frozenset([kind]) for kind in KINDS}
@@ -95,20 +104,16 @@ def _condition(text: str) -> Condition:
 def breaches(
     conditions: Sequence[Condition], findings: Sequence[Finding], measures: Mapping[str, float | None]
 ) -> list[str]:
-    """Return a sentence for every condition that holds. Findings that are not new do not count.
+    """Return a sentence for every condition that holds.
 
-    Raises
-    ------
-    SettingsError : for a measure that this audit did not take.
+    Findings that are not new do not count, nor do conditions on what this audit did not measure; see `unmeasured`.
     """
     found = []
     new = [finding for finding in findings if finding.new]
     for condition in conditions:
         if isinstance(condition, Comparison):
             value = measures.get(condition.measure)
-            if value is None:
-                raise SettingsError(f"--fail-on {condition.text!r}: this audit did not measure {condition.measure}")
-            if value > condition.limit or (condition.inclusive and value == condition.limit):
+            if value is not None and (value > condition.limit or (condition.inclusive and value == condition.limit)):
                 found.append(f"{condition.measure} is {value:.4g}, which breaches {condition.text}")
         else:
             graver = SEVERITIES[: SEVERITIES.index(condition.severity) + 1]
@@ -116,3 +121,12 @@ def breaches(
             if hits:
                 found.append(f"{len(hits)} finding(s) breach {condition.text}: {hits[0].title}")
     return found
+
+
+def unmeasured(conditions: Sequence[Condition], measures: Mapping[str, float | None]) -> list[str]:
+    """Return a sentence for every condition on a measure that this audit could not take, as with too few images."""
+    return [
+        f"The condition {condition.text} was not checked: {condition.measure} could not be measured."
+        for condition in conditions
+        if isinstance(condition, Comparison) and measures.get(condition.measure) is None
+    ]

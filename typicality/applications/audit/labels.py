@@ -478,9 +478,9 @@ def confusable_pairs(scores: LabelScores) -> list[ConfusablePair]:
 def chance_p_values(scores: LabelScores) -> np.ndarray:
     """(K,) one-sided p-values that the model tells each label: do its images score higher under it than others do?
 
-    The score is the label's own minus the mean over labels, averaged over a group's images with the label, and over those
-    without. Groups that have both are compared within themselves, by Wilcoxon's signed-rank test; the others, with and
-    without the label, by his rank-sum test. The two z (normal approximation, tie correction) are of different groups.
+    The score is the label's own minus the mean over labels, averaged over a group's images with the label, and those
+    without it. Groups that have both are compared within themselves, by Wilcoxon's signed-rank test; the others, with
+    and without the label, by his rank-sum test. The two z (normal approximation, tie correction) are of different groups.
     They are added with weights sqrt(n / 2), for n groups with both, and sqrt(n m / (n + m)), which is what differences
     of means are worth (Stouffer's method). NaN where there is no contrast.
     """
