@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 from copy import deepcopy
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from typicality.evaluation.coverage import LEVELS
+from typicality.evaluation.elements import Measured
+from typicality.evaluation.elements import _row as elements_row
 from typicality.report.pictures import Level
 from typicality.report.render import lay_out
 from typicality.report.sections import SECTIONS, Source, read_sections
@@ -269,6 +273,21 @@ def test_labels_are_alike_against_chance(data: ReportInput, low: float, said: st
     assert said in section.similarity.reading
     assert "elements of 2016 have their nearest look-alike in 2019, 1.50 times chance" in section.similarity.reading
     assert f"{low:.2f} to 1.90" in section.similarity.reading
+
+
+def test_curves_of_the_elements_benchmark_are_drawn(data: ReportInput) -> None:
+    """What `evaluate elements` writes is what the section reads: a line a method and space, with its mean purity."""
+    folder = data.folder
+    assert folder is not None
+    few = np.array([0.4, 0.5])
+    rows = []
+    for method, space, purity in (("ours", "dift", 0.8), ("hog svm", "dift", 0.5), ("hog svm", "hog", 0.6)):
+        one = Measured(purity, 0.5, 0.3, np.full(len(LEVELS), purity), 3.0, few, few)
+        rows.append(asdict(elements_row((method, space), [one], [one])))
+    write(folder / "evaluation" / "elements.json", {"rows": rows})
+    section = Evaluation.read(Source(folder, data))
+    assert section is not None
+    assert "ours (dift) 0.80, hog svm (dift) 0.50, hog svm (hog) 0.60" in section.plots[0].reading
 
 
 def test_translations_are_those_of_the_record(data: ReportInput) -> None:

@@ -59,6 +59,7 @@ class Row:
     accuracy : of logistic regression on the detections, on held-out images
     area_difference, accuracy_difference : ours minus this method, over the same bootstrap samples
     elements : a label, on average
+    coverage, purity : the curve: mean purity over seeds where each share of a label's held-out images is reached
     """
 
     method: str
@@ -71,6 +72,8 @@ class Row:
     area_difference: tuple[float, float, float]
     accuracy_difference: tuple[float, float, float]
     elements: float
+    coverage: tuple[float, ...]
+    purity: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -254,6 +257,8 @@ def _row(key: tuple[str, str], found: Sequence[Measured], ours: Sequence[Measure
         area_difference=between("area", "areas", ours),
         accuracy_difference=between("accuracy", "accuracies", ours),
         elements=round(float(np.mean([m.elements for m in found])), 2),
+        coverage=tuple(np.round(LEVELS, 4).tolist()),
+        purity=tuple(np.stack([m.curve for m in found]).mean(0).round(4).tolist()),
     )
 
 

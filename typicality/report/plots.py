@@ -257,14 +257,14 @@ def _most_alike(names: Sequence[str], lift: np.ndarray, low: np.ndarray | None, 
 
 def purity_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> PlotView:
     """Purity against coverage, a line a method; the first is drawn in the accent colour."""
-    figure, axes = _figure(5, grid="y")
+    figure, axes = _figure(7, grid="y")
     ends = []
-    for (name, points), colour in zip(curves.items(), (ACCENT, OTHER, INK, MUTED, LINE), strict=False):
+    styles = [(colour, dash) for dash in ("-", "--", ":") for colour in (ACCENT, OTHER, INK, MUTED)]
+    for (name, points), (colour, dash) in zip(curves.items(), styles, strict=False):
         coverage, purity = np.asarray(points, dtype=float).T
-        axes.plot(coverage, purity, color=colour, linewidth=1.6)
-        axes.annotate(_short(name), (coverage[-1], purity[-1]), (4, 0), textcoords="offset points", color=colour)
+        axes.plot(coverage, purity, color=colour, linestyle=dash, linewidth=1.6, label=_short(name))
         ends.append(f"{_short(name)} {purity.mean():.2f}")
-    axes.margins(x=0.16)
+    axes.legend(frameon=False, fontsize=8, labelcolor=MUTED, ncols=2)
     axes.set_xlabel("coverage (share of held-out images reached)", color=MUTED)
     axes.set_ylabel("purity (share with the right label)", color=MUTED)
     said = ", ".join(ends)

@@ -1,8 +1,8 @@
 """What was measured of a run, as plots: label confusion and purity-coverage, each where it was evaluated.
 
 Reads every `evaluation/*.json` of the run directory, as `typicality evaluate ... --write` leaves them there: a
-document with `confusion` (true label -> predicted label -> images), or with `rows` that each hold a `purity` and a
-`coverage` list.
+document with `confusion` (true label -> predicted label -> images), or with `rows` that each name a `method`, perhaps a
+`space` that it is measured in, and hold a `purity` and a `coverage` list.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _confusion(document: Mapping[str, Any]) -> PlotView | None:
 def _purity(document: Mapping[str, Any]) -> PlotView | None:
     curves = {}
     for row in mappings(document.get("rows")):
-        name = row.get("method") or row.get("name")
+        name = f"{row.get('method') or ''}{f' ({space})' if (space := row.get('space')) else ''}"
         coverage, purity = row.get("coverage"), row.get("purity")
         if not name or not isinstance(coverage, list) or not isinstance(purity, list) or len(coverage) != len(purity):
             continue
