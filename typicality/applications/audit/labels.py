@@ -480,9 +480,9 @@ def chance_p_values(scores: LabelScores) -> np.ndarray:
 
     The score is the label's own minus the mean over labels, averaged over a group's images with the label, and those
     without it. Groups that have both are compared within themselves, by Wilcoxon's signed-rank test; the others, with
-    and without the label, by his rank-sum test. The two z (normal approximation, tie correction) are of different groups.
-    They are added with weights sqrt(n / 2), for n groups with both, and sqrt(n m / (n + m)), which is what differences
-    of means are worth (Stouffer's method). NaN where there is no contrast.
+    and without the label, by his rank-sum test. The two z (normal approximation, tie correction) rest on different
+    groups. They are added with the weights sqrt(n / 2), for n groups with both, and sqrt(n m / (n + m)), which is what
+    differences of means are worth (Stouffer's method). NaN where there is no contrast.
     """
     margin = scores.mean - scores.mean.mean(1, keepdims=True)
     member = np.unique(np.array(scores.groups, dtype=object).astype(str), return_inverse=True)[1]
