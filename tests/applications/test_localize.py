@@ -184,6 +184,17 @@ def test_what_was_drawn_is_not_drawn_again(run_folder: Path):
     np.testing.assert_array_equal(again[1].maps["error"], both[1].maps["error"])
 
 
+def test_distances_of_another_measure_are_measured_anew(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """The stage was done, but what it left is stored under the measure's name."""
+    run = reopened(run_folder)
+    image_id = next(i.image_id for i in run.dataset if i.labels == ("dot",))
+    with run.directory.lock():
+        collect(run, [(image_id, ("dot",))], "clean", [(0.1, 0.7)], 4)
+        monkeypatch.setattr("typicality.applications.localize.distance.MEASURE", "another")
+        [found] = collect(run, [(image_id, ("dot",))], "clean", [(0.1, 0.7)], 4)
+    assert found.maps["reference_distance"].max() > 0
+
+
 def test_distance_by_hand():
     """Cells at (+-1, +-1) have mean 0 and variance 1. From (3, 3) the squares are 8, 20, 20 to the three nearest, 8
     a channel in the mean; the most similar directions have cosines 1, 0 and 0: 1 - 1/3. From (3, 0) they are 5, 5 and

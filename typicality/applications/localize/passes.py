@@ -172,7 +172,8 @@ def collect(
     model : the run's fine-tuned models (each image by the one that has not seen it, with folds), or the base
     """
     folders = [_folder(run, reference, r, draws, model) for r in ranges]
-    wanted = key_of([[f.name for f in folders], [[i, *labels] for i, labels in requests]])
+    apart = [] if reference is None else [_distance_folder(run, reference, model)]
+    wanted = key_of([[f.name for f in [*folders, *apart]], [[i, *labels] for i, labels in requests]])
     stage = PURPOSE if model == FINE_TUNED else f"{PURPOSE} {model}"
     if not run.directory.is_done(stage, wanted):
         with run.directory.stage(stage, wanted) as entry:
@@ -193,11 +194,11 @@ def collect(
                 evaluations += _fill_distances(run, requests, reference, model)
             entry["unet_evaluations"] = entry.get("unet_evaluations", 0) + evaluations
     stored = [_read(folder) for folder in folders]
-    apart = {} if reference is None else _read(_distance_folder(run, reference, model))
+    distances = _read(apart[0]) if apart else {}
     return [
         Evidence(
             image_id, label, run.latents.view(image_id),
-            _stacked([s[image_id, label] | apart.get((image_id, ""), {}) for s in stored]),
+            _stacked([s[image_id, label] | distances.get((image_id, ""), {}) for s in stored]),
         )
         for image_id, labels in requests
         for label in labels
