@@ -10,8 +10,7 @@ import typer
 
 from .console import print_json, print_text, say, words
 from .evaluation import show_plan
-from .options import Common, RunArgument, with_options
-from .refusal import SETTINGS, refuse
+from .options import SETTINGS, Common, RunArgument, with_options
 
 
 class FormatName(StrEnum):
@@ -37,7 +36,7 @@ def export(
     from typicality.applications.export import export as write
     from typicality.applications.export import place_of
 
-    refuse(common, "which writes what the run has found", "fresh", *SETTINGS)
+    common.reject("fresh", *SETTINGS, why="it writes what the run has found")
     if common.dry_run:
         path = place_of(run, to.value, common.out, force)
         print_json({"to": to.value, "out": str(path)}) if common.json else print_text(f"would write {path}")
@@ -64,7 +63,7 @@ def diff(
     from typicality.errors import SettingsError
     from typicality.store import check_writable
 
-    refuse(common, "which compares what two runs have found", "fresh", *SETTINGS)
+    common.reject("fresh", *SETTINGS, why="it compares what two runs have found")
     if common.out is not None:
         check_writable(common.out)
         if common.out.is_dir() or common.out.suffix not in (".html", ".htm"):

@@ -10,8 +10,19 @@ import typer
 
 from .console import print_json, print_text, words
 from .evaluation import AtLeast, Write, finish, parse_limits, show_plan
-from .options import Common, Data, DatasetArgument, DeviceName, DtypeName, Scoring, Training, given, with_options
-from .refusal import PLACE, SETTINGS, refuse
+from .options import (
+    PLACE,
+    SETTINGS,
+    Common,
+    Data,
+    DatasetArgument,
+    DeviceName,
+    DtypeName,
+    Scoring,
+    Training,
+    given,
+    with_options,
+)
 
 
 @with_options
@@ -24,7 +35,7 @@ def bench(
     """Speed of scoring against the bare UNet and against this machine's peak, in about three minutes."""
     from typicality.evaluation.speed import bench as measure
 
-    refuse(common, "which keeps nothing but what --write names", *PLACE)
+    common.reject(*PLACE, why="it keeps nothing but what --write names")
     limits = parse_limits(at_least)
     fixed = {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}}
     settings = common.settings(None, {"dataset": {"label": "year"}, **fixed})
@@ -43,7 +54,7 @@ def estimate(
     from typicality.applications.estimate import estimate as measure
     from typicality.dataset import load_dataset
 
-    refuse(common, "which keeps nothing", *PLACE)
+    common.reject(*PLACE, why="it keeps nothing")
     settings = common.settings(dataset, data.layer(), training.layer(), scoring.layer())
     if common.dry_run:
         n = len(load_dataset(settings.dataset))
@@ -85,7 +96,7 @@ def pretrain(
 
     if common.out is None:
         raise SettingsError("pretrain needs --out DIR, the folder of the new model")
-    refuse(common, "which begins from nothing and has few settings", "config", "set", "model")
+    common.reject("config", "set", "model", why="it begins from nothing and has few settings")
     if common.device not in (None, DeviceName.auto, DeviceName.cpu) or common.dtype not in (None, DtypeName.auto):
         raise SettingsError("pretrain runs on the CPU in mixed bfloat16: leave out --device and --dtype")
     chosen = given(autoencoder_steps=autoencoder_steps, denoiser_steps=denoiser_steps, seed=common.seed)
@@ -110,7 +121,7 @@ def datasets(common: Common) -> None:
 
     from typicality.dataset import builtin_datasets
 
-    refuse(common, "which only lists what there is", *SETTINGS, *PLACE)
+    common.reject(*SETTINGS, *PLACE, why="it only lists what there is")
     found = builtin_datasets()
     if common.json:
         print_json([asdict(info) for info in found])
@@ -129,7 +140,7 @@ def doctor(common: Common) -> None:
     """Say what this machine can do: versions, devices, precision, the model that would be used, its speed."""
     from typicality.doctor import examine
 
-    refuse(common, "which keeps nothing and draws nothing", "seed", *PLACE)
+    common.reject("seed", *PLACE, why="it keeps nothing and draws nothing")
     settings = common.settings(None)
     if common.dry_run:
         return show_plan({"timed": "the UNet in each precision on offer", "kept": "nothing"}, common, settings)

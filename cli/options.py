@@ -52,6 +52,10 @@ UNUSED = {
     "fresh": "what was done under the same settings is the same when done again",
 }
 """Why a command has no use for a common option."""
+SETTINGS = ("config", "set", "model", "seed", "device", "dtype")
+"""Common options that only say what the settings are."""
+PLACE = ("out", "fresh")
+"""Common options that only say where a run goes, and whether it begins anew."""
 COMMON, DATA, WORK = "Common options", "Data", "Amount of work"
 
 DatasetArgument = Annotated[
@@ -117,16 +121,22 @@ class Common:
         assigned = [parse_assignment(text) for text in self.assign or []]
         return resolve_settings(source, self.config, [merge(*layers, own, *assigned)])
 
-    def reject(self, *names: str) -> None:
+    def reject(self, *names: str, why: str | None = None) -> None:
         """Refuse options that were given to a command on which they have no effect.
+
+        Parameters
+        ----------
+        names : of options, without dashes
+        why : what the command does instead; that of `UNUSED` by default
 
         Raises
         ------
         SettingsError
         """
         for name in names:
-            if getattr(self, name):
-                raise SettingsError(f"--{name} has no effect on this command; {UNUSED[name]}")
+            value = getattr(self, "assign" if name == "set" else name)
+            if value is not None and value is not False and value != []:  # --seed 0 was given
+                raise SettingsError(f"--{name} has no effect on this command; {why or UNUSED[name]}")
 
     def folder(self, source: str | None) -> Path | None:
         """--out, or the run directory that was named as the source."""
