@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +37,7 @@ from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.renewal import renew_report
 from typicality.run import Run, existing_record, open_finished
-from typicality.store import write_arrays, write_table, write_text
+from typicality.store import write_arrays, write_json, write_table
 
 SHARE = 0.3
 """Of the groups that have ground truth and no model has seen: they choose, the others judge."""
@@ -321,7 +320,7 @@ def localize(
             summary |= _means(output.measures)
         elif parts.truths:
             progress.say("nothing is marked in images that no model has seen, so nothing could be measured")
-        write_text(folder / "localize" / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "localize" / "summary.json", summary)
         renew_report(run)
         return Localization(folder, output.boxes, summary)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -44,7 +43,7 @@ from typicality.records import LabelledImage
 from typicality.renewal import renew_report
 from typicality.run import Run, open_finished
 from typicality.scoring.shards import ScoredRow
-from typicality.store import write_arrays, write_table, write_text, write_whole
+from typicality.store import write_arrays, write_json, write_table, write_whole
 
 PURPOSE = "translated"
 SHARD_IMAGES = 32
@@ -357,7 +356,7 @@ def _finish(
         "labels_after": dict(sorted(Counter(row["label_after"] for row in rows).items())),
     }  # fmt: skip
     write_table(folder / "translations.parquet", table)
-    write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
+    write_json(folder / "summary.json", summary)
     return Translation(folder, table, summary)
 
 
