@@ -92,13 +92,19 @@ def clustered_error(values: Array, groups: Sequence[Hashable]) -> float:
     deviations, over n. With groups of one it is the standard deviation over the root of n. NaN of a single group.
     """
     numbers = np.asarray(values, dtype=np.float64)
-    row_of: dict[Hashable, int] = {}
-    of = np.array([row_of.setdefault(group, len(row_of)) for group in groups], dtype=int)
-    count = len(row_of)
-    if count < 2:
+    return clustered_sum_error((numbers - numbers.mean()) / len(numbers), groups)
+
+
+def clustered_sum_error(influence: Array, groups: Sequence[Hashable] | Array) -> float:
+    """Return the standard error of a sum of contributions (n,) that are each centred on 0, with groups as the units.
+
+    Liang & Zeger (1986), with the factor G / (G - 1) for few groups. NaN of a single group.
+    """
+    names, of = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
         return math.nan
-    sums = np.bincount(of, numbers - numbers.mean(), count)
-    return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(numbers))
+    sums = np.bincount(of, influence)
+    return float(np.sqrt(len(names) / (len(names) - 1) * (sums**2).sum()))
 
 
 def pointing(scores: Array, truth: Array) -> float:

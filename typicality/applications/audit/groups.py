@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from typicality.metrics import clustered_sum_error
+
 
 def even_weights(y: np.ndarray, group: np.ndarray) -> np.ndarray:
     """(n,) weights of rows with labels y (n,) int: they sum to 1 over each label, evenly over its groups."""
@@ -51,13 +53,6 @@ def tail_p_value(observed: float, permuted: np.ndarray) -> float:
 
 
 def clustered_error(influence: np.ndarray, group: np.ndarray) -> float:
-    """Standard error of a sum of contributions (n,) that are each centred on 0, with groups (n,) as the units.
-
-    Liang & Zeger (1986), with the factor G / (G - 1) for few groups; 0 where there is one group only.
-    """
-    _, member = np.unique(group, return_inverse=True)
-    n_groups = int(member.max()) + 1
-    if n_groups < 2:
-        return 0.0
-    sums = np.bincount(member, influence)
-    return float(np.sqrt(n_groups / (n_groups - 1) * (sums**2).sum()))
+    """Standard error of a sum of contributions (n,), as `clustered_sum_error`, but 0 where there is one group only."""
+    error = clustered_sum_error(influence, group)
+    return 0.0 if np.isnan(error) else error
