@@ -21,8 +21,7 @@ from typicality.model.finetune import Finetuner
 from typicality.pipeline import Result
 from typicality.plan import controls_of, first_jobs
 from typicality.progress import Progress
-from typicality.run import Run, open_finished, open_run
-from typicality.store import read_record
+from typicality.run import Run, existing_record, open_finished, open_run
 
 QUICK: dict[str, Any] = {
     "finetune": {"steps": 2, "batch_size": 4, "validation_images": 2},
@@ -250,6 +249,13 @@ def test_a_rerun_that_was_stopped_does_not_pass_for_finished(copy: Path, tiny_mo
     assert typicality.report("run").elements.num_rows > 0
 
 
+def test_a_report_that_is_refused_leaves_the_run_as_it_was(copy: Path) -> None:
+    """`report` with settings that only `mine` can carry out must not make them the run's own."""
+    with pytest.raises(OutputError, match="under other settings"):
+        typicality.report("run", mine={"clusters": 2})
+    assert typicality.report("run").elements.num_rows > 0
+
+
 def test_settings_that_change_nothing_are_no_other_settings(copy: Path, tiny_model: Path) -> None:
     mine(tiny_model, score={"batch_size": 3})
     assert open_finished(Path("run"), "mine").settings.score.batch_size == 3
@@ -279,7 +285,7 @@ def test_what_another_process_recorded_is_not_written_over(copy: Path) -> None:
         pass
     with run.directory.lock(), run.directory.stage("translate", "key"):
         pass
-    assert {"trends", "translate", "mine"} <= set(read_record(Path("run"))["stages"])  # type: ignore[index]
+    assert {"trends", "translate", "mine"} <= set(existing_record("run")["stages"])
 
 
 # ----------------------------------------------------------------------------------------------- other contents

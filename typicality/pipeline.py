@@ -593,8 +593,7 @@ def report(settings: Settings, out: Path | None = None, progress: Progress = SIL
     ------
     OutputError : when the run has not been mined.
     """
-    with _working(settings, out, False, progress) as run:
-        run.check_done("mine")
+    with _working(settings, out, False, progress, needs="mine") as run:
         once(run, ensure_report)
         return result_of(run, run.directory.path("index.html"))
 
@@ -605,9 +604,12 @@ def result_of(run: Run, report_path: Path) -> Result:
 
 
 @contextmanager
-def _working(settings: Settings, out: Path | None, fresh: bool, progress: Progress) -> Iterator[Run]:
+def _working(
+    settings: Settings, out: Path | None, fresh: bool, progress: Progress, needs: str | None = None
+) -> Iterator[Run]:
     """Open a run and hold its lock; Ctrl-C becomes `InterruptedRun`, with everything finished kept.
 
+    A stage that it `needs` must have been done under these settings, or they are refused before they are recorded.
     Where there are several processes, the others open the run when the main one has, and all begin together.
     """
     processes = processes_here()
@@ -615,6 +617,8 @@ def _working(settings: Settings, out: Path | None, fresh: bool, progress: Progre
         processes.wait()
     run = open_run(settings, out, fresh, progress if processes.main else SILENT)
     with run.directory.lock():
+        if needs is not None:
+            run.check_done(needs)
         run.directory.save()
         if processes.main:
             processes.wait()
