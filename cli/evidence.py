@@ -36,6 +36,7 @@ def elements(
     images: Annotated[int, typer.Option("--images", min=1, help="Training and held-out images at most.")] = 4000,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the CNN behind Grad-CAM.")] = 15,
     paper_draws: Annotated[int, typer.Option("--paper-draws", min=2, help="Of the published protocol.")] = 16,
+    draws: Annotated[int, typer.Option("--draws", help="Where elements are searched, under every label.")] = 8,
     picture: Picture = None,
     at_least: AtLeast = None,
     write: Write = None,
@@ -49,8 +50,8 @@ def elements(
         plan = {"run": str(run), "elements": count, "seeds": seeds, "images at most": images}
         return show_plan(plan, common, settings)
     result = evaluate(
-        run, count=count, seeds=seeds, images=images, epochs=epochs, paper_draws=paper_draws, picture=picture,
-        settings=settings, progress=common.progress,
+        run, count=count, seeds=seeds, images=images, epochs=epochs, paper_draws=paper_draws, draws=draws,
+        picture=picture, settings=settings, progress=common.progress,
     )  # fmt: skip
     finish("elements", result.as_dict(), limits, common, write)
     return None

@@ -14,17 +14,19 @@ import pytest
 
 import typicality
 from typicality.errors import InputError, OutputError
-from typicality.evaluation.detection import Workbench, in_halves, in_turn
+from typicality.evaluation.detection import Seen, Whitening, Workbench, in_halves, in_turn
 from typicality.evaluation.elements import elements
 from typicality.mining.tables import ELEMENTS_SCHEMA
 from typicality.progress import SILENT
 from typicality.records import LabelledImage, Patch
 from typicality.run import open_run, resolve_settings
 
-METHODS = [
-    ("ours", "dift"), ("published", "dift"), ("random", "dift"), ("least typical", "dift"), ("hog svm", "dift"),
-    ("hog svm", "hog"), ("gradcam", "dift"), ("gradcam", "cnn"),
+NAMES = ("ours", "published", "random", "least typical", "hog svm", "gradcam")
+SETS = [
+    *((name, "typicality") for name in NAMES), *((name, "dift") for name in NAMES),
+    ("hog svm", "hog"), ("gradcam", "cnn"),
 ]  # fmt: skip
+METHODS = [SETS[0], SETS[6], *SETS[1:6], *SETS[7:]]
 
 
 def test_members_in_turn():
@@ -43,6 +45,19 @@ def test_halves_keep_relatives_together():
     assert not {i.group for i in first} & {i.group for i in second}
     again = in_halves(images[::-1])
     assert {i.image_id for i in again[0]} == {i.image_id for i in first}
+
+
+def test_a_detector_of_one_example_looks_where_it_differs_from_patches_in_general():
+    """Features vary 10 times as much in one direction; a decoy equals the example there, and is ordinary otherwise."""
+    rng = np.random.default_rng(0)
+    patches = rng.normal(size=(50_000, 2)) * [10, 1] + [3, -1]
+    whitening = Whitening.of(patches)
+    assert np.cov(whitening(patches).T) == pytest.approx(np.eye(2), abs=0.05)
+    example, alike, decoy = np.array([[13, 3]]), np.array([[-7, 3]]), np.array([[13, -1]])
+    detector = whitening.detectors(example)[0]
+    assert np.linalg.norm(detector) == pytest.approx(1)
+    assert whitening(alike)[0] @ detector > whitening(decoy)[0] @ detector
+    assert np.linalg.norm(example - decoy) < np.linalg.norm(example - alike)
 
 
 def test_without_a_run(tmp_path: Path):
@@ -71,7 +86,7 @@ def test_elements_come_from_training_images(run: Path):
     assert not {image.group for image in work.making} & kept
     with work.run.directory.lock():
         sets = work.element_sets(3, 0, 2)
-    assert [(s.method, s.space) for s in sets] == METHODS
+    assert [(s.method, s.space) for s in sets] == SETS
     for made in sets:
         assert not {work.groups[p.image_id] for p in made.patches} & kept
         assert [p.label for p in made.patches].count("red") == [p.label for p in made.patches].count("blue") == 3
@@ -89,6 +104,27 @@ def test_features_of_the_detector_do_not_know_the_label(run: Path):
     image = work.making[0].image_id
     found = work.features([work.patch(image, label, 1, 2) for label in work.labels])
     assert np.array_equal(found[0], found[1])
+
+
+@pytest.mark.slow
+def test_a_match_by_typicality_is_worth_how_specific_its_place_is(run: Path):
+    """The place comes from the features alone, the worth from the maps of all labels at that place."""
+    work = Workbench(open_run(resolve_settings(str(run)), run), 100, SILENT, draws=2)
+    image = work.held_out[0]
+    with work.run.directory.lock():
+        maps = {label: work._cross_label.get(image.image_id, label).typicality for label in work.labels}
+    assert not np.array_equal(*maps.values())
+    grid = work.grid(image.image_id)
+    features = work.whitening(work.features(grid))
+    patches = [work.patch(image.image_id, label, 1, 2) for label in work.labels]
+    made = work._by_typicality("ours", 0, patches, work.whitening.detectors(work.features(patches)))
+    found = made.match(Seen(work, image, features))
+    best = grid[int((features @ features[[p.row == 1 and p.column == 2 for p in grid]][0]).argmax())]
+    rows, columns = slice(best.row, best.row + best.side), slice(best.column, best.column + best.side)
+    means = {label: map_[rows, columns].mean() for label, map_ in maps.items()}
+    assert found == pytest.approx(
+        [means[p.label] - np.mean([v for n, v in means.items() if n != p.label]) for p in patches]
+    )
 
 
 @pytest.mark.slow
@@ -139,12 +175,13 @@ def test_elements_that_are_what_tells_the_labels_apart_beat_random_ones(
     rows = [blank | {name: getattr(p, name) for name in where} for p in patches]
     pq.write_table(pa.Table.from_pylist(rows, schema=ELEMENTS_SCHEMA), copy / "elements.parquet")
     np.save(copy / "features.npy", mean_colours(work, patches))
-    found = elements(copy, count=4, seeds=2, epochs=1)
-    ours, chance = found.rows[0], next(r for r in found.rows if r.method == "random")
-    assert found.area_ours > 0.95
-    assert found.area_ours > chance.area + 0.1
-    assert found.area_ours > ours.chance_area + 0.2
-    assert found.accuracy_ours > found.chance + 0.2
+    found = elements(copy, count=4, seeds=2, epochs=1, draws=2)
+    ours, chance = (next(r for r in found.rows if (r.method, r.space) == (m, "dift")) for m in ("ours", "random"))
+    assert ours.area > 0.95
+    assert ours.area > chance.area + 0.1
+    assert ours.area > ours.chance_area + 0.2
+    assert ours.accuracy > found.chance + 0.2
+    assert chance.area_same_search[0] == pytest.approx(ours.area - chance.area, abs=2e-4)
 
 
 def mean_colours(work: Workbench, patches: Sequence[Patch]) -> np.ndarray:
@@ -171,18 +208,22 @@ def square(work: Workbench, image: LabelledImage) -> tuple[int, int]:
 
 @pytest.mark.slow
 def test_the_whole_benchmark(run: Path, tmp_path: Path):
-    found = elements(run, count=3, seeds=2, epochs=3, picture=tmp_path / "curves.png")
+    found = elements(run, count=3, seeds=2, epochs=3, draws=2, picture=tmp_path / "curves.png")
     assert [(r.method, r.space) for r in found.rows] == METHODS
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert found.n_held_out + found.n_training + found.n_fitting == 32
     assert found.area_ours == found.rows[0].area
-    assert found.rows[0].area_difference == (0, 0, 0)
+    assert found.rows[0].area_difference == found.rows[0].area_same_search == (0, 0, 0)
+    assert [r.method for r in found.rows if r.area_same_search is None] == ["hog svm", "gradcam"]
     for row in found.rows:
         assert row.area_interval[0] <= row.area <= row.area_interval[1]
         assert row.accuracy_interval[0] <= row.accuracy <= row.accuracy_interval[1]
         assert 0 <= row.chance_area <= 1
         assert row.elements == 3
-    assert found.accuracy_margin == pytest.approx(found.accuracy_ours - max(r.accuracy for r in found.rows[1:]))
+    rivals = [r for r in found.rows if r.method != "ours"]
+    own, alike = ([r.accuracy for r in rivals if (r.space == "typicality") is same] for same in (False, True))
+    assert found.accuracy_margin == pytest.approx(found.accuracy_ours - max(own), abs=2e-4)
+    assert found.accuracy_margin_same_search == pytest.approx(found.accuracy_ours - max(alike), abs=2e-4)
     json.dumps(found.as_dict(), allow_nan=False)
-    again = elements(run, count=3, seeds=2, epochs=3)
+    again = elements(run, count=3, seeds=2, epochs=3, draws=2)
     assert [r.area for r in again.rows] == [r.area for r in found.rows]

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
+from sklearn.covariance import ledoit_wolf
 
 from typicality.dataset import prepare
 from typicality.dataset.split import unit_hash
@@ -31,9 +32,11 @@ from typicality.progress import Progress
 from typicality.records import LabelledImage, Patch
 from typicality.run import Run
 from typicality.scoring.scorer import Job
+from typicality.scoring.shards import ScoreReader
 
 OURS = "ours"
 PUBLISHED = "published"
+DIFT, TYPICALITY = "dift", "typicality"
 SPARE = 2
 """A method offers so many times the elements that are drawn from it with each seed."""
 POOL = 5
@@ -41,6 +44,9 @@ POOL = 5
 IMAGES_AT_ONCE = 32
 NOISES = 4
 """Noises a DIFT feature is averaged over at most: every image is searched, and all methods gain alike from more."""
+WHITENING_IMAGES = 400
+"""Training images whose features say how features vary; 400 have ten thousand patches for some hundred dimensions."""
+CROSS_LABEL = "cross-label"
 CNN_SIZE = 128
 """Longest short side in pixels that the CNN sees; its maps are resized to the latent grid."""
 POOL_BYTES = 2**30
@@ -57,7 +63,7 @@ class ElementSet:
     Attributes
     ----------
     patches : n elements; only image_id, label, row, column and side are meant
-    match : what is known of an image -> (n,) its best match with each element
+    match : what is known of an image -> (n,) how much its best match with each element speaks for the element
     """
 
     method: str
@@ -73,12 +79,17 @@ class Seen:
 
     Attributes
     ----------
-    dift : (positions, d), unit rows, a patch at every cell
+    dift : (positions, d), whitened, a patch at every cell
     """
 
     work: Workbench
     image: LabelledImage
     dift: np.ndarray
+
+    @cached_property
+    def specificity(self) -> np.ndarray:
+        """(positions, K) typicality of each label minus the mean typicality of the others, same draws for all."""
+        return self.work.specificity(self.image)
 
     @cached_property
     def hog(self) -> np.ndarray:
@@ -95,6 +106,7 @@ class Workbench:
     run : mined
     images : of each side of the split at most, chosen by their content
     paper_draws : draws an image of the published protocol
+    draws : draws an image in which elements are searched, for its typicality of every label; even
 
     Attributes
     ----------
@@ -107,8 +119,8 @@ class Workbench:
     InputError : where nothing is held out, a label lacks images to fit on, or each image has a model of its fold.
     """
 
-    def __init__(self, run: Run, images: int, progress: Progress, paper_draws: int = 16) -> None:
-        self.run, self.progress, self.paper_draws = run, progress, paper_draws
+    def __init__(self, run: Run, images: int, progress: Progress, paper_draws: int = 16, draws: int = 8) -> None:
+        self.run, self.progress, self.paper_draws, self.draws = run, progress, paper_draws, draws
         self.warnings: list[str] = []
         if run.folds > 1:
             raise InputError(
@@ -179,6 +191,24 @@ class Workbench:
         """(n, d) DIFT features under the null prompt; the patches' labels play no part."""
         return self.extract([replace(p, label="") if p.label else p for p in patches], self.run.latents.get)
 
+    @cached_property
+    def whitening(self) -> Whitening:
+        """Of the features of training images, whatever their labels."""
+        images = _some(self.making, WHITENING_IMAGES)
+        return Whitening.of(self.features([patch for image in images for patch in self.grid(image.image_id)]))
+
+    @cached_property
+    def _cross_label(self) -> ScoreReader:
+        """Maps of the images that elements are searched in, under every label, their own or not."""
+        jobs = [Job(image.image_id, self.labels) for image in (*self.fitting, *self.held_out)]
+        return score_pass(self.run, "evaluate elements, cross-label", CROSS_LABEL, self.draws, jobs)
+
+    def specificity(self, image: LabelledImage) -> np.ndarray:
+        """(positions, K) typicality of each label less the mean of the others, for each patch of the grid."""
+        maps = [self._cross_label.get(image.image_id, label).typicality for label in self.labels]
+        boxes = box_means(np.stack(maps).astype(np.float32), self.side).reshape(len(maps), -1).T
+        return (boxes - boxes.mean(1, keepdims=True)) * (len(maps) / (len(maps) - 1))
+
     def cnn(self, seed: int, epochs: int) -> SmallCnn:
         if seed not in self._cnns:
             images = [self.small(image) for image in self.making]
@@ -209,20 +239,34 @@ class Workbench:
             image_id = seen.image.image_id
             return (patch_features(found, self.grid(image_id), self.cells(image_id)) @ by_cnn.T).max(0)
 
+        found: dict[str, Sequence[Patch]] = {
+            OURS: self._drawn(self._ours(count), count, rng),
+            PUBLISHED: self._drawn(self._published(count), count, rng),
+            "random": self._random(count, rng),
+            "least typical": self._drawn(self._least_typical(count), count, rng),
+            "hog svm": hog[0],
+            "gradcam": boxes,
+        }
+        detectors = {method: self.whitening.detectors(self.features(patches)) for method, patches in found.items()}
         return [
-            self._by_dift(OURS, seed, self._drawn(self._ours(count), count, rng)),
-            self._by_dift(PUBLISHED, seed, self._drawn(self._published(count), count, rng)),
-            self._by_dift("random", seed, self._random(count, rng)),
-            self._by_dift("least typical", seed, self._drawn(self._least_typical(count), count, rng)),
-            self._by_dift("hog svm", seed, hog[0]),
+            *(self._by_typicality(m, seed, patches, detectors[m]) for m, patches in found.items()),
+            *(self._by_dift(m, seed, patches, detectors[m]) for m, patches in found.items()),
             ElementSet("hog svm", "hog", seed, tuple(hog[0]), hog_match),
-            self._by_dift("gradcam", seed, boxes),
             ElementSet("gradcam", "cnn", seed, tuple(boxes), cnn_match),
         ]
 
-    def _by_dift(self, method: str, seed: int, patches: Sequence[Patch]) -> ElementSet:
-        own = self.features(patches)
-        return ElementSet(method, "dift", seed, tuple(patches), lambda seen: (seen.dift @ own.T).max(0))
+    def _by_dift(self, method: str, seed: int, patches: Sequence[Patch], detectors: np.ndarray) -> ElementSet:
+        """A match is worth what the detector says of the patch that it likes best."""
+        return ElementSet(method, DIFT, seed, tuple(patches), lambda seen: (seen.dift @ detectors.T).max(0))
+
+    def _by_typicality(self, method: str, seed: int, patches: Sequence[Patch], detectors: np.ndarray) -> ElementSet:
+        """A match is the patch that the detector likes best, and worth how specific that is of the element's label."""
+        own = np.array([self.labels.index(p.label) for p in patches], dtype=np.int64)
+
+        def match(seen: Seen) -> np.ndarray:
+            return seen.specificity[(seen.dift @ detectors.T).argmax(0), own]
+
+        return ElementSet(method, TYPICALITY, seed, tuple(patches), match)
 
     def _drawn(self, offered: dict[str, list[Patch]], count: int, rng: np.random.Generator) -> list[Patch]:
         """`count` patches a label at random from the best SPARE * count offered."""
@@ -424,7 +468,7 @@ class Workbench:
         for start in range(0, len(everything), IMAGES_AT_ONCE):
             part = everything[start : start + IMAGES_AT_ONCE]
             grids = [self.grid(image.image_id) for image in part]
-            features = self.features([patch for grid in grids for patch in grid])
+            features = self.whitening(self.features([patch for grid in grids for patch in grid]))
             ends = np.cumsum([len(grid) for grid in grids])
             for image, end, grid in zip(part, ends, grids, strict=True):
                 seen = Seen(self, image, features[end - len(grid) : end])
@@ -434,6 +478,41 @@ class Workbench:
         self.progress.finish()
         wholes = [np.stack(values).astype(np.float64) for values in found]
         return [(whole[: len(self.fitting)], whole[len(self.fitting) :]) for whole in wholes]
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Linear discriminants of single examples: one covariance for all, and none to be learned for each.
+
+    An exemplar's detector is the direction that best tells it from patches in general (Hariharan, Malik & Ramanan,
+    "Discriminative decorrelation for clustering and classification", ECCV 2012); in whitened features it is the
+    exemplar itself. The covariance is shrunk (Ledoit & Wolf 2004).
+
+    Attributes
+    ----------
+    mean : (d,)
+    transform : (d, d), so that (x - mean) @ transform has unit covariance
+    """
+
+    mean: np.ndarray
+    transform: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Whitening:
+        """From features (n, d) of any patches."""
+        covariance, _ = ledoit_wolf(features)
+        values, vectors = np.linalg.eigh(covariance)
+        floor = max(float(values[-1]) * 1e-6, np.finfo(np.float64).tiny)
+        return cls(features.mean(0), vectors / np.sqrt(np.maximum(values, floor)))
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Whitened features (n, d)."""
+        return (features - self.mean) @ self.transform
+
+    def detectors(self, features: np.ndarray) -> np.ndarray:
+        """Detectors (n, d) of exemplars, for whitened features; of unit length, so that scores have one scale."""
+        white = self(features)
+        return white / np.maximum(np.linalg.norm(white, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def in_turn(members: Sequence[Sequence[Any]]) -> list[Any]:

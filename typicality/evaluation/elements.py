@@ -15,9 +15,17 @@ The same number of elements comes from each method:
 - `hog svm`: discriminative patches (rivals/patches.py);
 - `gradcam`: best Grad-CAM boxes of a small CNN (rivals/gradcam.py), one of every k-means cluster in turn.
 
-Every method is detected in the space `dift`: cosine of DIFT features under the **null** prompt, since the prompt of an
-image's own label would tell the answer. HOG detectors and CNN features are measured in their own spaces as well. With
-each seed a method draws its elements from twice as many of its best, and what is random in a rival is drawn anew.
+How an element is searched decides as much as the element does, so that there are several searches:
+
+- `dift`, for every method: the patch that the element's detector likes best, a linear discriminant of this one
+  example over DIFT features (`Whitening`). The prompt is the **null** prompt: that of an image's own label would tell
+  the answer;
+- `typicality`, for every method: the same patch, but it is worth how much more typical it is of the element's label
+  than of the others, measured by the run's model with the same draws for all labels. It is the search that belongs to
+  our elements, and other methods' elements gain by it as well;
+- `hog` and `cnn`: the rivals' own detectors and features, trained on the labels as our model was.
+
+With each seed a method draws its elements from twice as many of its best, and what is random in a rival is drawn anew.
 """
 
 from __future__ import annotations
@@ -42,11 +50,12 @@ from typicality.evaluation.coverage import (
     purity_curve,
     purity_when_reached,
 )
-from typicality.evaluation.detection import OURS, ElementSet, Workbench
+from typicality.evaluation.detection import OURS, TYPICALITY, ElementSet, Workbench
 from typicality.progress import SILENT, Progress
 from typicality.run import open_finished
 
 RESAMPLES = 200
+STYLES = {TYPICALITY: "-", "dift": ":"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class Row:
     ----------
     area : under purity-coverage; `chance_area` is that of permuted labels
     accuracy : of logistic regression on the detections, on held-out images
-    area_difference, accuracy_difference : ours minus this method, over the same bootstrap samples
+    area_difference, accuracy_difference : ours by its own search minus this row, over the same bootstrap samples
+    area_same_search, accuracy_same_search : ours by the search of this row minus this row; None where ours has none
     elements : a label, on average
     coverage, purity : the curve: mean purity over seeds where each share of a label's held-out images is reached
     """
@@ -71,6 +81,8 @@ class Row:
     accuracy_interval: tuple[float, float]
     area_difference: tuple[float, float, float]
     accuracy_difference: tuple[float, float, float]
+    area_same_search: tuple[float, float, float] | None
+    accuracy_same_search: tuple[float, float, float] | None
     elements: float
     coverage: tuple[float, ...]
     purity: tuple[float, ...]
@@ -82,14 +94,17 @@ class ElementsBenchmark:
 
     Attributes
     ----------
-    area_ours, accuracy_ours : of our elements
-    area_margin, accuracy_margin : ours minus the best other method in any space; above 0 is a win
+    area_ours, accuracy_ours : of our elements by their own search, `typicality`
+    area_margin, accuracy_margin : the same minus the best other method by any other search; above 0 is a win
+    area_margin_same_search, accuracy_margin_same_search : the same minus the best other method by our own search: what
+        the elements are worth without what the search is
     rows : every method and space
     chance : share of the most frequent label among the held-out images
     cnn_accuracy : of the whole CNN as a classifier on the held-out images, for orientation
     detector : whose DIFT features were compared
     n_training, n_fitting, n_held_out : images that elements came from, that matches were fitted on, and measured on
     paper_draws : draws an image of `published`
+    draws : draws an image of the search by typicality
     """
 
     dataset: str
@@ -98,6 +113,8 @@ class ElementsBenchmark:
     accuracy_ours: float
     area_margin: float
     accuracy_margin: float
+    area_margin_same_search: float
+    accuracy_margin_same_search: float
     rows: list[Row]
     chance: float
     cnn_accuracy: float
@@ -107,6 +124,7 @@ class ElementsBenchmark:
     n_training: int
     n_fitting: int
     paper_draws: int
+    draws: int
     detector: str
     warnings: list[str]
     seconds: float
@@ -123,6 +141,7 @@ def elements(
     images: int = 4000,
     epochs: int = 15,
     paper_draws: int = 16,
+    draws: int = 8,
     picture: Path | None = None,
     settings: Settings | None = None,
     progress: Progress = SILENT,
@@ -137,6 +156,7 @@ def elements(
     images : training images, and held-out ones, at most
     epochs : of the CNN
     paper_draws : of the published protocol, which takes 100 of every image where this takes 16
+    draws : of every image in which elements are searched, under every label; even
     picture : PNG of the purity-coverage curves
     settings : with what is to differ from those of the run, as another device
 
@@ -148,15 +168,20 @@ def elements(
     started = time.monotonic()
     if min(count, seeds, images, epochs, paper_draws - 1) < 1:
         raise InputError("--elements, --seeds, --images and --epochs must be at least 1, and --paper-draws 2")
+    if draws < 2 or draws % 2:
+        raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {draws}")
     run = open_finished(folder, "mine", settings, progress)
     with run.directory.lock():
-        work = Workbench(run, images, progress, paper_draws)
+        work = Workbench(run, images, progress, paper_draws, draws)
         sets = [made for seed in range(seeds) for made in work.element_sets(count, seed, epochs)]
         matches = work.matches(sets)
     rows, curves = compare(sets, matches, work)
     if picture is not None:
         draw_curves(curves, picture)
     mine = rows[0]
+    rivals = [row for row in rows if row.method != OURS]
+    alike = [row for row in rivals if row.space == TYPICALITY]
+    others = [row for row in rivals if row.space != TYPICALITY]
     cnn = np.mean([work.cnn_accuracy(seed) for seed in range(seeds)])
     carried = work.truth(work.held_out)
     return ElementsBenchmark(
@@ -164,8 +189,10 @@ def elements(
         label=run.dataset.label,
         area_ours=mine.area,
         accuracy_ours=mine.accuracy,
-        area_margin=round(mine.area - max(r.area for r in rows[1:]), 4),
-        accuracy_margin=round(mine.accuracy - max(r.accuracy for r in rows[1:]), 4),
+        area_margin=round(mine.area - max(r.area for r in others), 4),
+        accuracy_margin=round(mine.accuracy - max(r.accuracy for r in others), 4),
+        area_margin_same_search=round(mine.area - max(r.area for r in alike), 4),
+        accuracy_margin_same_search=round(mine.accuracy - max(r.accuracy for r in alike), 4),
         rows=rows,
         chance=round(float(carried.mean(0).max()), 4),
         cnn_accuracy=round(float(cnn), 4),
@@ -175,6 +202,7 @@ def elements(
         n_training=len(work.making),
         n_fitting=len(work.fitting),
         paper_draws=paper_draws,
+        draws=draws,
         detector=work.detector,
         warnings=work.warnings,
         seconds=round(time.monotonic() - started, 1),
@@ -187,7 +215,7 @@ def elements(
 def compare(
     sets: Sequence[ElementSet], matches: Sequence[tuple[np.ndarray, np.ndarray]], work: Workbench
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """Measure every set, and put the methods beside one another; ours comes first.
+    """Measure every set, and put the methods beside one another; ours comes first, by its own search.
 
     Returns
     -------
@@ -217,8 +245,8 @@ def compare(
             )
         )  # fmt: skip
     order = sorted(measured, key=lambda key: (key[0] != OURS, list(measured).index(key)))
-    ours = measured[order[0]]
-    rows = [_row(key, measured[key], ours) for key in order]
+    ours = {space: found for (method, space), found in measured.items() if method == OURS}
+    rows = [_row(key, measured[key], ours[TYPICALITY], ours.get(key[1])) for key in order]
     return rows, {f"{m}, {s}": np.mean([x.curve for x in measured[m, s]], axis=0) for m, s in order}
 
 
@@ -235,7 +263,11 @@ class Measured:
     accuracies: np.ndarray
 
 
-def _row(key: tuple[str, str], found: Sequence[Measured], ours: Sequence[Measured]) -> Row:
+def _row(
+    key: tuple[str, str], found: Sequence[Measured], ours: Sequence[Measured], alike: Sequence[Measured] | None
+) -> Row:
+    """`ours` by its own search, `alike` by that of this row."""
+
     def between(name: str, many: str, against: Sequence[Measured] | None = None) -> tuple[float, float, float]:
         values = np.array([getattr(m, name) for m in found])
         resampled = np.stack([getattr(m, many) for m in found], axis=1)
@@ -256,6 +288,8 @@ def _row(key: tuple[str, str], found: Sequence[Measured], ours: Sequence[Measure
         accuracy_interval=accuracy[1:],
         area_difference=between("area", "areas", ours),
         accuracy_difference=between("accuracy", "accuracies", ours),
+        area_same_search=None if alike is None else between("area", "areas", alike),
+        accuracy_same_search=None if alike is None else between("accuracy", "accuracies", alike),
         elements=round(float(np.mean([m.elements for m in found])), 2),
         coverage=tuple(np.round(LEVELS, 4).tolist()),
         purity=tuple(np.stack([m.curve for m in found]).mean(0).round(4).tolist()),
@@ -273,7 +307,13 @@ def draw_curves(curves: dict[str, np.ndarray], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for name, curve in curves.items():
-        axes.plot(LEVELS, curve, label=name, linewidth=2.2 if name.startswith(OURS) else 1.2)
+        axes.plot(
+            LEVELS,
+            curve,
+            label=name,
+            linewidth=2.2 if name.startswith(OURS) else 1.2,
+            linestyle=STYLES.get(name.split(", ")[1], "-"),
+        )
     axes.set(xlabel="coverage of the label's held-out images", ylabel="purity", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=8)
     write_whole(path, lambda p: figure.savefig(p, format="png", dpi=120))
