@@ -90,7 +90,7 @@ def trends(
     run: RunArgument,
     images: Annotated[
         int, typer.Option("--images", min=4, help="Images searched in every label.", rich_help_panel=WORK)
-    ] = 150,
+    ] = 400,
     members: Annotated[
         int, typer.Option("--members", min=2, help="Best members of a cluster that define it.", rich_help_panel=WORK)
     ] = 16,

@@ -14,7 +14,7 @@ import pytest
 
 import typicality
 from typicality.errors import InputError, OutputError
-from typicality.evaluation.detection import Seen, Whitening, Workbench, in_halves, in_turn
+from typicality.evaluation.detection import Seen, Workbench, in_halves, in_turn
 from typicality.evaluation.elements import elements
 from typicality.mining.tables import ELEMENTS_SCHEMA
 from typicality.progress import SILENT
@@ -45,19 +45,6 @@ def test_halves_keep_relatives_together():
     assert not {i.group for i in first} & {i.group for i in second}
     again = in_halves(images[::-1])
     assert {i.image_id for i in again[0]} == {i.image_id for i in first}
-
-
-def test_a_detector_of_one_example_looks_where_it_differs_from_patches_in_general():
-    """Features vary 10 times as much in one direction; a decoy equals the example there, and is ordinary otherwise."""
-    rng = np.random.default_rng(0)
-    patches = rng.normal(size=(50_000, 2)) * [10, 1] + [3, -1]
-    whitening = Whitening.of(patches)
-    assert np.cov(whitening(patches).T) == pytest.approx(np.eye(2), abs=0.05)
-    example, alike, decoy = np.array([[13, 3]]), np.array([[-7, 3]]), np.array([[13, -1]])
-    detector = whitening.detectors(example)[0]
-    assert np.linalg.norm(detector) == pytest.approx(1)
-    assert whitening(alike)[0] @ detector > whitening(decoy)[0] @ detector
-    assert np.linalg.norm(example - decoy) < np.linalg.norm(example - alike)
 
 
 def test_without_a_run(tmp_path: Path):
@@ -117,7 +104,7 @@ def test_a_match_by_typicality_is_worth_how_specific_its_place_is(run: Path):
     grid = work.grid(image.image_id)
     features = work.whitening(work.features(grid))
     patches = [work.patch(image.image_id, label, 1, 2) for label in work.labels]
-    made = work._by_typicality("ours", 0, patches, work.whitening.detectors(work.features(patches)))
+    made = work._by_typicality("ours", 0, patches, work.whitening.unit(work.features(patches)))
     found = made.match(Seen(work, image, features))
     best = grid[int((features @ features[[p.row == 1 and p.column == 2 for p in grid]][0]).argmax())]
     rows, columns = slice(best.row, best.row + best.side), slice(best.column, best.column + best.side)

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
-from sklearn.covariance import ledoit_wolf
 
 from typicality.dataset import prepare
 from typicality.dataset.split import unit_hash
@@ -27,6 +26,7 @@ from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor, patch_features
 from typicality.mining.patches import PatchSelection, patch_side, top_patches
 from typicality.mining.tables import in_table_order
+from typicality.mining.whitening import Whitening
 from typicality.pipeline import FIRST_PASS, score_pass
 from typicality.progress import Progress
 from typicality.records import LabelledImage, Patch
@@ -247,7 +247,7 @@ class Workbench:
             "hog svm": hog[0],
             "gradcam": boxes,
         }
-        detectors = {method: self.whitening.detectors(self.features(patches)) for method, patches in found.items()}
+        detectors = {method: self.whitening.unit(self.features(patches)) for method, patches in found.items()}
         return [
             *(self._by_typicality(m, seed, patches, detectors[m]) for m, patches in found.items()),
             *(self._by_dift(m, seed, patches, detectors[m]) for m, patches in found.items()),
@@ -478,41 +478,6 @@ class Workbench:
         self.progress.finish()
         wholes = [np.stack(values).astype(np.float64) for values in found]
         return [(whole[: len(self.fitting)], whole[len(self.fitting) :]) for whole in wholes]
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """Linear discriminants of single examples: one covariance for all, and none to be learned for each.
-
-    An exemplar's detector is the direction that best tells it from patches in general (Hariharan, Malik & Ramanan,
-    "Discriminative decorrelation for clustering and classification", ECCV 2012); in whitened features it is the
-    exemplar itself. The covariance is shrunk (Ledoit & Wolf 2004).
-
-    Attributes
-    ----------
-    mean : (d,)
-    transform : (d, d), so that (x - mean) @ transform has unit covariance
-    """
-
-    mean: np.ndarray
-    transform: np.ndarray
-
-    @classmethod
-    def of(cls, features: np.ndarray) -> Whitening:
-        """From features (n, d) of any patches."""
-        covariance, _ = ledoit_wolf(features)
-        values, vectors = np.linalg.eigh(covariance)
-        floor = max(float(values[-1]) * 1e-6, np.finfo(np.float64).tiny)
-        return cls(features.mean(0), vectors / np.sqrt(np.maximum(values, floor)))
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Whitened features (n, d)."""
-        return (features - self.mean) @ self.transform
-
-    def detectors(self, features: np.ndarray) -> np.ndarray:
-        """Detectors (n, d) of exemplars, for whitened features; of unit length, so that scores have one scale."""
-        white = self(features)
-        return white / np.maximum(np.linalg.norm(white, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def in_turn(members: Sequence[Sequence[Any]]) -> list[Any]:

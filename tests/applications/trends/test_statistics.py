@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from typicality.applications.trends.detection import elements_of, grid, normalised
+from typicality.applications.trends.detection import elements_of, grid
 from typicality.applications.trends.plots import similarity_svg, timelines_svg
 from typicality.applications.trends.statistics import (
     label_means,
@@ -171,12 +171,6 @@ def test_the_radius_is_that_of_members_left_out():
     np.testing.assert_allclose(same.centroids, [[1, 0]])
     apart = elements_of(np.array([[1.0, 0.0], [0.0, 1.0]]), np.zeros(2, dtype=int), 1)
     assert apart.radii[0] == pytest.approx(0)
-
-
-def test_centring_takes_away_what_all_share():
-    features = np.array([[1.0, 0.1], [1.0, -0.1]])
-    found = normalised(features, features.mean(0))
-    np.testing.assert_allclose(found, [[0, 1], [0, -1]], atol=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------------- plots

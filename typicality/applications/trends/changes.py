@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from typicality.applications.trends.detection import normalised, patch_at
+from typicality.applications.trends.detection import patch_at
 from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor
+from typicality.mining.whitening import Whitening
 from typicality.store import RunDirectory
 
 CLUSTERS = 6
@@ -50,7 +50,7 @@ def translated_folders(directory: RunDirectory) -> list[Path]:
 def consistent_changes(
     folder: Path,
     extractor: FeatureExtractor,
-    centre: Float[np.ndarray, " d"],
+    whitening: Whitening,
     group_of: Mapping[str, str],
     seed: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -69,7 +69,7 @@ def consistent_changes(
     if not boxes:
         return [], []
     patches = [patch_at(row["image_id"], box["row"], box["column"], box["side"]) for row, box in boxes]
-    moved = [normalised(extractor(patches, side.__getitem__), centre) for side in (before, after)]
+    moved = [whitening.unit(extractor(patches, side.__getitem__)) for side in (before, after)]
     features = np.concatenate(moved, axis=1).astype(np.float32)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     label = f"{rows[0]['from']} to {rows[0]['to']}"

@@ -1,7 +1,8 @@
 """Which elements are in which images: centroids, radii, and a search over every position of an image.
 
 All features here are read under the null prompt: the label's own prompt would tell the search which label it looks at.
-They are centred on the mean over sampled images, because what all patches have in common says nothing about any.
+They are whitened over sampled images (mining/whitening.py): what all patches have in common says nothing about any, and
+the direction in which most of them differ little about each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from typicality.mining.features import FeatureExtractor
+from typicality.mining.whitening import Whitening
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch
 
@@ -54,14 +56,8 @@ def grid(image_id: str, height: int, width: int, side: int) -> list[Patch]:
     return [patch_at(image_id, r, c, side) for r in starts(height) for c in starts(width)]
 
 
-def normalised(features: Float[np.ndarray, "n d"], centre: Float[np.ndarray, " d"]) -> Float[np.ndarray, "n d"]:
-    """Centre, then scale to unit length; what equals the centre stays zero."""
-    moved = features - centre
-    return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
-
-
 def elements_of(features: Float[np.ndarray, "n d"], cluster: np.ndarray, count: int) -> Elements:
-    """Centroids and radii of clusters from their members' centred unit features.
+    """Centroids and radii of clusters from their members' whitened unit features.
 
     The radius comes from each member's cosine to the centroid of the *other* members, which is what an unseen instance
     would have. A cluster with one member gets radius 1: nothing but itself.
@@ -109,7 +105,7 @@ def detect(
     side: int,
     latent_of: Callable[[str], Tensor],
     elements: Elements,
-    centre: Float[np.ndarray, " d"],
+    whitening: Whitening,
     progress: Progress = SILENT,
 ) -> Detections:
     """Find the best match of every element in every image."""
@@ -117,7 +113,7 @@ def detect(
     similarity, cell = np.zeros(shape, dtype=np.float32), np.zeros((*shape, 2), dtype=np.int64)
 
     def best(i: int, features: np.ndarray, patches: list[Patch]) -> None:
-        cosines = normalised(features, centre) @ elements.centroids.T
+        cosines = whitening.unit(features) @ elements.centroids.T
         at = cosines.argmax(0)
         similarity[i] = cosines[at, np.arange(shape[1])]
         cell[i] = [(patches[p].row, patches[p].column) for p in at]
@@ -126,10 +122,10 @@ def detect(
     return Detections(similarity, cell)
 
 
-def centre_of(
+def whitening_of(
     extractor: FeatureExtractor, image_ids: Sequence[str], side: int, latent_of: Callable[[str], Tensor]
-) -> Float[np.ndarray, " d"]:
-    """Mean feature over every position of some images, each image with the same weight."""
-    means: list[np.ndarray] = []
-    search(extractor, image_ids, side, latent_of, lambda _i, features, _p: means.append(features.mean(0)))
-    return np.mean(means, axis=0)
+) -> Whitening:
+    """Learn the whitening from every position of some images."""
+    found: list[np.ndarray] = []
+    search(extractor, image_ids, side, latent_of, lambda _i, features, _p: found.append(features))
+    return Whitening.of(np.concatenate(found))

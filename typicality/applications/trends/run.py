@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from typicality.applications.trends.changes import SCHEMA as CHANGES_SCHEMA
 from typicality.applications.trends.changes import consistent_changes, translated_folders
-from typicality.applications.trends.detection import Detections, centre_of, detect, elements_of, normalised, patch_at
+from typicality.applications.trends.detection import Detections, detect, elements_of, patch_at, whitening_of
 from typicality.applications.trends.plots import similarity_svg, timelines_svg
 from typicality.applications.trends.statistics import (
     label_means,
@@ -48,7 +48,7 @@ FEWEST = 4
 SIGNIFICANT = 0.05
 MOST_LABELS = 24
 """With more labels members are scored under their own label alone: K labels cost K + 1 evaluations a draw."""
-CENTRE_IMAGES = 64
+WHITENING_IMAGES = 200
 SHOWN_MEMBERS, SHOWN_FOUND, SHOWN_TIMELINES = 8, 3, 12
 SCHEMA = pa.schema(
     [
@@ -93,7 +93,7 @@ class Sample:
 
 def trends(
     folder: Path,
-    images: int = 150,
+    images: int = 400,
     members: int = 16,
     draws: int = 4,
     permutations: int = 4999,
@@ -143,12 +143,12 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
             denoiser, lambda _: null, mine.noises, mine.timestep, mine.up_block, run.settings.seed
         )
         side = int(chosen[0]["side"])
-        centre = centre_of(extractor, sample.image_ids[:CENTRE_IMAGES], side, run.latents.get)
+        whitening = whitening_of(extractor, sample.image_ids[:WHITENING_IMAGES], side, run.latents.get)
         patches = [patch_at(e["image_id"], e["row"], e["column"], e["side"]) for e in chosen]
-        features = normalised(extractor(patches, run.latents.get, run.progress), centre)
+        features = whitening.unit(extractor(patches, run.latents.get, run.progress))
         member_of = np.array([column[e["label"], e["cluster"]] for e in chosen])
         found = elements_of(features, member_of, len(clusters))
-        detections = detect(extractor, sample.image_ids, side, run.latents.get, found, centre, run.progress)
+        detections = detect(extractor, sample.image_ids, side, run.latents.get, found, whitening, run.progress)
         seen = detections.similarity[sample.row] >= found.radii
         enough = _enough(chosen, member_of, len(clusters), groups)
         known = np.tile(enough, (len(sample.row), 1))
@@ -182,7 +182,7 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
         alike = neighbour_shares(features, label_rows, group_rows, len(labels), run.settings.seed)
         change_rows, changes = [], []
         for place in translated_folders(directory):
-            rows, records = consistent_changes(place, extractor, centre, groups, run.settings.seed)
+            rows, records = consistent_changes(place, extractor, whitening, groups, run.settings.seed)
             change_rows += rows
             changes += records
         entry["unet_evaluations"] = denoiser.evaluations
