@@ -24,6 +24,7 @@ class MethodName(StrEnum):
     pnp = "pnp"
     sdedit = "sdedit"
     edit_friendly = "edit-friendly"
+    mean = "mean"
 
 
 Source = Annotated[str | None, typer.Option("--from", metavar="LABEL", help="Label of the images.")]

@@ -79,6 +79,7 @@ GRID: dict[Method, dict[str, tuple[float, ...]]] = {
     "pnp": {"strength": (0.6, 1.0), "guidance": (2.0, 4.0, 7.0), "inject": (0.5, 0.8)},
     "sdedit": {"strength": (0.3, 0.45, 0.6), "guidance": (3.0, 7.0)},
     "edit-friendly": {"strength": (0.5, 0.8), "guidance": (3.0, 6.0, 10.0)},
+    "mean": {"strength": (0.3, 0.45, 0.6), "guidance": (2.0, 4.0, 8.0)},
 }
 """Values of the options that are tried, in all combinations."""
 CORRELATION = "pixels_correlation"

@@ -16,6 +16,7 @@ from typicality.applications.translate.methods import (
     evaluations_of,
     translate_latents,
 )
+from typicality.applications.translate.posterior_mean import posterior_mean
 from typicality.applications.translate.sdedit import sdedit
 from typicality.applications.translate.steps import SOURCE, TARGET, ddim_step, grid_of, guided
 from typicality.errors import SettingsError
@@ -120,6 +121,22 @@ def test_delta_moves_by_the_difference_of_the_labels():
     states = torch.arange(3.0)[:, None, None]
     moved = delta(model, latents(), states, grid, 1.0, noise(len(grid), 1))  # type: ignore[arg-type]
     torch.testing.assert_close(moved - latents(), torch.ones_like(moved), rtol=1e-3, atol=1e-3)
+
+
+def test_the_mean_is_what_the_target_label_restores():
+    """Each label restores its constant, whatever the noise: guidance 3 from 0.5 towards 1 gives 0.5 + 3 * 0.5 = 2."""
+    model = Straight()
+    grid, states = grid_of(model.alphas_cumprod, 2, 0.5), torch.arange(3.0)[:, None, None]
+    found = posterior_mean(model, latents(), states, grid, 3.0, noise(2))  # type: ignore[arg-type]
+    torch.testing.assert_close(found, torch.full_like(found, 2.0), rtol=1e-3, atol=1e-3)
+
+
+def test_the_mean_stays_between_samples(denoiser: Denoiser, states: torch.Tensor):
+    """Two halves of the noises give two means; all of them give the mean of both."""
+    grid, noises = grid_of(denoiser.alphas_cumprod, 2, 0.5), noise(4)
+    whole, *halves = (posterior_mean(denoiser, latents(), states, grid, 3.0, x) for x in (noises, *noises.chunk(2)))
+    torch.testing.assert_close(whole, (halves[0] + halves[1]) / 2, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(*halves)
 
 
 def test_inversion_is_undone_where_the_prediction_does_not_change():

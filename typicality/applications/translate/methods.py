@@ -13,23 +13,28 @@ from torch import Tensor
 from typicality.applications.translate.delta import delta
 from typicality.applications.translate.edit_friendly import edit_friendly
 from typicality.applications.translate.inversion import plug_and_play
+from typicality.applications.translate.posterior_mean import posterior_mean
 from typicality.applications.translate.sdedit import sdedit
 from typicality.applications.translate.steps import grid_of
 from typicality.errors import SettingsError, nearest
 from typicality.model.denoiser import Denoiser
 from typicality.scoring.noise import image_generator
 
-Method = Literal["delta", "pnp", "sdedit", "edit-friendly"]
+Method = Literal["delta", "pnp", "sdedit", "edit-friendly", "mean"]
 METHODS: tuple[Method, ...] = get_args(Method)
 PURPOSE = "translate"
 DELTA_PAIRS = 1
 """Antithetic pairs of noises a step of `delta`."""
+
+MEAN_PAIRS = 8
+"""Antithetic pairs of noises of `mean`."""
 
 DEFAULTS: dict[Method, tuple[float, float]] = {
     "delta": (0.7, 3.0),
     "pnp": (1.0, 4.0),
     "sdedit": (0.4, 4.0),
     "edit-friendly": (0.65, 4.0),
+    "mean": (0.4, 4.0),
 }
 """Strength and guidance where none is given."""
 
@@ -40,11 +45,11 @@ class TranslateOptions:
 
     Parameters
     ----------
-    method : `delta`, `pnp` (plug-and-play, the published choice), `sdedit` or `edit-friendly`
+    method : `delta`, `pnp` (plug-and-play, the published choice), `sdedit`, `edit-friendly` or `mean`
     strength : share of the schedule, from clean, that is used, in (0, 1]; the method's own by default
     guidance : weight of the target label; the method's own by default
     inject : share of the steps with injected features (pnp alone)
-    steps : sampler steps
+    steps : sampler steps; `mean` has none
     draws : UNet draws an image, side and label for their typicality; even
     """
 
@@ -114,6 +119,8 @@ def translate_latents(
     if options.method == "edit-friendly":
         noises = _noises(image_ids, (len(grid),), z, seed)
         return edit_friendly(denoiser, z, states, grid, options.guidance, noises)
+    if options.method == "mean":
+        return posterior_mean(denoiser, z, states, grid, options.guidance, _noises(image_ids, (MEAN_PAIRS,), z, seed))
     noises = _noises(image_ids, (len(grid), DELTA_PAIRS), z, seed)
     return delta(denoiser, z, states, grid, options.guidance, noises)
 
@@ -121,6 +128,8 @@ def translate_latents(
 def evaluations_of(options: TranslateOptions) -> int:
     """Return the UNet evaluations an image of one translation, without its scoring."""
     prompts = 1 if options.resolved().guidance == 1 else 2
+    if options.method == "mean":
+        return 2 * MEAN_PAIRS * prompts
     each = {
         "delta": 4 * DELTA_PAIRS * prompts,
         "pnp": 1 + prompts + options.inject,
