@@ -112,7 +112,7 @@ def trends(
         for line in found.document["timelines"]:
             if line["direction"] != "none":
                 rates = " ".join("-" if at["rate"] is None else f"{at['rate']:.0%}" for at in line["at"])
-                print_text(f"{line['direction']}: {line['label']}, element {line['cluster']}: {rates}")
+                print_text(f"{line['direction']}: element {line['cluster'] + 1} of {line['label']}: {rates}")
         say(f"{found.document['n_rising']} rise, {found.document['n_falling']} fall; written to {found.folder}")
     show(found.document, common, write, text=False)
 

@@ -27,7 +27,7 @@ def timelines_svg(timelines: Sequence[dict[str, Any]], labels: Sequence[str], la
         colour = COLOURS[line["direction"]]
         axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axis.plot(x, rate, color=colour, marker="o", markersize=3.5)
-        axis.set_title(f"{line['label']}, element {line['cluster']}: {line['direction']}", fontsize=8)
+        axis.set_title(f"element {line['cluster'] + 1} of {line['label']}: {line['direction']}", fontsize=8)
         axis.set_xticks(x, labels, fontsize=7, rotation=0 if len(labels) < 8 else 90)
         axis.tick_params(axis="y", labelsize=7)
         axis.set_ylim(bottom=0)
