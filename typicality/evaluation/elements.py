@@ -303,17 +303,16 @@ def draw_curves(curves: dict[str, np.ndarray], path: Path) -> None:
 
     from typicality.store import write_whole
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    methods = list(dict.fromkeys(name.split(", ")[0] for name in curves))
     for name, curve in curves.items():
+        method, space = name.split(", ")
         axes.plot(
-            LEVELS,
-            curve,
-            label=name,
-            linewidth=2.2 if name.startswith(OURS) else 1.2,
-            linestyle=STYLES.get(name.split(", ")[1], "-"),
-        )
+            LEVELS, curve, label=f"{method}, by {space}", color=f"C{methods.index(method)}",
+            linewidth=2.2 if method == OURS else 1.2, linestyle=STYLES.get(space, "--"),
+        )  # fmt: skip
     axes.set(xlabel="coverage of the label's held-out images", ylabel="purity", xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right center")
     write_whole(path, lambda p: figure.savefig(p, format="png", dpi=120))
