@@ -256,7 +256,7 @@ def _most_alike(names: Sequence[str], lift: np.ndarray, low: np.ndarray | None, 
 
 
 def purity_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> PlotView:
-    """Purity against coverage, a line a method; the first is drawn in the accent colour."""
+    """Purity against coverage, a line a method by its best search; the first is drawn in the accent colour."""
     figure, axes = _figure(7, grid="y")
     ends = []
     styles = [(colour, dash) for dash in ("-", "--", ":") for colour in (ACCENT, OTHER, INK, MUTED)]
@@ -270,7 +270,8 @@ def purity_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> PlotView
     said = ", ".join(ends)
     return PlotView(
         "Purity and coverage of the elements",
-        f"Mean purity along the curve: {said}; a curve further up means elements that find their label more surely.",
+        f"Each method by the search that serves it best. Mean purity along the curve: {said}; a curve further up means "
+        "elements that find their label more surely.",
         f"Line plot of purity against coverage; mean purity {said}.",
         _svg(figure, "plot-purity"),
     )

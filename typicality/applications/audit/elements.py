@@ -121,9 +121,10 @@ def object_findings(facts: ImageFacts, elements: Sequence[Element]) -> list[Find
                 title=f"the same thing {place if fixed else 'at many places'} in {share:.0%} of the images of "
                 f"{element.label!r}",
                 explanation=f"A detail of element {element.cluster + 1} of {element.label!r} is the same pixel for "
-                f"pixel in {int(shown.sum())} of {len(searched)} images, in different surroundings: something was pasted, "
-                f"printed or placed there. {precision:.0%} of the images that show it are labelled {element.label!r}. "
-                "A model can learn it instead of the content: remove it, or balance it over labels.",
+                f"pixel in {int(shown.sum())} of {len(searched)} images, in different surroundings: something was "
+                f"pasted, printed or placed there. {precision:.0%} of the images that show it are labelled "
+                f"{element.label!r}. A model can learn it instead of the content: remove it, or balance it over "
+                "labels.",
                 labels=(element.label,),
                 score=score,
                 standard_error=error,

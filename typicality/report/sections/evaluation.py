@@ -53,14 +53,20 @@ def _confusion(document: Mapping[str, Any]) -> PlotView | None:
 
 
 def _purity(document: Mapping[str, Any]) -> PlotView | None:
-    curves = {}
+    """A curve a method, by the search that serves it best; fourteen curves would be a thicket."""
+    curves: dict[str, tuple[str, list[tuple[float, float]]]] = {}
     for row in mappings(document.get("rows")):
-        name = f"{row.get('method') or ''}{f' ({space})' if (space := row.get('space')) else ''}"
+        method = clean(str(row.get("method") or ""))
+        name = f"{method}{f' ({clean(str(space))})' if (space := row.get('space')) else ''}"
         coverage, purity = row.get("coverage"), row.get("purity")
         if not name or not isinstance(coverage, list) or not isinstance(purity, list) or len(coverage) != len(purity):
             continue
         points = [(number(c), number(p)) for c, p in zip(coverage, purity, strict=True)]
         whole = [(c, p) for c, p in points if c is not None and p is not None]
-        if len(whole) > 1:
-            curves[clean(name)] = whole
-    return purity_plot(curves) if curves else None
+        if len(whole) > 1 and (method not in curves or _height(whole) > _height(curves[method][1])):
+            curves[method] = name, whole
+    return purity_plot(dict(curves.values())) if curves else None
+
+
+def _height(points: list[tuple[float, float]]) -> float:
+    return sum(p for _, p in points) / len(points)
