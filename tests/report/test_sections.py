@@ -276,7 +276,7 @@ def test_labels_are_alike_against_chance(data: ReportInput, low: float, said: st
 
 
 def test_curves_of_the_elements_benchmark_are_drawn(data: ReportInput) -> None:
-    """What `evaluate elements` writes is what the section reads: a line a method by its best search, with mean purity."""
+    """What `evaluate elements` writes is what the section reads: a line a method, by its best search."""
     folder = data.folder
     assert folder is not None
     few = np.array([0.4, 0.5])
