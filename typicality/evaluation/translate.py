@@ -75,13 +75,14 @@ TUNING_SHARE = 1 / 3
 FLIPS_WANTED = 0.8
 """Tuning looks for the largest reduction of distance, less what the flip rate is below this."""
 GRID: dict[Method, dict[str, tuple[float, ...]]] = {
-    "delta": {"strength": (0.5, 0.8), "guidance": (4.0, 8.0, 16.0)},
-    "pnp": {"strength": (0.6, 1.0), "guidance": (2.0, 4.0, 7.0), "inject": (0.5, 0.8)},
-    "sdedit": {"strength": (0.3, 0.45, 0.6), "guidance": (3.0, 7.0)},
-    "edit-friendly": {"strength": (0.5, 0.8), "guidance": (3.0, 6.0, 10.0)},
-    "mean": {"strength": (0.3, 0.45, 0.6), "guidance": (2.0, 4.0, 8.0)},
+    "delta": {"strength": (0.8,), "guidance": (8.0, 12.0, 16.0)},
+    "pnp": {"strength": (1.0,), "guidance": (4.0, 7.0, 12.0), "inject": (0.5,)},
+    "sdedit": {"strength": (0.45, 0.6, 0.75), "guidance": (7.0,)},
+    "edit-friendly": {"strength": (0.8,), "guidance": (6.0, 10.0, 14.0)},
+    "mean": {"strength": (0.6, 0.7, 0.8), "guidance": (4.0, 8.0, 16.0, 24.0)},
 }
-"""Values of the options that are tried, in all combinations."""
+"""Values of the options that are tried, in all combinations: where the tuning subjects of the emoji, in a wider grid, had
+the best of each method."""
 CORRELATION = "pixels_correlation"
 COMPARED = ("pixels", CORRELATION)
 """Distances by which the best method is compared with the best control; the latter is chosen for each."""
