@@ -81,8 +81,8 @@ GRID: dict[Method, dict[str, tuple[float, ...]]] = {
     "edit-friendly": {"strength": (0.8,), "guidance": (6.0, 10.0, 14.0)},
     "mean": {"strength": (0.6, 0.7, 0.8), "guidance": (4.0, 8.0, 16.0, 24.0)},
 }
-"""Values of the options that are tried, in all combinations: where the tuning subjects of the emoji, in a wider grid, had
-the best of each method."""
+"""Values of the options that are tried, in all combinations. They lie around the best of a wider grid, on tuning
+subjects of the emoji (reports/benchmarks)."""
 CORRELATION = "pixels_correlation"
 COMPARED = ("pixels", CORRELATION)
 """Distances by which the best method is compared with the best control; the latter is chosen for each."""
