@@ -17,6 +17,7 @@ from typicality.errors import DatasetError
 from typicality.evaluation.controls import KINDS
 from typicality.evaluation.likeness import root_mean_square
 from typicality.evaluation.translate import (
+    GRID,
     Measured,
     Measurement,
     Subjects,
@@ -150,10 +151,11 @@ def test_options_are_tuned_on_other_subjects(folder: Path, monkeypatch: pytest.M
     assert (result["n_tuning"], result["n"]) == (2, 3)
 
 
-def test_injection_is_tuned_where_it_matters():
+def test_injection_is_tuned_where_it_matters(monkeypatch: pytest.MonkeyPatch):
     """Strengths x guidances x injections of plug-and-play; of the others, which inject nothing, no injection."""
+    monkeypatch.setitem(GRID, "pnp", GRID["pnp"] | {"inject": (0.5, 0.8)})
     options = {m: candidates_of(TranslateOptions(m)) for m in METHODS}
-    assert len(options["pnp"]) == len(set(options["pnp"])) == 2 * 3 * 2
+    assert len(options["pnp"]) == len(set(options["pnp"])) == len(GRID["pnp"]["guidance"]) * 2
     assert {o.inject for o in options["pnp"]} == {0.5, 0.8}
     assert {o.inject for m in METHODS if m != "pnp" for o in options[m]} == {TranslateOptions().inject}
     assert all(o.resolved() == o for found in options.values() for o in found)
@@ -208,7 +210,7 @@ def test_a_dry_run_does_nothing_and_says_what_would_be_done(
 ):
     """Five subjects: two to tune on, three for the test. sdedit of 2 steps at guidance 4: 4 evaluations an image.
 
-    Six candidates x 2 + 3 = 15 translations, and the test's classification: 3 x 4 draws x (1 + 2 prompts).
+    Three candidates x 2 + 3 = 9 translations, and the test's classification: 3 x 4 draws x (1 + 2 prompts).
     """
     monkeypatch.setattr("typicality.evaluation.translate.open_finished", None)  # nothing may call it
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
@@ -217,8 +219,8 @@ def test_a_dry_run_does_nothing_and_says_what_would_be_done(
     assert command([*words, *work, "--to", "2024"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["test subjects at most"], plan["tuning subjects at most"]) == (3, 2)
-    assert plan["option sets tried"] == {"sdedit": 6}
-    assert plan["UNet evaluations at most"] == 15 * 4 + 3 * 4 * 3
+    assert plan["option sets tried"] == {"sdedit": 3}
+    assert plan["UNet evaluations at most"] == 9 * 4 + 3 * 4 * 3
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
     assert command([*words, *work, "--to", "2042"]) == 2
     assert "'2024'" in capsys.readouterr().err
