@@ -87,11 +87,25 @@ def test_planted_and_elements_from_the_command_line(call, tiny_folder: Path, tin
     assert planted["folds"] == 1
     assert planted["others_significant"] == 0, "without folds nothing is tested, so nothing is significant"
     assert json.loads((tmp_path / "planted.json").read_text()) == planted
-    words = ("elements", tmp_path / "one" / "run", "--elements", 2, "--seeds", 1, "--epochs", 1, "--paper-draws", 2)
+    words = (
+        "elements",
+        tmp_path / "one" / "run",
+        "--elements",
+        2,
+        "--seeds",
+        1,
+        "--epochs",
+        1,
+        "--paper-draws",
+        2,
+        "--draws",
+        2,
+    )
     code, found, said = call(*words, "--at-least", "area_ours=2")
     assert code == 1, said
-    assert found["paper_draws"] == 2
-    assert [row["method"] for row in found["rows"][:2]] == ["ours", "published"]
+    assert (found["paper_draws"], found["draws"]) == (2, 2)
+    spaces = [(row["method"], row["space"]) for row in found["rows"][:3]]
+    assert spaces == [("ours", "typicality"), ("ours", "dift"), ("published", "typicality")]
     assert "area_ours" in said
 
 
