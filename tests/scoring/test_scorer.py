@@ -12,6 +12,7 @@ import torch
 from tests.conftest import tiny_checkpoint
 from typicality.config import DatasetSettings
 from typicality.dataset import LabelledImages, load_dataset
+from typicality.errors import OutputError
 from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
 from typicality.processes import Processes
@@ -175,3 +176,9 @@ def test_added_images_are_scored_alone(
     assert scorer(jobs[:10], tmp_path) == 10
     assert scorer(jobs, tmp_path) == len(jobs) - 10
     assert scorer(jobs, tmp_path) == 0
+
+
+def test_scores_that_are_gone_are_named(tmp_path: Path) -> None:
+    """A folder whose files were removed: one sentence says what is missing and what to do."""
+    with pytest.raises(OutputError, match=r"no scores of image abc under '2016'.*--fresh"):
+        ScoreReader(tmp_path).get("abc", "2016")

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import safe_open
 
+from typicality.errors import OutputError
 from typicality.records import ModelView, ScoreMap
 from typicality.scoring.estimator import Moments
 from typicality.store import write_arrays, write_table
@@ -116,8 +117,19 @@ class ScoreReader:
         return key in self._rows
 
     def get(self, image_id: str, label: str) -> ScoreMap:
-        """Return one map. Raises KeyError when it was not scored."""
-        entry = self.index.slice(self._rows[image_id, label], 1).to_pylist()[0]
+        """Return one map.
+
+        Raises
+        ------
+        OutputError : when it is not in the folder.
+        """
+        row = self._rows.get((image_id, label))
+        if row is None:
+            raise OutputError(
+                f"{self.folder} holds no scores of image {image_id} under {label!r}: files of the folder were "
+                "removed or replaced; put them back, or mine anew with --fresh"
+            )
+        entry = self.index.slice(row, 1).to_pylist()[0]
         with safe_open(self.folder / f"{entry['shard']}.safetensors", "np") as arrays:
             return _score_map(entry, {name: arrays.get_slice(name)[entry["row"]] for name in arrays.keys()})  # noqa: SIM118
 
