@@ -88,19 +88,9 @@ def test_planted_and_elements_from_the_command_line(call, tiny_folder: Path, tin
     assert planted["others_significant"] == 0, "without folds nothing is tested, so nothing is significant"
     assert json.loads((tmp_path / "planted.json").read_text()) == planted
     words = (
-        "elements",
-        tmp_path / "one" / "run",
-        "--elements",
-        2,
-        "--seeds",
-        1,
-        "--epochs",
-        1,
-        "--paper-draws",
-        2,
-        "--draws",
-        2,
-    )
+        "elements", tmp_path / "one" / "run", "--elements", 2, "--seeds", 1, "--epochs", 1, "--paper-draws", 2,
+        "--draws", 2,
+    )  # fmt: skip
     code, found, said = call(*words, "--at-least", "area_ours=2")
     assert code == 1, said
     assert (found["paper_draws"], found["draws"]) == (2, 2)

@@ -206,7 +206,7 @@ class Workbench:
     def specificity(self, image: LabelledImage) -> np.ndarray:
         """(positions, K) typicality of each label less the mean of the others, for each patch of the grid."""
         maps = [self._cross_label.get(image.image_id, label).typicality for label in self.labels]
-        boxes = box_means(np.stack(maps).astype(np.float32), self.side).reshape(len(maps), -1).T
+        boxes = box_means(np.stack(maps), self.side).reshape(len(maps), -1).T
         return (boxes - boxes.mean(1, keepdims=True)) * (len(maps) / (len(maps) - 1))
 
     def cnn(self, seed: int, epochs: int) -> SmallCnn:

@@ -50,12 +50,12 @@ from typicality.evaluation.coverage import (
     purity_curve,
     purity_when_reached,
 )
-from typicality.evaluation.detection import OURS, TYPICALITY, ElementSet, Workbench
+from typicality.evaluation.detection import DIFT, OURS, TYPICALITY, ElementSet, Workbench
 from typicality.progress import SILENT, Progress
 from typicality.run import open_finished
 
 RESAMPLES = 200
-STYLES = {TYPICALITY: "-", "dift": ":"}
+STYLES = {TYPICALITY: "-", DIFT: ":"}
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def elements(
 
 def compare(
     sets: Sequence[ElementSet], matches: Sequence[tuple[np.ndarray, np.ndarray]], work: Workbench
-) -> tuple[list[Row], dict[str, np.ndarray]]:
+) -> tuple[list[Row], dict[tuple[str, str], np.ndarray]]:
     """Measure every set, and put the methods beside one another; ours comes first, by its own search.
 
     Returns
@@ -247,7 +247,7 @@ def compare(
     order = sorted(measured, key=lambda key: (key[0] != OURS, list(measured).index(key)))
     ours = {space: found for (method, space), found in measured.items() if method == OURS}
     rows = [_row(key, measured[key], ours[TYPICALITY], ours.get(key[1])) for key in order]
-    return rows, {f"{m}, {s}": np.mean([x.curve for x in measured[m, s]], axis=0) for m, s in order}
+    return rows, {key: np.mean([x.curve for x in measured[key]], axis=0) for key in order}
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ def _row(
     )
 
 
-def draw_curves(curves: dict[str, np.ndarray], path: Path) -> None:
+def draw_curves(curves: dict[tuple[str, str], np.ndarray], path: Path) -> None:
     """PNG of purity against coverage, a line a method and space."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -306,9 +306,8 @@ def draw_curves(curves: dict[str, np.ndarray], path: Path) -> None:
     figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    methods = list(dict.fromkeys(name.split(", ")[0] for name in curves))
-    for name, curve in curves.items():
-        method, space = name.split(", ")
+    methods = list(dict.fromkeys(method for method, _ in curves))
+    for (method, space), curve in curves.items():
         axes.plot(
             LEVELS, curve, label=f"{method}, by {space}", color=f"C{methods.index(method)}",
             linewidth=2.2 if method == OURS else 1.2, linestyle=STYLES.get(space, "--"),

@@ -54,6 +54,11 @@ class Element:
     images: np.ndarray
     boxes: tuple[Box, ...]
 
+    @property
+    def name(self) -> str:
+        """What findings call it; elements are counted from 1, as in the report."""
+        return f"element {self.cluster + 1} of {self.label!r}"
+
 
 def elements_of(facts: ImageFacts, table: pa.Table) -> list[Element]:
     """Read the elements of `elements.parquet` whose images were looked at; those of LEAST groups and more."""
@@ -120,7 +125,7 @@ def object_findings(facts: ImageFacts, elements: Sequence[Element]) -> list[Find
                 severity=severity_of(kind, score, p_value),
                 title=f"the same thing {place if fixed else 'at many places'} in {share:.0%} of the images of "
                 f"{element.label!r}",
-                explanation=f"A detail of element {element.cluster + 1} of {element.label!r} is the same pixel for "
+                explanation=f"A detail of {element.name} is the same pixel for "
                 f"pixel in {int(shown.sum())} of {len(searched)} images, in different surroundings: something was "
                 f"pasted, printed or placed there. {precision:.0%} of the images that show it are labelled "
                 f"{element.label!r}. A model can learn it instead of the content: remove it, or balance it over "
@@ -288,7 +293,7 @@ def place_findings(facts: ImageFacts, elements: Sequence[Element], seed: int = 0
             Finding(
                 kind="same_place",
                 severity="low",
-                title=f"element {element.cluster + 1} of {element.label!r} always sits at the same place",
+                title=f"{element.name} always sits at the same place",
                 explanation=f"Its {len(element.images)} members are {effect:.0%} closer to one another than elements "
                 "at random places. Things that are framed alike do that too; look whether it is the content.",
                 labels=(element.label,),
@@ -356,7 +361,7 @@ def column_findings(
         severity = severity_of("other_column", score, float(p_value))
         finding = Finding(
             kind="other_column", severity="medium" if severity == "high" else severity,
-            title=f"element {element.cluster + 1} of {element.label!r} is typical of {column} = {value!r}",
+            title=f"{element.name} is typical of {column} = {value!r}",
             explanation=f"{precision:.0%} of its images have {column} = {value!r}, far more than the images of "
             f"{element.label!r} have otherwise: the element may show the {column} rather than the label.",
             labels=(element.label,), score=score, standard_error=error, p_value=float(p_value),
