@@ -266,7 +266,7 @@ def test_the_training_state_goes_when_the_model_is_recorded(
 ) -> None:
     """Stopped between writing the model and recording it, the same call trains no further step."""
     with monkeypatch.context() as patched:
-        patched.setattr("typicality.pipeline.hash_of_weights", raise_interrupt)
+        patched.setattr("typicality.pipeline.hash_of_files", raise_interrupt)
         with pytest.raises(InterruptedRun):
             mine(tiny_model, finetune={"steps": 4})
     assert list(Path("run/training").glob("*/state.json"))

@@ -96,7 +96,7 @@ class FinetuneSettings(Section):
     micro_batch: int | None = Field(None, ge=1, description="images in memory at once (gradient accumulation)")
     rate: float | None = Field(None, gt=0, description="peak learning rate; 6e-4 for the base, 1e-4 for others")
     cross_attention_rate: float | None = Field(
-        None, gt=0, description="rate of the weights that see the label, as a multiple; 12 for the base, 1 for others"
+        None, gt=0, description="rate of the weights that see the label, as a multiple; 2 for the base, 1 for others"
     )
     contrast: float | None = Field(
         None,

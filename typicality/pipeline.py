@@ -35,6 +35,7 @@ from typicality.mining.patches import PatchSelection, patch_side, rescored, top_
 from typicality.mining.selection import Selected, moderated, select
 from typicality.mining.significance import Candidates
 from typicality.mining.tables import clusters_table, elements_table, images_table, in_table_order
+from typicality.model.calibration import CALIBRATION
 from typicality.model.card import model_card
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.crossfit import CrossFit
@@ -50,7 +51,7 @@ from typicality.run import Run, open_run
 from typicality.scoring.adaptive import effort_of
 from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoreReader
-from typicality.store import hash_of_weights, is_full_disk, write_table, write_whole
+from typicality.store import hash_of_files, is_full_disk, write_table, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,8 @@ def _ensure_single(run: Run) -> None:
         entry |= {
             "steps": result.steps, "best_step": result.best_step, "images": result.images,
             "validation": len(validation), "held_out": len(held_out), "method": trainer.recipe.method,
-            "text_encoder": trainer.train_text, "contrast": trainer.contrast, "history": result.history,
+            "text_encoder": trainer.train_text, "contrast": trainer.contrast, "label_scale": result.label_scale,
+            "history": result.history,
             "warnings": list(result.warnings),
         }  # fmt: skip
         card = model_card(run.dataset, run.base.title, run.settings, entry)
@@ -195,7 +197,8 @@ def _finished(run: Run) -> dict[str, Any]:
     """What is recorded of finished models: a hash of their weights, under which maps may be reused, and for `keep`."""
     run.remember_seen()
     run.remember_settings("finetune")
-    return {"weights": hash_of_weights(run.directory.path("model")), "training_key": run.training_key}
+    weights = hash_of_files(run.directory.path("model"), "*.safetensors", CALIBRATION)
+    return {"weights": weights, "training_key": run.training_key}
 
 
 def _ensure_folds(run: Run) -> None:
@@ -252,6 +255,7 @@ def _scorer_options(run: Run, purpose: str, draws: int, fold: int) -> dict[str, 
         "batch_size": run.batch_size,
         "shard_images": run.settings.score.shard_images,
         "processes": run.directory.processes,
+        "label_scale": 1.0 if run.settings.score.protocol == "paper" else denoiser.checkpoint.label_scale,
     }
 
 

@@ -141,10 +141,10 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json_text(document) + "\n")
 
 
-def hash_of_weights(folder: Path) -> str:
-    """Return a hash of all safetensors files below a folder, names included."""
+def hash_of_files(folder: Path, *patterns: str) -> str:
+    """Return a hash of all files below a folder whose names match a pattern, names included."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted({path for pattern in patterns for path in folder.rglob(pattern)}):
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())

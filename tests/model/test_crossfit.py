@@ -102,7 +102,7 @@ def test_no_image_is_scored_by_a_model_that_has_seen_its_group(fitted: Run, monk
     """
     groups = {image.image_id: image.group for image in fitted.dataset}
     seen: dict[str, set[str]] = {}
-    loss, validated = Finetuner._loss, Finetuner.typicality_of
+    loss, validated = Finetuner._loss, Finetuner.effect_of_labels
 
     def spy_loss(self: Finetuner, ids: Sequence[str], rng: np.random.Generator) -> torch.Tensor:
         seen.setdefault(self.part.name, set()).update(groups[i] for i in ids)
@@ -125,7 +125,7 @@ def test_no_image_is_scored_by_a_model_that_has_seen_its_group(fitted: Run, monk
         return validated(self, ids)
 
     monkeypatch.setattr(Finetuner, "_loss", spy_loss)
-    monkeypatch.setattr(Finetuner, "typicality_of", spy_validation)
+    monkeypatch.setattr(Finetuner, "effect_of_labels", spy_validation)
     pipeline.ensure_model(fitted)
     assert set(seen) == {"shared", "fold 0", "fold 1"}
     scored: dict[str, str] = {}
@@ -167,10 +167,10 @@ def test_without_folds_held_out_groups_take_part_in_nothing(
     pipeline.ensure_latents(run)
     trained: set[str] = set()
     validated: list[set[str]] = []
-    loss, typicality_of = Finetuner._loss, Finetuner.typicality_of
+    loss, effect = Finetuner._loss, Finetuner.effect_of_labels
     monkeypatch.setattr(Finetuner, "_loss", lambda self, ids, rng: (trained.update(ids), loss(self, ids, rng))[1])
     monkeypatch.setattr(
-        Finetuner, "typicality_of", lambda self, ids: (validated.append(set(ids)), typicality_of(self, ids))[1]
+        Finetuner, "effect_of_labels", lambda self, ids: (validated.append(set(ids)), effect(self, ids))[1]
     )
     pipeline.ensure_model(run)
     entry = run.directory.record["stages"]["finetune"]

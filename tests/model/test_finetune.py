@@ -15,21 +15,12 @@ from tests.conftest import tiny_checkpoint
 from typicality.config import DatasetSettings, FinetuneSettings, ModelSettings, ScoreSettings
 from typicality.dataset import LabelledImages, load_dataset, prepare
 from typicality.errors import InputError, SettingsError
-from typicality.model.checkpoint import load_checkpoint
+from typicality.model.calibration import CALIBRATION
+from typicality.model.checkpoint import load_checkpoint, save_adapter
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import (
-    VALIDATION_PAIRS,
-    Finetuner,
-    Recipe,
-    TrainingSet,
-    default_steps,
-    divided,
-    parts_of,
-    recipe_of,
-    shifted,
-    validation_interval,
-)
+from typicality.model.finetune import VALIDATION_PAIRS, Finetuner, TrainingSet, divided, parts_of, shifted
 from typicality.model.latents import LatentStore
+from typicality.model.recipe import Recipe, default_steps, recipe_of, validation_interval
 from typicality.progress import Progress
 from typicality.prompts import Prompts
 
@@ -154,12 +145,12 @@ def test_validation_computes_what_no_prompt_changes_once(
     seen: list[int] = []
     hook = checkpoint.unet.conv_in.register_forward_hook(lambda _, args, result: seen.append(len(args[0])))
     image_id = training.training[0]
-    value = tuner.typicality_of([image_id])
+    value, shift = tuner.effect_of_labels([image_id])
     hook.remove()
     assert seen == [1] * 2 * VALIDATION_PAIRS
     z = store.stack([image_id])
     states, label = tuner._states().detach(), training.labels.index(training.labels_of[image_id][0]) + 1
-    expected = []
+    expected, expected_shift = [], []
     for pair in range(VALIDATION_PAIRS):
         rng = np.random.default_rng([0, 29, 0, pair])
         share = (pair + rng.random(1)) / VALIDATION_PAIRS
@@ -173,7 +164,9 @@ def test_validation_computes_what_no_prompt_changes_once(
             if prediction_type == "v_prediction":
                 null, own = (a**0.5 * p + (1 - a) ** 0.5 * noisy for p in (null, own))
             expected.append(float(((own - null) * (2 * eps - own - null)).mean()))
+            expected_shift.append(float((own - null).square().mean()))
     assert value[0] == pytest.approx(np.mean(expected), rel=1e-3, abs=1e-7)
+    assert shift[0] == pytest.approx(np.mean(expected_shift), rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -181,7 +174,7 @@ def test_the_kind_of_model_fills_what_settings_leave_open(method: str) -> None:
     """Measured defaults for the base; an adapter takes the published loss; what is set stays as it is."""
     full = method == "full"
     found = recipe_of(FinetuneSettings(method=method), tiny_checkpoint())
-    assert found == Recipe(not full, 6e-4, 12.0 if full else 1.0, 8.0 if full else 0.0, "cosine")
+    assert found == Recipe(not full, 6e-4, 2.0 if full else 1.0, 8.0 if full else 0.0, "cosine")
     chosen = {"rate": 1e-5, "cross_attention_rate": 2.0, "contrast": 0.0, "schedule": "constant"}
     assert recipe_of(FinetuneSettings(method=method, **chosen), tiny_checkpoint()) == Recipe(not full, *chosen.values())
 
@@ -218,7 +211,7 @@ def test_memorisation_is_warned_about(data: tuple[TrainingSet, LatentStore], tmp
     tuner.history = [{"step": 2, "validation_typicality": 1e-5, "train_typicality": 9e-5}]
     assert "memorised" in tuner._warnings()[0]
     tuner.history = [{"step": 2, "validation_typicality": -1e-5, "train_typicality": 9e-5}]
-    assert "do not help" in tuner._warnings()[0]
+    assert "hardly help" in tuner._warnings()[0]
     tuner.history = [{"step": 2, "validation_typicality": 8e-5, "train_typicality": 9e-5}]
     assert tuner._warnings() == []
 
@@ -373,7 +366,7 @@ def test_training_by_the_clock_shows_the_steps_it_takes(data: tuple[TrainingSet,
 
 
 def test_what_sees_the_label_moves_further(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
-    """Adam's first step moves every weight by its rate: cross-attention by twelve times as much, or as asked for."""
+    """Adam's first step moves every weight by its rate: cross-attention by twice as much, or as asked for."""
 
     def moved(folder: str, **changes: object) -> dict[bool, float]:
         tuner = trainer(data, tmp_path / folder, warmup=0, weight_decay=0, **changes)
@@ -387,7 +380,7 @@ def test_what_sees_the_label_moves_further(data: tuple[TrainingSet, LatentStore]
         }
 
     usual, even = moved("usual"), moved("even", cross_attention_rate=1)
-    assert usual[True] == pytest.approx(12 * usual[False], rel=0.02)
+    assert usual[True] == pytest.approx(2 * usual[False], rel=0.02)
     assert even[True] == pytest.approx(even[False], rel=0.02)
 
 
@@ -532,3 +525,31 @@ def test_moving_latents_changes_training_and_zero_does_not(
         for i, changes in enumerate(({}, {"shift": 0}, {"shift": 1}))
     ]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_an_adapter_keeps_its_own_scale(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    tuner = trainer(data, tmp_path / "state", method="lora", contrast=8.0, steps=4, validate_every=4)
+    result = tuner.run()
+    save_adapter(tuner.checkpoint, tmp_path, text_encoder=False)
+    assert (tmp_path / CALIBRATION).is_file() == (result.label_scale != 1)
+
+
+def test_fine_tuning_with_contrast_measures_the_scale_and_resumes_with_it(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path
+) -> None:
+    tuner = trainer(data, tmp_path / "state", steps=40, batch_size=16, validate_every=20, rate=3e-3)
+    result = tuner.run()
+    kept = next(e for e in result.history if e["step"] == result.best_step)
+    assert 0 < result.label_scale <= 1
+    assert kept["label_scale"] == result.label_scale == tuner.checkpoint.label_scale
+    typicality, shift = tuner.effect_of_labels(tuner.data.validation[:8])
+    assert np.isfinite(typicality).all()
+    assert (shift > 0).all()
+    again = trainer(data, tmp_path / "state", steps=40, batch_size=16, validate_every=20, rate=3e-3)
+    assert again.run().label_scale == result.label_scale  # from its state, without another step
+
+
+def test_without_contrast_the_published_score_stays(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    tuner = trainer(data, tmp_path / "state", contrast=0.0)
+    assert tuner.run().label_scale == 1
+    assert {e["label_scale"] for e in tuner.history} == {1.0}

@@ -182,3 +182,12 @@ def test_scores_that_are_gone_are_named(tmp_path: Path) -> None:
     """A folder whose files were removed: one sentence says what is missing and what to do."""
     with pytest.raises(OutputError, match=r"no scores of image abc under '2016'.*--fresh"):
         ScoreReader(tmp_path).get("abc", "2016")
+
+
+def test_scores_are_scaled(denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages) -> None:
+    jobs = [j for j in jobs_of(dataset) if latents.view(j.image_id).width == 32][:3]
+    plain, shift, null = make(denoiser, latents).unit_maps(jobs)
+    scaled, scaled_shift, same_null = make(denoiser, latents, label_scale=0.5).unit_maps(jobs)
+    assert torch.equal(null, same_null)
+    torch.testing.assert_close(scaled_shift, shift / 4, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(scaled, 0.5 * (plain + 0.5 * shift), rtol=1e-3, atol=1e-7)

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from typicality.config import ModelSettings
 from typicality.errors import CheckpointError
+from typicality.model.calibration import load_label_scale, save_label_scale
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Checkpoint:
     revision : of a hub id, else None
     reason : why this model was taken, one phrase
     adapters : LoRA adapters that were merged into it in this order
+    label_scale : of the shift of predictions by a label, at which its fine-tuning found typicality to be greatest on
+        images that were not trained on (calibration.py); 1 for models that were not calibrated
     """
 
     vae: AutoencoderKL
@@ -57,6 +60,7 @@ class Checkpoint:
     revision: str | None
     reason: str
     adapters: tuple[str, ...] = ()
+    label_scale: float = 1.0
 
     @property
     def title(self) -> str:
@@ -99,6 +103,8 @@ class Checkpoint:
         digest.update(json.dumps(schedule, sort_keys=True, default=str).encode())
         words = [self.tokenizer.model_max_length, sorted(self.tokenizer.get_vocab().items())]
         digest.update(json.dumps(words).encode())
+        if self.label_scale != 1:
+            digest.update(f"label scale {self.label_scale!r}".encode())
         return digest.hexdigest()[:32]
 
 
@@ -151,7 +157,7 @@ def _load(name: str, revision: str | None, offline: bool, reason: str) -> Checkp
         checkpoint = _load(base, base_revision, offline, reason)
         for adapter in [*map(Path, adapters), folder]:
             _add_adapter(checkpoint, adapter)
-        checkpoint.name = name
+        checkpoint.name, checkpoint.label_scale = name, load_label_scale(folder)
         return checkpoint
     if local:
         missing = [part for part in PARTS if not (folder / part).is_dir()]
@@ -183,7 +189,8 @@ def _load(name: str, revision: str | None, offline: bool, reason: str) -> Checkp
     _check(loaded["unet"], loaded["scheduler"], str(where))
     for part in ("vae", "unet", "text_encoder"):
         loaded[part].eval().requires_grad_(False)
-    return Checkpoint(**loaded, name=name, revision=revision, reason=reason)
+    scale = load_label_scale(folder) if local else 1.0
+    return Checkpoint(**loaded, name=name, revision=revision, reason=reason, label_scale=scale)
 
 
 def _check(unet: UNet2DConditionModel, scheduler: DDIMScheduler, where: str) -> None:
@@ -264,6 +271,7 @@ def save_adapter(checkpoint: Checkpoint, folder: Path, text_encoder: bool) -> No
         "adapters": list(checkpoint.adapters),
     }
     (folder / ADAPTER_RECORD).write_text(json.dumps(record), encoding="utf-8")
+    save_label_scale(folder, checkpoint.label_scale)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -276,6 +284,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | N
         _save_part(module if dtype is None else torch.nn.Module.to(copy.deepcopy(module), dtype), folder / name)
     checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
     checkpoint.scheduler.save_pretrained(folder / "scheduler")
+    save_label_scale(folder, checkpoint.label_scale)
     index = {
         "_class_name": "StableDiffusionPipeline",
         "vae": ["diffusers", "AutoencoderKL"],

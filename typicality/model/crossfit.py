@@ -32,16 +32,9 @@ from typicality.dataset.split import fold_of
 from typicality.errors import DatasetError, InputError
 from typicality.model.card import model_card
 from typicality.model.checkpoint import Checkpoint
-from typicality.model.finetune import (
-    TRAINING_RECORD,
-    Finetuner,
-    FinetuneResult,
-    Part,
-    TrainingSet,
-    default_steps,
-    divided,
-)
+from typicality.model.finetune import TRAINING_RECORD, Finetuner, FinetuneResult, Part, TrainingSet, divided
 from typicality.model.latents import LatentStore
+from typicality.model.recipe import default_steps
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
 from typicality.records import LabelledImage
@@ -110,7 +103,7 @@ class CrossFit:
             "best_step": max(e["best_step"] for e in entries),
             "images": len(self.dataset), "held_out": len(self.dataset),
             "method": entries[0]["method"], "text_encoder": entries[0]["text_encoder"],
-            "contrast": entries[0]["contrast"],
+            "contrast": entries[0]["contrast"], "label_scale": [e["label_scale"] for e in entries],
             "history": mean_history([e["history"] for e in entries]),
             "warnings": [f"Fold {i}: {w}" for i, e in enumerate(entries) for w in e["warnings"]],
         }  # fmt: skip
@@ -184,7 +177,8 @@ class CrossFit:
         return {
             "steps": result.steps, "best_step": result.best_step, "images": result.images, "validation": validation,
             "held_out": len(self.dataset) - result.images - validation, "method": tuner.recipe.method,
-            "text_encoder": tuner.train_text, "contrast": tuner.contrast, "history": result.history,
+            "text_encoder": tuner.train_text, "contrast": tuner.contrast, "label_scale": result.label_scale,
+            "history": result.history,
             "warnings": [*result.warnings, *warnings],
         }  # fmt: skip
 

@@ -12,7 +12,9 @@ typicality is measured against.
 
 Validation is the mean typicality of whole groups that are not trained on, how much the true label helps there, with
 the same noise every time. It is what mining uses, and it falls when the model memorises. These groups choose the step
-that is kept, so they are others than the held-out ones, which take part in nothing (`divided`).
+that is kept, so they are others than the held-out ones, which take part in nothing (`divided`). Contrast teaches labels
+to move predictions by more than is right for images that were not trained on; the same groups say by how much less they
+should, and scoring does so (calibration.py). Without contrast the score is left as published.
 """
 
 from __future__ import annotations
@@ -40,9 +42,11 @@ from typicality.config import FinetuneSettings, ScoreSettings
 from typicality.dataset import LabelledImages
 from typicality.errors import SettingsError
 from typicality.model.average import Average
+from typicality.model.calibration import best_label_scale
 from typicality.model.checkpoint import Checkpoint, save_adapter, save_checkpoint
 from typicality.model.denoiser import enough_memory, predict, prompt_tokens, use_small_attention
 from typicality.model.latents import LatentStore
+from typicality.model.recipe import FULL_SIZE, MARGIN, default_steps, recipe_of, validation_interval
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
 from typicality.records import LabelledImage
@@ -50,15 +54,10 @@ from typicality.store import write_arrays, write_text
 
 logger = logging.getLogger(__name__)
 
-RATE, PUBLISHED_RATE = 6e-4, 1e-4  # of the base, and of others
-CROSS_ATTENTION_RATE = 12.0  # of the base; measured in reports/benchmarks/README.md
-CONTRAST = 8.0  # of the base; measured there too
-MARGIN = 0.01  # of the loss: about how much better the own label should do than another
 FOCUS = 0.85  # share of the training draws whose timestep lies in the range that scoring uses
 VALIDATION_PAIRS = 4
 MEMORISED = 3.0  # warn when typicality on training images exceeds the held-out one so many times
 TRAINING_RECORD = "training.json"
-FULL_SIZE = 100_000_000  # parameters up to which `auto` trains all weights
 
 
 @dataclass(frozen=True)
@@ -74,52 +73,22 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """`steps` taken, `best_step` whose weights were kept, `history` of validations, `warnings` for the report."""
-
-    steps: int
-    best_step: int
-    history: list[dict[str, float]]
-    warnings: tuple[str, ...]
-    images: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the settings may leave to the kind of model, resolved.
+    """What came of a fine-tuning.
 
     Attributes
     ----------
-    lora : train an adapter instead of all weights
-    rate : peak learning rate
-    cross_attention_rate : of the weights that see the label, as a multiple
-    contrast : weight of the margin by which the own label should beat another
-    schedule : of the rate, "cosine" or "constant"
+    steps, best_step : taken; and whose weights were kept
+    label_scale : of these weights, see `Checkpoint`
+    history : of validations
+    warnings : for the report
     """
 
-    lora: bool
-    rate: float
-    cross_attention_rate: float
-    contrast: float
-    schedule: str
-
-    @property
-    def method(self) -> str:
-        """Return "lora" or "full", as records and model cards call it."""
-        return "lora" if self.lora else "full"
-
-
-def recipe_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> Recipe:
-    """Return the settings, with what was measured for the bundled base or what was published for other models."""
-    lora = settings.method == "lora" or (settings.method == "auto" and checkpoint.parameters > FULL_SIZE)
-    small, whole = checkpoint.is_small, checkpoint.is_small and not lora
-    multiple, contrast, schedule = settings.cross_attention_rate, settings.contrast, settings.schedule
-    return Recipe(
-        lora=lora,
-        rate=settings.rate or (RATE if small else PUBLISHED_RATE),
-        cross_attention_rate=(CROSS_ATTENTION_RATE if whole else 1.0) if multiple is None else multiple,
-        contrast=(CONTRAST if whole else 0.0) if contrast is None else contrast,
-        schedule=("cosine" if small else "constant") if schedule == "auto" else schedule,
-    )
+    steps: int
+    best_step: int
+    label_scale: float
+    history: list[dict[str, float]]
+    warnings: tuple[str, ...]
+    images: int
 
 
 @dataclass(frozen=True)
@@ -207,6 +176,7 @@ class Finetuner:
         self.best_step, self.best = 0, -math.inf
         self.validation_values: list[float] = []
         self.best_values: list[float] = []
+        self.label_scale, self.best_label_scale = 1.0, 1.0
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
         self.contrast = self.recipe.contrast if part.labelled and len(data.labels) > 1 else 0.0
@@ -357,13 +327,16 @@ class Finetuner:
     # ------------------------------------------------------------------------------------- validation
 
     @torch.no_grad()
-    def typicality_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Return (n,) typicality of images under their first label, in one fixed order, with fixed antithetic noise."""
+    def effect_of_labels(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return (n,) typicality of images under their first label and (n,) means of D^2, in one fixed order.
+
+        The noise is antithetic, and the same every time.
+        """
         total = len(self.abar)
         states = self._states() if self.frozen_states is None else self.frozen_states
         position = {label: i + 1 for i, label in enumerate(self.data.labels)}
         size = self.settings.micro_batch or 32
-        values = []
+        values = []  # (n, 2)
         shapes: dict[tuple[int, int], list[str]] = {}
         for image_id in ids:
             view = self.latents.view(image_id)
@@ -373,7 +346,7 @@ class Finetuner:
                 part = group[start : start + size]
                 z = self.latents.stack(part).to(self.device)
                 own = torch.tensor([position[self.data.labels_of[i][0]] for i in part], device=self.device)
-                total_of = torch.zeros(len(part))
+                sums = torch.zeros(len(part), 2)
                 for pair in range(VALIDATION_PAIRS):
                     rng = np.random.default_rng([self.seed, 29, start, pair])
                     share = (pair + rng.random(len(part))) / VALIDATION_PAIRS
@@ -389,12 +362,15 @@ class Finetuner:
                         null, label = predicted.unflatten(0, (2, -1))
                         if self.velocity:
                             null, label = (a.sqrt() * p + (1 - a).sqrt() * noisy for p in (null, label))
-                        total_of += ((label - null) * (2 * eps - label - null)).mean((1, 2, 3)).cpu()
-                values.append(total_of / (2 * VALIDATION_PAIRS))
-        return torch.cat(values).double().numpy()
+                        shift = label - null
+                        parts = shift * (2 * eps - label - null), shift.square()
+                        sums += torch.stack([p.mean((1, 2, 3)) for p in parts], dim=1).cpu()
+                values.append(sums / (2 * VALIDATION_PAIRS))
+        typicality, squared_shift = torch.cat(values).double().numpy().T
+        return typicality, squared_shift
 
     def validate(self) -> dict[str, float]:
-        """Measure the averaged weights on validation images and on as many training images."""
+        """Measure the averaged weights on validation images, which give the label scale, and on training images."""
         rng = np.random.default_rng([self.seed, 31])
         entry: dict[str, float] = {"step": self.step, "loss": float(np.mean(self.losses[-100:] or [math.nan]))}
         if not self.part.labelled:
@@ -405,7 +381,11 @@ class Finetuner:
             if ids:
                 chosen = rng.permutation(len(ids))[: self.settings.validation_images].tolist()
                 with enough_memory("set finetune.micro_batch to less, 1 for instance"):
-                    values = self.typicality_of([ids[i] for i in chosen])
+                    typicality, shift = self.effect_of_labels([ids[i] for i in chosen])
+                if ids is self.data.validation:
+                    self.label_scale = best_label_scale(typicality, shift) if self.contrast else 1.0
+                    entry["label_scale"] = self.label_scale
+                values = self.label_scale * (typicality + (1 - self.label_scale) * shift)
                 entry[name] = float(values.mean())
                 if ids is self.data.validation:
                     self.validation_values = values.tolist()
@@ -442,7 +422,10 @@ class Finetuner:
                 finished = self._checkpoint() or finished
         progress.finish()
         self._restore_best()
-        return FinetuneResult(self.step, self.best_step, self.history, tuple(self._warnings()), len(self.data.training))
+        return FinetuneResult(
+            self.step, self.best_step, self.best_label_scale, self.history, tuple(self._warnings()),
+            len(self.data.training),
+        )  # fmt: skip
 
     def _is_finished(self, limit: float | None) -> bool:
         if limit and self.step:
@@ -457,7 +440,7 @@ class Finetuner:
         logger.info("validation %s", entry)
         if not self._is_worse(self.validation_values):
             self.best, self.best_step = entry.get("validation_typicality", float(self.step)), self.step
-            self.best_values = self.validation_values
+            self.best_values, self.best_label_scale = self.validation_values, self.label_scale
             self._save_arrays("best", self.average.shadow)
         self._save_state()
         return self._is_out_of_patience()
@@ -481,10 +464,13 @@ class Finetuner:
         if not kept or "validation_typicality" not in kept[0]:
             return []
         validation, training = kept[0]["validation_typicality"], kept[0]["train_typicality"]
-        if validation <= 0:
+        n = len(self.best_values)
+        error = float(np.std(self.best_values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+        if validation <= error:
             return [
-                "The labels do not help on images that were not trained on: their typicality is "
-                f"{validation:.2g}. What the report shows may be chance; try more images, or longer fine-tuning."
+                f"The labels hardly help on images that were not trained on: their typicality is {validation:.2g}, "
+                f"with a standard error of {error:.2g}. What the report shows may be chance; try more images, or "
+                "longer fine-tuning."
             ]
         if training > MEMORISED * validation:
             return [
@@ -508,8 +494,8 @@ class Finetuner:
         self._save_arrays(name, [*self.parameters, *self.average.shadow, *moments])
         record = {
             "state": name, "step": self.step, "steps": self.steps, "seconds": self.seconds, "best": self.best,
-            "best_step": self.best_step, "best_values": self.best_values, "history": self.history,
-            "losses": self.losses,
+            "best_step": self.best_step, "best_values": self.best_values, "best_label_scale": self.best_label_scale,
+            "history": self.history, "losses": self.losses,
         }  # fmt: skip
         write_text(self.folder / "state.json", json.dumps(record))
         for old in self.folder.glob("state-*.safetensors"):
@@ -538,6 +524,7 @@ class Finetuner:
             }
         self.step, self.seconds = record["step"], record["seconds"]
         self.best, self.best_step, self.best_values = record["best"], record["best_step"], record["best_values"]
+        self.best_label_scale = record.get("best_label_scale", 1.0)
         self.steps = record["steps"]
         self.history, self.losses = record["history"], record["losses"]
         return True
@@ -554,6 +541,7 @@ class Finetuner:
         for parameter, value in zip(self.parameters, _read_arrays(self.folder / "best.safetensors"), strict=True):
             parameter.copy_(value)
         self.checkpoint.unet.eval()
+        self.checkpoint.label_scale = self.best_label_scale
 
     def save(self, folder: Path, card: str, record: Mapping[str, Any] | None = None, keep_state: bool = False) -> None:
         """Write the result: a diffusers folder, or a LoRA adapter that names its base, a model card and a record."""
@@ -621,23 +609,3 @@ def parts_of(
     rest, held_out = dataset.held_out(settings.held_out)
     training, validation = divided(replace(dataset, images=tuple(rest)), settings, settings.held_out)
     return training, validation, held_out
-
-
-def default_steps(n_images: int, batch_size: int) -> int:
-    """Return the steps of about six passes over the data, but of 4,800 draws at least and 25,600 at most."""
-    return min(25_600, max(4_800, 6 * n_images)) // batch_size
-
-
-def validation_interval(settings: FinetuneSettings, steps: int) -> int:
-    """Return the steps between two validations: a sixth of all, so that patience can run out before the end.
-
-    With `minutes` the number of steps is an estimate that follows the clock; the interval is then rounded down to 1, 2
-    or 5 times a power of ten, so that it stays the same for long, and for all folds.
-    """
-    if settings.validate_every:
-        return settings.validate_every
-    sixth = max(20, steps // 6)
-    if not settings.minutes:
-        return sixth
-    power = 10 ** (len(str(sixth)) - 1)
-    return power * max(n for n in (1, 2, 5) if n * power <= sixth)

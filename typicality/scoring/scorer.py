@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from typicality.model.calibration import with_label_scale
 from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
 from typicality.processes import ALONE, Processes
@@ -47,6 +48,7 @@ class Scorer:
     batch_size : UNet evaluations at once
     shard_images : images a shard
     processes : each scores shards of its own
+    label_scale : of the shift of predictions by a label (model/calibration.py)
     """
 
     denoiser: Denoiser
@@ -59,6 +61,7 @@ class Scorer:
     batch_size: int = 128
     shard_images: int = 256
     processes: Processes = ALONE
+    label_scale: float = 1.0
 
     def __call__(self, jobs: Sequence[Job], folder: Path, progress: Progress = SILENT) -> int:
         """Score what `folder` does not hold yet; all processes call this with the same jobs and wait for one another.
@@ -162,6 +165,7 @@ class Scorer:
         inputs = noised(repeated, signed, self.denoiser.alphas_cumprod.to(times.device)[times])
         rows = [[prompt for prompt in slot for _ in range(u * sides)] for slot in slots]
         prediction = self.denoiser.predict_noise(inputs, times, self.states, rows)
+        prediction = with_label_scale(prediction, self.label_scale)
         e_null, e_label = prediction[0], prediction[1:]
 
         def by_unit(maps: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from typicality.applications.localize import distance
 from typicality.config import key_of
+from typicality.model.calibration import with_label_scale
 from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
 from typicality.progress import Progress
@@ -126,6 +127,7 @@ class Pass:
         inputs = noised(repeated, signed, self.denoiser.alphas_cumprod[times])
         rows = [[prompt for prompt in slot for _ in range(2 * u)] for slot in slots]
         prediction = self.denoiser.predict_noise(inputs, times, self.states, rows)
+        prediction = with_label_scale(prediction, self.denoiser.checkpoint.label_scale)
         target = signed.to(prediction.device)
 
         def summed(maps: Tensor, dim: int) -> Tensor:

@@ -34,7 +34,7 @@ DEFAULTS: dict[Method, tuple[float, float]] = {
     "pnp": (1.0, 4.0),
     "sdedit": (0.4, 4.0),
     "edit-friendly": (0.65, 4.0),
-    "mean": (0.4, 4.0),
+    "mean": (0.7, 8.0),
 }
 """Strength and guidance where none is given."""
 
