@@ -266,13 +266,14 @@ class _FoldedScorer(Scorer):
     of: Callable[[int], Scorer]
     run: Run
 
-    def unit_maps(self, jobs: Sequence[Job]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def maps_on_device(self, jobs: Sequence[Job]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         folds = [self.run.fold_of(job.image_id) for job in jobs]
         order = sorted(range(len(jobs)), key=folds.__getitem__)
         parts = [
-            self.of(fold).unit_maps([jobs[i] for i in same]) for fold, same in groupby(order, key=folds.__getitem__)
+            self.of(fold).maps_on_device([jobs[i] for i in same])
+            for fold, same in groupby(order, key=folds.__getitem__)
         ]
-        back = torch.argsort(torch.tensor(order))
+        back = torch.argsort(torch.tensor(order)).to(self.denoiser.device)
         differences, shifts, losses = (torch.cat(maps)[back] for maps in zip(*parts, strict=True))
         return differences, shifts, losses
 

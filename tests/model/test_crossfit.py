@@ -129,14 +129,14 @@ def test_no_image_is_scored_by_a_model_that_has_seen_its_group(fitted: Run, monk
     pipeline.ensure_model(fitted)
     assert set(seen) == {"shared", "fold 0", "fold 1"}
     scored: dict[str, str] = {}
-    unit_maps = Scorer.unit_maps
+    maps_on_device = Scorer.maps_on_device
 
     def spy_scores(self: Scorer, jobs: Sequence[Job]) -> Any:
         for job in jobs:
             assert scored.setdefault(job.image_id, self.denoiser.checkpoint.name) == self.denoiser.checkpoint.name
-        return unit_maps(self, jobs)
+        return maps_on_device(self, jobs)
 
-    monkeypatch.setattr(Scorer, "unit_maps", spy_scores)
+    monkeypatch.setattr(Scorer, "maps_on_device", spy_scores)
     pipeline.ensure_scores(fitted)
     assert set(scored) == set(groups)
     for image_id, model in scored.items():

@@ -15,6 +15,7 @@ term 2 D (eps - e_c). Units are independent given stratification; variances are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,34 +80,41 @@ def box_mean(maps: Float[Tensor, "n h w"], side: int) -> Float[Tensor, "n h1 w1"
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of one image and one label over n independent units, all float32.
+    """Moments of one image and one label over n independent units, all float32; or of many, with leading axes.
 
     `squares[k]` is the mean over units of the squared k x k box mean of T; with `typicality` it gives the
     variance of any box's score, which a cell's variance alone could not (cells of one draw are correlated).
     """
 
     n: int
-    typicality: Float[Tensor, "h w"]
-    squares: dict[int, Float[Tensor, "h1 w1"]]
-    shrinkage: Float[Tensor, "h w"]
-    null_loss: Float[Tensor, "h w"]
+    typicality: Float[Tensor, "*k h w"]
+    squares: dict[int, Float[Tensor, "*k h1 w1"]]
+    shrinkage: Float[Tensor, "*k h w"]
+    null_loss: Float[Tensor, "*k h w"]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Moments:
+        """Return moments whose arrays are changed, one and all."""
+        squares = {side: change(square) for side, square in self.squares.items()}
+        return Moments(self.n, change(self.typicality), squares, change(self.shrinkage), change(self.null_loss))
 
 
 def moments_of(
-    differences: Float[Tensor, "units h w"], shifts: Float[Tensor, "units h w"], null_losses: Float[Tensor, "units h w"]
+    differences: Float[Tensor, "*k units h w"],
+    shifts: Float[Tensor, "*k units h w"],
+    null_losses: Float[Tensor, "*k units h w"],
 ) -> Moments:
-    """Reduce the maps of all units of one image and label to moments.
+    """Reduce the maps of all units of one image and label to moments; or those of many, which takes far less time.
 
     With stratified units the plain variance over units overstates the variance of their mean, because it
     counts the spread between strata. `squares` is therefore set from the successive-difference estimator
     (Wolter 2007, ch. 8): var(mean) = sum (b_i - b_{i+1})^2 / (2 n (n - 1)), stored as the second moment
     that gives this variance through (E[b^2] - E[b]^2) / (n - 1).
     """
-    n, height, width = differences.shape
+    *lead, n, height, width = differences.shape
     squares = {}
     for side in dyadic_sides(height, width):
-        boxes = box_mean(differences, side)
-        mean = boxes.mean(0)
-        spread = boxes.diff(dim=0).square().sum(0) / (2 * n) if n > 1 else torch.zeros_like(mean)
+        boxes = box_mean(differences.reshape(-1, height, width), side).unflatten(0, (*lead, n))
+        mean = boxes.mean(-3)
+        spread = boxes.diff(dim=-3).square().sum(-3) / (2 * n) if n > 1 else torch.zeros_like(mean)
         squares[side] = mean.square() + spread
-    return Moments(n, differences.mean(0), squares, shifts.mean(0), null_losses.mean(0))
+    return Moments(n, differences.mean(-3), squares, shifts.mean(-3), null_losses.mean(-3))

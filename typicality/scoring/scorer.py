@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
 from typicality.processes import ALONE, Processes
 from typicality.progress import SILENT, Progress
-from typicality.scoring.estimator import Moments, denoising_loss, loss_difference, moments_of, noised, squared_shift
+from typicality.scoring.estimator import denoising_loss, loss_difference, moments_of, noised, squared_shift
 from typicality.scoring.noise import DrawPlan, image_generator
 from typicality.scoring.shards import ScoredRow, read_index, write_shard
 
@@ -109,27 +110,31 @@ class Scorer:
 
     def score(self, jobs: Sequence[Job]) -> list[ScoredRow]:
         """Score jobs that share a latent shape and a number of labels, all in memory."""
-        differences, shifts, null_losses = self.unit_maps(jobs)
-        rows = []
-        for i, job in enumerate(jobs):
-            for j, label in enumerate(job.labels):
-                moments = moments_of(differences[i, j], shifts[i, j], null_losses[i])
-                rows.append(self._row(job.image_id, label, differences[i, j], moments))
-        return rows
-
-    def _row(self, image_id: str, label: str, differences: Float[Tensor, "units h w"], moments: Moments) -> ScoredRow:
-        means = differences.mean((-2, -1))
-        n = len(means)
-        variance = means.diff().square().sum() / (2 * n * (n - 1)) if n > 1 else torch.tensor(torch.inf)
-        return ScoredRow(
-            image_id=image_id, label=label, view=self.latents.view(image_id), draws=self.plan.draws,
-            mean=float(means.mean()), standard_error=float(variance.sqrt()), moments=moments,
-        )  # fmt: skip
+        differences, shifts, null_losses = self.maps_on_device(jobs)
+        moments = moments_of(differences, shifts, null_losses[:, None].expand_as(shifts)).each(Tensor.cpu)
+        means = differences.mean((-2, -1)).cpu()  # (n, p, units)
+        n = means.shape[-1]
+        variance = means.diff().square().sum(-1) / (2 * n * (n - 1) or 1)
+        errors = (variance.sqrt() if n > 1 else torch.full_like(variance, torch.inf)).tolist()
+        whole = means.mean(-1).tolist()
+        return [
+            ScoredRow(
+                image_id=job.image_id, label=label, view=self.latents.view(job.image_id), draws=self.plan.draws,
+                mean=whole[i][j], standard_error=errors[i][j], moments=moments.each(itemgetter((i, j))),
+            )
+            for i, job in enumerate(jobs)
+            for j, label in enumerate(job.labels)
+        ]  # fmt: skip
 
     def unit_maps(
         self, jobs: Sequence[Job]
     ) -> tuple[Float[Tensor, "n p units h w"], Float[Tensor, "n p units h w"], Float[Tensor, "n units h w"]]:
         """Return for every job, label and unit the maps of T, of D^2, and of L(null), float32 on the CPU."""
+        differences, shifts, null_losses = self.maps_on_device(jobs)
+        return differences.cpu(), shifts.cpu(), null_losses.cpu()
+
+    def maps_on_device(self, jobs: Sequence[Job]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `unit_maps` does where it was computed."""
         z = self.latents.stack([job.image_id for job in jobs])
         plan, total = self.plan, self.denoiser.timesteps
         times, noises = [], []
@@ -146,7 +151,7 @@ class Scorer:
         for start in range(0, units, step):
             here = slice(start, start + step)
             parts.append(self._evaluate(z, t[:, here], eps[:, here], slots, signs))
-        differences, shifts, losses = (torch.cat([p[k] for p in parts], dim=-3).cpu() for k in range(3))
+        differences, shifts, losses = (torch.cat([p[k] for p in parts], dim=-3) for k in range(3))
         return differences, shifts, losses
 
     def _slots(self, jobs: Sequence[Job]) -> list[list[int]]:
