@@ -255,7 +255,7 @@ def _scorer_options(run: Run, purpose: str, draws: int, fold: int) -> dict[str, 
         "batch_size": run.batch_size,
         "shard_images": run.settings.score.shard_images,
         "processes": run.directory.processes,
-        "label_scale": 1.0 if run.settings.score.protocol == "paper" else denoiser.checkpoint.label_scale,
+        "label_scale": run.label_scale_of(denoiser),
     }
 
 

@@ -296,6 +296,10 @@ class Run:
             return DrawPlan(draws, score.t_min, score.t_max, antithetic=False, stratified=False)
         return DrawPlan(max(1, draws // 2), score.t_min, score.t_max)
 
+    def label_scale_of(self, denoiser: Denoiser) -> float:
+        """Return the label scale at which a model scores: its own, but for the published protocol, which has none."""
+        return 1.0 if self.settings.score.protocol == "paper" else denoiser.checkpoint.label_scale
+
     @property
     def first_draws(self) -> int:
         return self.settings.score.draws or {"adaptive": 4, "uniform": 16, "paper": 100}[self.settings.score.protocol]

@@ -41,6 +41,20 @@ def test_blobs_are_found_and_ranked_by_median_typicality(blobs):
     np.testing.assert_allclose(medians, [2.155, 1.145, 0.135])
 
 
+def test_clusters_of_few_images_come_last(make_patch):
+    """One flattered patch, and five of one image, are no visual elements, however typical they are."""
+    at = [(0, f"a{i}", 1.0) for i in range(6)] + [(1, "b", 9.0)] + [(2, "c", 5.0)] * 5
+    at += [(3, f"d{i}", 2.0) for i in range(4)]
+    patches = [make_patch(name, "x", row=i, typicality=value) for i, (_, name, value) in enumerate(at)]
+    found = cluster_elements(patches, np.eye(5, dtype=np.float32)[[axis for axis, _, _ in at]], str, clusters=4)
+    assert [(c.size, c.n_images, c.few_images) for c in found.clusters] == [
+        (4, 4, False),
+        (6, 6, False),
+        (1, 1, True),
+        (5, 1, True),
+    ]
+
+
 def test_members_are_ranked_by_distance_to_their_centroid(blobs):
     patches, features = blobs
     found = cluster_elements(patches, features, str, clusters=3)

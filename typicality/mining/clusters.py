@@ -1,4 +1,5 @@
-"""Visual elements: k-means clusters of a label's patches, ranked by the median typicality of their members.
+"""Visual elements: k-means clusters of a label's patches, ranked by the median typicality of their members, and those
+from very few images after all others.
 
 As published (Siglidis et al., ECCV 2024, section 3.2) k-means is Euclidean, on L2-normalised features; centroids are
 plain means and not projected back to the sphere. What is added: near-duplicate clusters are merged, clusters from
@@ -30,7 +31,7 @@ RESAMPLES = 20
 
 @dataclass(frozen=True)
 class Cluster:
-    """One visual element of a label. `cluster` equals `rank`: 0 is the most typical.
+    """One visual element of a label. `cluster` equals `rank`: 0 is the most typical, those of few images come last.
 
     Attributes
     ----------
@@ -120,7 +121,8 @@ def cluster_elements(
         )  # fmt: skip
         tests = {} if candidates is None else _tests(label, own.patches, partition.assigned, candidates, group_of, seed)
         typicality = np.array([p.typicality for p in members])
-        for rank, part in enumerate(_ranked(assigned, typicality)):
+        images = np.array([p.image_id for p in members], dtype=object)
+        for rank, part in enumerate(_ranked(assigned, typicality, images, min_images)):
             ours = rows[part]
             at = [order[i] for i in ours]
             cluster[at] = rank
@@ -310,10 +312,15 @@ def _merge(vectors: np.ndarray, assigned: np.ndarray, similarity: float) -> np.n
     return assigned
 
 
-def _ranked(assigned: np.ndarray, typicality: np.ndarray) -> list[np.ndarray]:
-    """Members of each cluster, most typical median first; then the larger, then the one with the first member."""
+def _ranked(assigned: np.ndarray, typicality: np.ndarray, images: np.ndarray, min_images: int) -> list[np.ndarray]:
+    """Members of each cluster, most typical median first; then the larger, then the one with the first member.
+
+    Clusters from fewer than `min_images` images come after all others: what one picture has is no visual element, and
+    the median of one or two scores, chosen because they are high, is higher than that of many.
+    """
     parts = [np.flatnonzero(assigned == name) for name in np.unique(assigned)]
-    return sorted(parts, key=lambda part: (-np.median(typicality[part]), -len(part), part[0]))
+    few = {int(part[0]): len(set(images[part])) < min_images for part in parts}
+    return sorted(parts, key=lambda part: (few[int(part[0])], -np.median(typicality[part]), -len(part), part[0]))
 
 
 def _by_distance(vectors: np.ndarray) -> np.ndarray:

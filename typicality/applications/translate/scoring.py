@@ -73,6 +73,7 @@ def score_latents(
         seed=run.settings.seed,
         purpose=purpose,
         batch_size=run.batch_size,
+        label_scale=run.label_scale_of(denoiser),
     )
     found: dict[str, dict[str, ScoredRow]] = {i: {} for i in image_ids}
     size = max(1, run.batch_size // (draws * (1 + len(labels))))
