@@ -87,6 +87,7 @@ class Pass:
     seed: int
     reference: str | None
     batch_size: int
+    label_scale: float = 1.0  # of the shift of predictions by a label (model/calibration.py)
 
     def __call__(self, requests: Sequence[Request]) -> list[tuple[str, str, dict[str, np.ndarray]]]:
         """Return (image_id, label, maps) of requests that share a latent shape and a number of labels."""
@@ -127,7 +128,7 @@ class Pass:
         inputs = noised(repeated, signed, self.denoiser.alphas_cumprod[times])
         rows = [[prompt for prompt in slot for _ in range(2 * u)] for slot in slots]
         prediction = self.denoiser.predict_noise(inputs, times, self.states, rows)
-        prediction = with_label_scale(prediction, self.denoiser.checkpoint.label_scale)
+        prediction = with_label_scale(prediction, self.label_scale)
         target = signed.to(prediction.device)
 
         def summed(maps: Tensor, dim: int) -> Tensor:
@@ -188,7 +189,7 @@ def collect(
                 for folder, (low, high) in zip(folders, ranges, strict=True):
                     draw = Pass(
                         denoiser, run.latents, states, run.dataset.labels, DrawPlan(draws // 2, low, high),
-                        run.settings.seed, reference, run.batch_size,
+                        run.settings.seed, reference, run.batch_size, run.label_scale_of(denoiser),
                     )  # fmt: skip
                     _fill(folder, draw, part, run.settings.score.shard_images, run.progress)
                 evaluations += denoiser.evaluations - before
