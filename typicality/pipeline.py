@@ -148,7 +148,7 @@ def ensure_model(run: Run) -> None:
 def _ensure_single(run: Run) -> None:
     """Fine-tune one model; its training state stays until the stage is recorded as done, and then goes."""
     settings = run.settings.finetune
-    training, validation, held_out = parts_of(run.dataset, settings)
+    training, validation, _ = parts_of(run.dataset, settings)
     data = TrainingSet(
         training=[i.image_id for i in training],
         validation=sorted(i.image_id for i in validation),
@@ -166,13 +166,7 @@ def _ensure_single(run: Run) -> None:
             run.settings.seed,
         )  # fmt: skip
         result = trainer.run(run.progress)
-        entry |= {
-            "steps": result.steps, "best_step": result.best_step, "images": result.images,
-            "validation": len(validation), "held_out": len(held_out), "method": trainer.recipe.method,
-            "text_encoder": trainer.train_text, "contrast": trainer.contrast, "label_scale": result.label_scale,
-            "history": result.history,
-            "warnings": list(result.warnings),
-        }  # fmt: skip
+        entry |= trainer.entry(result, len(run.dataset))
         card = model_card(run.dataset, run.base.title, run.settings, entry)
         trainer.save(run.directory.path("model"), card, keep_state=True)
         entry |= _finished(run)

@@ -11,9 +11,15 @@ import torch
 from tests.conftest import tiny_checkpoint
 from typicality.config import ModelSettings
 from typicality.errors import CheckpointError
-from typicality.model.calibration import CALIBRATION, SMALLEST_SCALE, best_label_scale, with_label_scale
+from typicality.model.calibration import (
+    CALIBRATION,
+    SMALLEST_SCALE,
+    best_label_scale,
+    scaled_typicality,
+    with_label_scale,
+)
 from typicality.model.checkpoint import load_checkpoint, save_checkpoint
-from typicality.scoring.estimator import loss_difference
+from typicality.scoring.estimator import loss_difference, squared_shift
 
 
 def overconfident(scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +37,7 @@ def test_the_best_scale_undoes_what_is_too_much(scale: float) -> None:
     found = best_label_scale(typicality, shift)
     assert found == pytest.approx(scale, rel=0.03)
     others = np.linspace(0.05, 1, 60)
-    means = [(s * (typicality + (1 - s) * shift)).mean() for s in (*others, found)]
+    means = [scaled_typicality(typicality, shift, s).mean() for s in (*others, found)]
     assert np.argmax(means) == len(others) or max(means) - means[-1] < 1e-9
 
 
@@ -48,10 +54,8 @@ def test_scaled_predictions_give_the_typicality_of_the_formula() -> None:
     prediction, eps = torch.randn(3, 2, 4, 5, 5), torch.randn(2, 4, 5, 5)
     scaled = with_label_scale(prediction, 0.3)
     assert torch.equal(scaled[0], prediction[0])
-    plain, shift = (
-        loss_difference(eps, prediction[0], prediction[1:]),
-        (prediction[1:] - prediction[0]).square().mean(2),
-    )
+    plain = loss_difference(eps, prediction[0], prediction[1:])
+    shift = squared_shift(prediction[0], prediction[1:])
     expected = 0.3 * (plain + 0.7 * shift)
     torch.testing.assert_close(loss_difference(eps, scaled[0], scaled[1:]), expected, rtol=1e-4, atol=1e-5)
     assert with_label_scale(prediction, 1.0) is prediction

@@ -318,9 +318,11 @@ def _ranked(assigned: np.ndarray, typicality: np.ndarray, images: np.ndarray, mi
     Clusters from fewer than `min_images` images come after all others: what one picture has is no visual element, and
     the median of one or two scores, chosen because they are high, is higher than that of many.
     """
-    parts = [np.flatnonzero(assigned == name) for name in np.unique(assigned)]
-    few = {int(part[0]): len(set(images[part])) < min_images for part in parts}
-    return sorted(parts, key=lambda part: (few[int(part[0])], -np.median(typicality[part]), -len(part), part[0]))
+
+    def place(part: np.ndarray) -> tuple:
+        return len(set(images[part])) < min_images, -np.median(typicality[part]), -len(part), part[0]
+
+    return sorted((np.flatnonzero(assigned == name) for name in np.unique(assigned)), key=place)
 
 
 def _by_distance(vectors: np.ndarray) -> np.ndarray:

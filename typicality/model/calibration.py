@@ -38,6 +38,13 @@ def best_label_scale(typicality: Float[np.ndarray, " n"], shift: Float[np.ndarra
     return float(np.clip((typicality.sum() + shift.sum()) / (2 * shift.sum()), SMALLEST_SCALE, 1.0))
 
 
+def scaled_typicality(
+    typicality: Float[np.ndarray, " n"], shift: Float[np.ndarray, " n"], scale: float
+) -> Float[np.ndarray, " n"]:
+    """Return the typicality T_s at a scale, from T and D^2 at scale 1."""
+    return scale * (typicality + (1 - scale) * shift)
+
+
 def with_label_scale(prediction: Float[Tensor, "p n c h w"], scale: float) -> Float[Tensor, "p n c h w"]:
     """Return the predictions with e_c replaced by e_null + scale (e_c - e_null); slot 0 is the null prompt."""
     return prediction if scale == 1 else torch.cat([prediction[:1], torch.lerp(prediction[:1], prediction[1:], scale)])

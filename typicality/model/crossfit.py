@@ -32,7 +32,7 @@ from typicality.dataset.split import fold_of
 from typicality.errors import DatasetError, InputError
 from typicality.model.card import model_card
 from typicality.model.checkpoint import Checkpoint
-from typicality.model.finetune import TRAINING_RECORD, Finetuner, FinetuneResult, Part, TrainingSet, divided
+from typicality.model.finetune import TRAINING_RECORD, Finetuner, Part, TrainingSet, divided
 from typicality.model.latents import LatentStore
 from typicality.model.recipe import default_steps
 from typicality.progress import SILENT, Progress
@@ -152,7 +152,7 @@ class CrossFit:
         tuner = self._tuner(Part(SHARED, until=share, labelled=False), self.dataset, [])
         result = tuner.run(progress)
         if self._finished(SHARED) is None:
-            entry = self._entry(tuner, result, [])
+            entry = tuner.entry(result, len(self.dataset))
             card = model_card(self.dataset, tuner.checkpoint.title, self.settings, entry)
             tuner.save(self.models / SHARED, card, {"key": self.key, "entry": entry}, keep_state=True)
         return tuner.folder, result.steps
@@ -167,20 +167,10 @@ class CrossFit:
         begun = self.settings.finetune.shared if start is not None else 0.0
         tuner = self._tuner(Part(f"fold {fold}", begun, start=start), training, validation)
         result = tuner.run(progress)
-        entry = self._entry(tuner, result, self._unseen(training)) | {"shared_steps": shared_steps}
+        entry = tuner.entry(result, len(self.dataset), self._unseen(training)) | {"shared_steps": shared_steps}
         card = model_card(self.dataset, tuner.checkpoint.title, self.settings, entry)
         tuner.save(self.models / f"fold-{fold}", card, {"key": self.key, "fold": fold, "entry": entry})
         return entry
-
-    def _entry(self, tuner: Finetuner, result: FinetuneResult, warnings: Sequence[str]) -> dict[str, Any]:
-        validation = len(tuner.data.validation)
-        return {
-            "steps": result.steps, "best_step": result.best_step, "images": result.images, "validation": validation,
-            "held_out": len(self.dataset) - result.images - validation, "method": tuner.recipe.method,
-            "text_encoder": tuner.train_text, "contrast": tuner.contrast, "label_scale": result.label_scale,
-            "history": result.history,
-            "warnings": [*result.warnings, *warnings],
-        }  # fmt: skip
 
     def _unseen(self, training: Sequence[LabelledImage]) -> list[str]:
         seen = {label for image in training for label in image.labels}

@@ -42,7 +42,7 @@ from typicality.config import FinetuneSettings, ScoreSettings
 from typicality.dataset import LabelledImages
 from typicality.errors import SettingsError
 from typicality.model.average import Average
-from typicality.model.calibration import best_label_scale
+from typicality.model.calibration import best_label_scale, scaled_typicality
 from typicality.model.checkpoint import Checkpoint, save_adapter, save_checkpoint
 from typicality.model.denoiser import enough_memory, predict, prompt_tokens, use_small_attention
 from typicality.model.latents import LatentStore
@@ -385,10 +385,8 @@ class Finetuner:
                 if ids is self.data.validation:
                     self.label_scale = best_label_scale(typicality, shift) if self.contrast else 1.0
                     entry["label_scale"] = self.label_scale
-                values = self.label_scale * (typicality + (1 - self.label_scale) * shift)
-                entry[name] = float(values.mean())
-                if ids is self.data.validation:
-                    self.validation_values = values.tolist()
+                    self.validation_values = scaled_typicality(typicality, shift, self.label_scale).tolist()
+                entry[name] = float(scaled_typicality(typicality, shift, self.label_scale).mean())
         self.checkpoint.unet.train()
         self.average.swap()
         return entry
@@ -542,6 +540,22 @@ class Finetuner:
             parameter.copy_(value)
         self.checkpoint.unet.eval()
         self.checkpoint.label_scale = self.best_label_scale
+
+    def entry(self, result: FinetuneResult, total: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
+        """Return what a run records of this fine-tuning.
+
+        Parameters
+        ----------
+        total : images of the data set; those that were not shown are held out
+        warnings : beside those of the result
+        """
+        validation = len(self.data.validation)
+        return {
+            "steps": result.steps, "best_step": result.best_step, "images": result.images, "validation": validation,
+            "held_out": total - result.images - validation, "method": self.recipe.method,
+            "text_encoder": self.train_text, "contrast": self.contrast, "label_scale": result.label_scale,
+            "history": result.history, "warnings": [*result.warnings, *warnings],
+        }  # fmt: skip
 
     def save(self, folder: Path, card: str, record: Mapping[str, Any] | None = None, keep_state: bool = False) -> None:
         """Write the result: a diffusers folder, or a LoRA adapter that names its base, a model card and a record."""
