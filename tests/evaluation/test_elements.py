@@ -14,7 +14,7 @@ import pytest
 
 import typicality
 from typicality.errors import InputError, OutputError
-from typicality.evaluation.detection import Seen, Workbench, in_halves, in_turn
+from typicality.evaluation.detection import Seen, Workbench, in_halves, in_turn, lead_of
 from typicality.evaluation.elements import elements
 from typicality.mining.tables import ELEMENTS_SCHEMA
 from typicality.progress import SILENT
@@ -93,13 +93,22 @@ def test_features_of_the_detector_do_not_know_the_label(run: Path):
     assert np.array_equal(found[0], found[1])
 
 
+def test_one_label_leads_by_its_distance_from_the_second():
+    """The leader is ahead of the second, all others are behind the leader; two first ones lead by nothing."""
+    typicality = np.array([[3.0, 1.0, -2.0], [4.0, 0.0, 4.0]])
+    found = lead_of(typicality, np.array([4.0, 1.0]))
+    assert found.tolist() == [[1.0, -1.0, -2.5], [0.0, -4.0, 0.0]]
+    assert np.isfinite(lead_of(typicality, np.zeros(2))).all()
+
+
 @pytest.mark.slow
-def test_a_match_by_typicality_is_worth_how_specific_its_place_is(run: Path):
+def test_a_match_by_typicality_is_worth_the_lead_of_its_label_there(run: Path):
     """The place comes from the features alone, the worth from the maps of all labels at that place."""
     work = Workbench(open_run(resolve_settings(str(run)), run), 100, SILENT, draws=2)
     image = work.held_out[0]
     with work.run.directory.lock():
-        maps = {label: work._cross_label.get(image.image_id, label).typicality for label in work.labels}
+        scored = {label: work._cross_label.get(image.image_id, label) for label in work.labels}
+    maps = {label: map_.typicality for label, map_ in scored.items()}
     assert not np.array_equal(*maps.values())
     grid = work.grid(image.image_id)
     features = work.whitening(work.features(grid))
@@ -109,8 +118,9 @@ def test_a_match_by_typicality_is_worth_how_specific_its_place_is(run: Path):
     best = grid[int((features @ features[[p.row == 1 and p.column == 2 for p in grid]][0]).argmax())]
     rows, columns = slice(best.row, best.row + best.side), slice(best.column, best.column + best.side)
     means = {label: map_[rows, columns].mean() for label, map_ in maps.items()}
+    error = scored[work.labels[0]].null_loss[rows, columns].mean()
     assert found == pytest.approx(
-        [means[p.label] - np.mean([v for n, v in means.items() if n != p.label]) for p in patches]
+        [(means[p.label] - max(v for n, v in means.items() if n != p.label)) / error**0.5 for p in patches], rel=1e-4
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from sklearn.cluster import KMeans
 
 from typicality.dataset import prepare
@@ -87,9 +88,9 @@ class Seen:
     dift: np.ndarray
 
     @cached_property
-    def specificity(self) -> np.ndarray:
-        """(positions, K) typicality of each label minus the mean typicality of the others, same draws for all."""
-        return self.work.specificity(self.image)
+    def lead(self) -> np.ndarray:
+        """(positions, K) how much more typical of each label a patch is than of the best other, see `lead_of`."""
+        return self.work.lead(self.image)
 
     @cached_property
     def hog(self) -> np.ndarray:
@@ -203,11 +204,12 @@ class Workbench:
         jobs = [Job(image.image_id, self.labels) for image in (*self.fitting, *self.held_out)]
         return score_pass(self.run, "evaluate elements, cross-label", CROSS_LABEL, self.draws, jobs)
 
-    def specificity(self, image: LabelledImage) -> np.ndarray:
-        """(positions, K) typicality of each label less the mean of the others, for each patch of the grid."""
-        maps = [self._cross_label.get(image.image_id, label).typicality for label in self.labels]
-        boxes = box_means(np.stack(maps), self.side).reshape(len(maps), -1).T
-        return (boxes - boxes.mean(1, keepdims=True)) * (len(maps) / (len(maps) - 1))
+    def lead(self, image: LabelledImage) -> np.ndarray:
+        """(positions, K) the lead of each label, for each patch of the grid, from the same draws for all labels."""
+        maps = [self._cross_label.get(image.image_id, label) for label in self.labels]
+        stacked = np.stack([*(m.typicality for m in maps), maps[0].null_loss])
+        boxes = box_means(stacked, self.side).reshape(len(stacked), -1).T
+        return lead_of(boxes[:, :-1], boxes[:, -1])
 
     def cnn(self, seed: int, epochs: int) -> SmallCnn:
         if seed not in self._cnns:
@@ -260,11 +262,11 @@ class Workbench:
         return ElementSet(method, DIFT, seed, tuple(patches), lambda seen: (seen.dift @ detectors.T).max(0))
 
     def _by_typicality(self, method: str, seed: int, patches: Sequence[Patch], detectors: np.ndarray) -> ElementSet:
-        """A match is the patch that the detector likes best, and worth how specific that is of the element's label."""
+        """A match is the patch that the detector likes best, and worth the lead of the element's label there."""
         own = np.array([self.labels.index(p.label) for p in patches], dtype=np.int64)
 
         def match(seen: Seen) -> np.ndarray:
-            return seen.specificity[(seen.dift @ detectors.T).argmax(0), own]
+            return seen.lead[(seen.dift @ detectors.T).argmax(0), own]
 
         return ElementSet(method, TYPICALITY, seed, tuple(patches), match)
 
@@ -478,6 +480,21 @@ class Workbench:
         self.progress.finish()
         wholes = [np.stack(values).astype(np.float64) for values in found]
         return [(whole[: len(self.fitting)], whole[len(self.fitting) :]) for whole in wholes]
+
+
+def lead_of(
+    typicality: Float[np.ndarray, "patches labels"], null_loss: Float[np.ndarray, " patches"]
+) -> Float[np.ndarray, "patches labels"]:
+    """Return the typicality of each label less that of the best other label, over the root of the denoising error.
+
+    A patch may be more typical of two labels than of the rest; only one of them leads. The noise of a difference of
+    losses grows with the root of the loss (see `label_evidence`).
+    """
+    order = np.sort(typicality, axis=1)
+    first, second = order[:, -1:], order[:, -2:-1]
+    best_other = np.where(typicality == first, second, first)
+    floor = np.finfo(np.float32).tiny
+    return (typicality - best_other) / np.sqrt(np.maximum(null_loss, floor))[:, None]
 
 
 def in_turn(members: Sequence[Sequence[Any]]) -> list[Any]:

@@ -21,8 +21,8 @@ How an element is searched decides as much as the element does, so that there ar
   example over DIFT features (`Whitening`). The prompt is the **null** prompt: that of an image's own label would tell
   the answer;
 - `typicality`, for every method: the same patch, but it is worth how much more typical it is of the element's label
-  than of the others, measured by the run's model with the same draws for all labels. It is the search that belongs to
-  our elements, and other methods' elements gain by it as well;
+  than of the best other label, measured by the run's model with the same draws for all labels. It is the search that
+  belongs to our elements, and other methods' elements gain by it as well;
 - `hog` and `cnn`: the rivals' own detectors and features, trained on the labels as our model was.
 
 With each seed a method draws its elements from twice as many of its best, and what is random in a rival is drawn anew.
