@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -167,6 +167,14 @@ def show_plan(plan: dict[str, Any], common: Common, settings: Settings | None = 
     print_json(document) if common.json else print_document(document)
 
 
+def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what a document holds by its name, and what lies in inner documents as `outer.inner`."""
+    for name, value in document.items():
+        yield prefix + name, value
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+
+
 def finish(
     benchmark: str, result: dict[str, Any], limits: dict[str, float], common: Common, write: Path | None
 ) -> None:
@@ -186,7 +194,7 @@ def finish(
         print_json(result)
     else:
         print_document(result)
-    numbers = {name: math.nan if v is None else v for name, v in result.items() if v is None or is_number(v)}
+    numbers = {name: math.nan if v is None else v for name, v in _flat(result) if v is None or is_number(v)}
     for name in limits:
         if name not in numbers:
             raise SettingsError(f"{benchmark} has no measure {name!r}: {nearest(name, numbers)}")

@@ -138,7 +138,7 @@ def datasets(common: Common) -> None:
 @with_options
 def doctor(common: Common) -> None:
     """Say what this machine can do: versions, devices, precision, the model that would be used, its speed."""
-    from typicality.doctor import examine
+    from typicality.machine import examine
 
     common.reject("seed", *PLACE, why="it keeps nothing and draws nothing")
     settings = common.settings(None)

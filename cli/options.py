@@ -7,14 +7,14 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from typicality.config import Settings, merge, parse_assignment
+from typicality.config import Settings, layer_of, merge, parse_assignment
 from typicality.errors import SettingsError
 from typicality.progress import Progress
 
@@ -198,14 +198,7 @@ class Data:
 
     def layer(self) -> dict[str, Any]:
         """Return the options as a layer of settings."""
-        names = (
-            "label", "bin", "group", "where", "label_separator", "image_column", "max_per_label", "strict",
-        )  # fmt: skip
-        layer: dict[str, Any] = {"dataset": given(**{name: getattr(self, name) for name in names})}
-        prompts = {"template": self.prompt, "null": self.null_prompt}  # an empty null prompt is one
-        if chosen := {name: text for name, text in prompts.items() if text is not None}:
-            layer["prompt"] = chosen
-        return layer
+        return layer_of(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -229,12 +222,7 @@ class Training:
     ] = False
 
     def layer(self) -> dict[str, Any]:
-        finetune = given(steps=self.steps, minutes=self.minutes, folds=self.folds)
-        if self.no_finetune:
-            finetune["enabled"] = False
-        if self.keep_model:
-            finetune["keep"] = True
-        return {"finetune": finetune}
+        return layer_of(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -261,9 +249,8 @@ class Scoring:
     ] = None  # fmt: skip
 
     def layer(self) -> dict[str, Any]:
-        chosen = {"protocol": self.protocol, "precision": self.precision}
-        names = {name: option.value for name, option in chosen.items() if option is not None}
-        return {"score": given(draws=self.draws, overlap=self.overlap) | names}
+        values = asdict(self)
+        return layer_of({n: v.value if isinstance(v, StrEnum) else v for n, v in values.items()})
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ ORDER = (
     ("plan",),
     ("pipeline",),
     ("renewal",),
-    ("doctor", "applications"),
+    ("machine", "applications"),
     ("evaluation",),
     ("api",),
     ("__init__",),

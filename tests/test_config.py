@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from typicality.api import settings_for
 from typicality.config import config_names, config_of, merge, parse_assignment, read_config, resolve
 from typicality.errors import SettingsError
 
@@ -85,3 +86,25 @@ def test_draws_come_in_pairs(name: str) -> None:
         resolve({"score": {name: 5}})
     assert getattr(resolve({"score": {name: 6}}).score, name) == 6
     assert getattr(resolve({"score": {name: 5, "protocol": "paper"}}).score, name) == 5
+
+
+def test_a_folder_with_the_name_of_a_builtin_data_set_has_not_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert settings_for("flags").dataset.group == "code"
+    assert settings_for("flags").dataset.source == "flags"
+    (tmp_path / "flags").mkdir()
+    assert settings_for("flags").dataset.group is None
+
+
+def test_places_are_recorded_as_they_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is used from another directory later; names of models and data sets stay names."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "own.yaml").write_text("dataset:\n  source: photos\n")
+    monkeypatch.chdir(tmp_path)
+    found = settings_for("photos", model="weights", config="own.yaml")
+    assert (found.dataset.source, found.model.name) == (str(tmp_path / "photos"), str(tmp_path / "weights"))
+    assert settings_for("photos", model="owner/name").model.name == "owner/name"
+    assert settings_for("photos", model="base").model.name == "base"

@@ -1,15 +1,14 @@
 """The public functions: every command as a Python call, with settings as keywords.
 
-Each takes `source` (a built-in name, a folder, a table, hf://owner/name, or a run directory), the common options,
-and any setting as `section={"name": value}`; see `typicality.config.Settings` for all of them.
+Each takes `source` (a built-in name, a folder, a table, hf://owner/name, or a run directory), the common options, the
+other options of the command by their names (`steps=300`, `no_finetune=True`; `typicality.config.OPTIONS`), and any
+setting as `section={"name": value}`; see `typicality.config.Settings` for all of them.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -31,10 +30,11 @@ from typicality.applications.translate.run import translate as translate_pair
 from typicality.applications.translate.run import translate_all_pairs as translate_pairs
 from typicality.applications.trends.run import Trends
 from typicality.applications.trends.run import trends as follow_trends
-from typicality.config import Settings
+from typicality.config import OPTIONS, Settings, layer_of
+from typicality.dataset import DatasetInfo, builtin_datasets
 from typicality.evaluation.autoencoder import Reconstruction, reconstruct
 from typicality.evaluation.classify import Classification
-from typicality.evaluation.classify import classify as evaluate_classify
+from typicality.evaluation.classify import classify as measure_accuracy
 from typicality.evaluation.elements import ElementsBenchmark
 from typicality.evaluation.elements import elements as benchmark_elements
 from typicality.evaluation.estimator import EstimatorQuality
@@ -47,11 +47,14 @@ from typicality.evaluation.planted import planted as benchmark_planted
 from typicality.evaluation.planting import Planting
 from typicality.evaluation.speed import bench as measure_speed
 from typicality.evaluation.translate import evaluate_translate as benchmark_translate
+from typicality.machine import examine
 from typicality.model.pretrain import PretrainSettings
 from typicality.model.pretrain import pretrain as train_base
 from typicality.pipeline import Result
 from typicality.progress import SILENT, Progress
 from typicality.run import resolve_settings, run_record
+
+SHORT = (*OPTIONS, "no_finetune")
 
 
 def settings_for(
@@ -63,18 +66,18 @@ def settings_for(
     device: str | None = None,
     dtype: str | None = None,
     offline: bool = False,
-    config: Path | None = None,
-    **sections: Mapping[str, Any],
+    config: str | Path | None = None,
+    **options: Any,
 ) -> Settings:
-    """Resolve settings from a source, the common options and sections such as `score={"draws": 8}`."""
-    layer: dict[str, Any] = {"dataset": {}, "model": {}}
-    if label is not None:
-        layer["dataset"]["label"] = label
+    """Resolve settings from a source, options by their names, and sections such as `score={"draws": 8}`."""
+    named = {n: v for n, v in options.items() if n in SHORT and not isinstance(v, Mapping)}  # prompt is both
+    sections = {name: value for name, value in options.items() if name not in named}
+    layer = layer_of({"label": label} | named)
     chosen = {"name": model, "device": device, "dtype": dtype, "offline": offline or None}
-    layer["model"] |= {name: value for name, value in chosen.items() if value is not None}
+    layer["model"] = {name: value for name, value in chosen.items() if value is not None}
     if seed is not None:
         layer["seed"] = seed
-    return resolve_settings(str(source), config, [layer, sections])
+    return resolve_settings(str(source), None if config is None else Path(config), [layer, sections])
 
 
 def _folder(source: str | Path, out: str | Path | None) -> Path | None:
@@ -137,16 +140,6 @@ def report(run: str | Path, *, progress: Progress = SILENT, **options: Any) -> R
     return pipeline.report(settings_for(run, **options), Path(run), progress)
 
 
-class _ReportPackage(ModuleType):
-    """The package `typicality.report`, which hides the function of the same name as soon as it has been imported."""
-
-    def __call__(self, *arguments: Any, **options: Any) -> Result:
-        return report(*arguments, **options)
-
-
-sys.modules["typicality.report"].__class__ = _ReportPackage
-
-
 def translate(
     run: str | Path,
     source: str,
@@ -188,7 +181,7 @@ def translate_all_pairs(
 
 
 def trends(
-    run: str | Path, *, images: int = 150, members: int = 16, draws: int = 4, progress: Progress = SILENT,
+    run: str | Path, *, images: int = 400, members: int = 16, draws: int = 4, progress: Progress = SILENT,
     **options: Any,
 ) -> Trends:  # fmt: skip
     """Follow every visual element of a mined run over its labels."""
@@ -215,9 +208,14 @@ def audit(
     )  # fmt: skip
 
 
-def classify(run: str | Path, *, draws: int = 8, progress: Progress = SILENT) -> Classification:
+def evaluate_classify(
+    run: str | Path, *, draws: int = 8, progress: Progress = SILENT, **options: Any
+) -> Classification:
     """Use a run's model as a diffusion classifier on its held-out images."""
-    return evaluate_classify(Path(run), draws, progress)
+    return measure_accuracy(Path(run), draws, progress, settings_for(run, **options))
+
+
+classify = evaluate_classify
 
 
 def bench(
@@ -303,22 +301,24 @@ def evaluate_elements(
     images: int = 4000,
     epochs: int = 15,
     paper_draws: int = 16,
+    draws: int = 8,
     picture: Path | None = None,
     progress: Progress = SILENT,
+    **options: Any,
 ) -> ElementsBenchmark:
     """Compare a run's elements with those of rivals on held-out images."""
     return benchmark_elements(
-        Path(run), count=elements, seeds=seeds, images=images, epochs=epochs, paper_draws=paper_draws, picture=picture,
-        progress=progress,
+        Path(run), count=elements, seeds=seeds, images=images, epochs=epochs, paper_draws=paper_draws, draws=draws,
+        picture=picture, settings=settings_for(run, **options), progress=progress,
     )  # fmt: skip
 
 
 def evaluate_estimator(
     run: str | Path, *, images: int = 96, gold: int = 1000, paper: Sequence[int] = (4, 16, 100),
-    picture: Path | None = None, progress: Progress = SILENT,
+    picture: Path | None = None, progress: Progress = SILENT, **options: Any,
 ) -> EstimatorQuality:  # fmt: skip
     """Compare ways of drawing with a gold standard on a sample of a run's images: cost, overlap, calibration."""
-    return benchmark_estimator(Path(run), images, gold, paper, picture, progress)
+    return benchmark_estimator(Path(run), images, gold, paper, picture, progress, settings_for(run, **options))
 
 
 def evaluate_labels(
@@ -355,6 +355,16 @@ def evaluate_planted(
         planting=Planting(**dict(planting or {})), images=images, seeds=seeds, sweep=sweep, draws=map_draws, maps=maps,
         picture=Path(picture) if picture is not None else None, fresh=fresh, progress=progress,
     )  # fmt: skip
+
+
+def datasets() -> list[DatasetInfo]:
+    """Return what is known of the data sets that have a name, and whether each can be loaded now."""
+    return builtin_datasets()
+
+
+def doctor(**options: Any) -> dict[str, Any]:
+    """Say what this machine can do: versions, devices, precision, the model that would be used, its speed."""
+    return examine(settings_for(**options).model)
 
 
 def pretrain(corpus: str | Path, out: str | Path, **settings: Any) -> dict[str, Any]:

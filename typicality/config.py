@@ -263,6 +263,33 @@ def parse_assignment(text: str) -> dict[str, Any]:
     return content
 
 
+OPTIONS: dict[str, tuple[str, str]] = {
+    **{
+        name: ("dataset", name)
+        for name in (
+            "label", "bin", "group", "where", "label_separator", "image_column", "max_per_label", "strict",
+        )
+    },
+    "prompt": ("prompt", "template"),
+    "null_prompt": ("prompt", "null"),
+    **{name: ("finetune", name) for name in ("steps", "minutes", "folds")},
+    "keep_model": ("finetune", "keep"),
+    **{name: ("score", name) for name in ("draws", "protocol", "precision", "overlap")},
+}  # fmt: skip
+"""Options of the commands, and keywords of the functions of their names -> the setting that each one sets."""
+
+
+def layer_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of `OPTIONS`, and `no_finetune`, as a layer of settings; what is None or False was not given."""
+    layer: dict[str, Any] = {}
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        section, setting = ("finetune", "enabled") if name == "no_finetune" else OPTIONS[name]
+        layer.setdefault(section, {})[setting] = not value if name == "no_finetune" else value
+    return layer
+
+
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge nested mappings; later layers win.
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from typicality.config import resolve
+from typicality.errors import OutputError
 from typicality.pipeline import ensure_report
 from typicality.run import Run
 
@@ -27,4 +28,9 @@ def renew_report(run: Run) -> Path | None:
     settings = resolve(record["settings"]).model_copy(update={"model": run.settings.model})
     mined = replace(run, settings=settings)
     mined.take_model(run)
+    try:
+        mined.check_done("mine")
+    except OutputError as error:  # what the application found is written all the same
+        run.progress.say(f"not in the report yet: {error}")
+        return None
     return ensure_report(mined)

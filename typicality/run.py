@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 import torch
 
 from typicality.config import ModelSettings, Settings, config_of, key_of, merge, read_config, resolve
-from typicality.dataset import LabelledImages, load_dataset
+from typicality.dataset import LabelledImages, is_opened_here, load_dataset
+from typicality.dataset.labels import printable
 from typicality.errors import OutputError, SettingsError
+from typicality.model import recipe
 from typicality.model.card import is_fine_tuned
 from typicality.model.checkpoint import BASE, Checkpoint, choose, load_checkpoint
 from typicality.model.crossfit import SHARED, folds_of
@@ -123,6 +125,7 @@ class Run:
                 [settings.dataset.group, *self.dataset.labels],
                 settings.prompt.model_dump(),
                 settings.finetune.model_dump(exclude=leave_out),
+                recipe.VERSION,
                 [settings.score.t_min, settings.score.t_max],
                 self._model_seed,
                 str(self.dtype),
@@ -396,16 +399,40 @@ def existing_record(folder: str | Path) -> dict[str, Any]:
 def resolve_settings(
     source: str | None = None, config: Path | None = None, overrides: Iterable[Mapping[str, Any]] = ()
 ) -> Settings:
-    """Resolve all settings: the run's own when `source` is a run directory, else the data set's, then the user's."""
+    """Resolve all settings: the run's own when `source` is a run directory, else the data set's, then the user's.
+
+    Folders and files are recorded by their absolute paths, so that a run can be used from any directory. A folder in
+    the working directory that has the name of a built-in data set is not that data set, and does not get its settings.
+    """
     layers: list[Mapping[str, Any]] = []
+    recorded: Mapping[str, Any] = {}
     if source is not None and (record := run_record(source)) is not None:
-        layers.append(record["settings"])
+        recorded = record["settings"]
+        layers.append(recorded)
     else:
         name = source or "emoji"
-        layers += [config_of(name), {"dataset": {"source": name}}]
+        other = Path(name).expanduser().is_dir() and is_opened_here(name)
+        layers += [{} if other else config_of(name), {"dataset": {"source": name}}]
     if config is not None:
         layers.append(read_config(config))
-    return resolve(merge(*layers, *overrides))
+    merged = merge(*layers, *overrides)
+    for section, setting in (("dataset", "source"), ("model", "name"), ("model", "lora")):
+        part = merged.get(section)
+        value = part.get(setting) if isinstance(part, dict) else None
+        if isinstance(value, str) and value != recorded.get(section, {}).get(setting):
+            merged[section][setting] = _absolute(value, setting)
+    return resolve(merged)
+
+
+def _absolute(text: str, setting: str) -> str:
+    """Return the absolute path of what is there, or the text where it is a name, or could not be written elsewhere."""
+    path = Path(text).expanduser()
+    named = setting == "name" and text in (BASE, "auto")
+    shadowed = setting == "source" and is_opened_here(text) and not path.is_dir()
+    if not text.strip() or named or shadowed or not path.exists():
+        return text
+    absolute = str(path.resolve())
+    return absolute if printable(absolute) == absolute else text
 
 
 def default_folder(dataset: LabelledImages) -> Path:

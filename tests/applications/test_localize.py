@@ -23,6 +23,7 @@ from typicality.applications.localize.maps import (
     ALL_PARTS,
     GIVEN,
     MEANINGS,
+    PUBLISHED,
     Kitchen,
     Recipe,
     default_recipe,
@@ -119,7 +120,7 @@ def evidence_of(cells: np.ndarray, name: str = "a", label: str = "dot") -> Evide
     view = view_of(cells.shape[1] * 4, cells.shape[0] * 4, min(cells.shape) * 4, 4, 2.0)
     names = (
         "error", "typicality", "shift", "bias", "label_bias", "mean_shift", "reference_typicality", "reference_bias",
-        "reference_shift", "reference_distance",
+        "reference_shift", "reference_distance", "plain_typicality", "plain_shift",
     )  # fmt: skip
     return Evidence(name, label, view, {n: (cells * (k + 1))[None].astype(np.float32) for k, n in enumerate(names)})
 
@@ -266,6 +267,11 @@ def test_a_known_denoiser_gives_the_evidence_worked_out_by_hand():
     assert maps["error"].mean() == pytest.approx(1.0, abs=0.3)
     for name, value in {"label_bias": 0.25, "shift": 0.25, "mean_shift": 0.25, "typicality": -0.25}.items():
         assert np.allclose(maps[name], value, atol=1e-5), name
+    assert np.array_equal(maps["plain_typicality"], maps["typicality"])
+    scaled = replace(draw, label_scale=0.4)([("x", ("dot",))])[0][2]
+    assert np.allclose(scaled["shift"], 0.04, atol=1e-6)
+    for name in ("plain_typicality", "plain_shift"):  # as published, whatever the scale
+        assert np.allclose(scaled[name], maps[name], atol=1e-5), name
     for name, value in {"reference_bias": 1.0, "reference_typicality": -1.0, "reference_shift": 2.25}.items():
         assert np.allclose(maps[name], value, atol=1e-5), name
 
@@ -283,7 +289,7 @@ def test_every_recipe_can_be_made():
                 assert np.isfinite(kitchen(e, recipe)).all()
         assert kitchen(e, default_recipe(with_reference)).shape == (6, 8)
     unused = set(ALL_PARTS) - {n for r in families(True).values() for parts in r for n in parts}
-    assert unused == {GIVEN}
+    assert unused == {GIVEN, PUBLISHED}
 
 
 def test_shrinkage_and_contrast_by_hand():
@@ -306,7 +312,7 @@ def test_every_recipe_says_what_it_shows():
 
 
 def test_two_parts_are_added_in_units_of_their_spread():
-    """typicality is 2 x and shift 3 x: divided by their spreads they are the same, and weight 2 makes it threefold."""
+    """typicality is 2 x and shift 12 x: divided by their spreads they are the same, and weight 2 makes it threefold."""
     rng = np.random.default_rng(1)
     cells = rng.random((5, 5))
     e = evidence_of(cells)
@@ -385,7 +391,7 @@ def test_the_recipe_that_finds_the_truth_is_chosen_and_a_label_without_truth_fol
         truth[rng.integers(8), rng.integers(8)] = 1
         label = LABELS[i % 2]
         e = evidence_of(rng.random((8, 8)) + 0.1, str(i), label)
-        maps = dict(e.maps) | {"shift": (truth + 0.1 * rng.random((8, 8)))[None].astype(np.float32)}
+        maps = dict(e.maps) | {"plain_shift": (truth + 0.1 * rng.random((8, 8)))[None].astype(np.float32)}
         found[label].append(replace(e, maps=maps))
         shares[str(i)] = truth
     everything = [e for group in found.values() for e in group]
@@ -393,7 +399,8 @@ def test_the_recipe_that_finds_the_truth_is_chosen_and_a_label_without_truth_fol
     best = choose(Kitchen(everything), found, lambda e: shares[e.image_id], lambda e: e.image_id, recipes)
     assert {recipe.parts for recipe in best.values()} == {("shift",)}
     assert {recipe.smoothing for recipe in best.values()} == {0.0}
-    threshold = best_threshold([e.maps["shift"][0] for e in found["dot"]], [shares[e.image_id] for e in found["dot"]])
+    dots = found["dot"]
+    threshold = best_threshold([e.maps["plain_shift"][0] for e in dots], [shares[e.image_id] for e in dots])
     assert threshold is not None
     assert 0.2 < threshold <= 1.1
     assert best_threshold([np.ones((2, 2))], [np.zeros((2, 2))]) is None

@@ -41,6 +41,14 @@ def test_a_misspelt_limit_costs_no_result(tmp_path: Path, capsys):
         finish("classify", RESULT, {"rows": 0}, Common(), None)
 
 
+def test_a_limit_may_be_on_what_lies_further_inside(capsys):
+    """As that of a rival, or of one row of a sweep."""
+    inner = RESULT | {"confident_learning": {"auroc": 0.8, "by": {"group": 0.7}}}
+    finish("labels", inner, {"confident_learning.auroc": 0.8, "confident_learning.by.group": 0.7}, Common(), None)
+    with pytest.raises(typer.Exit):
+        finish("labels", inner, {"confident_learning.auroc": 0.81}, Common(), None)
+
+
 def test_what_could_not_be_measured_is_null(tmp_path: Path, capsys):
     """NaN is no JSON, neither on stdout nor in a file."""
     finish("classify", {**RESULT, "recall": {"2016": math.nan}}, {}, Common(json=True), tmp_path / "result.json")

@@ -15,10 +15,10 @@ from tests.conftest import tiny_checkpoint
 from typicality.config import DatasetSettings, FinetuneSettings, ModelSettings, ScoreSettings
 from typicality.dataset import LabelledImages, load_dataset, prepare
 from typicality.errors import InputError, SettingsError
-from typicality.model.calibration import CALIBRATION
-from typicality.model.checkpoint import load_checkpoint, save_adapter
+from typicality.model.calibration import CALIBRATION, save_label_scale
+from typicality.model.checkpoint import load_checkpoint, save_adapter, save_checkpoint
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import VALIDATION_PAIRS, Finetuner, TrainingSet, divided, parts_of, shifted
+from typicality.model.finetune import VALIDATION_PAIRS, Finetuner, Part, TrainingSet, divided, parts_of, shifted
 from typicality.model.latents import LatentStore
 from typicality.model.recipe import Recipe, default_steps, recipe_of, validation_interval
 from typicality.progress import Progress
@@ -207,13 +207,49 @@ def test_a_fall_within_its_error_does_not_keep_earlier_weights(
 
 def test_memorisation_is_warned_about(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     tuner = trainer(data, tmp_path)
-    tuner.best_step = 2
+    tuner.best_step, tuner.best_values = 2, [1e-5] * 8
     tuner.history = [{"step": 2, "validation_typicality": 1e-5, "train_typicality": 9e-5}]
     assert "memorised" in tuner._warnings()[0]
     tuner.history = [{"step": 2, "validation_typicality": -1e-5, "train_typicality": 9e-5}]
     assert "hardly help" in tuner._warnings()[0]
     tuner.history = [{"step": 2, "validation_typicality": 8e-5, "train_typicality": 9e-5}]
     assert tuner._warnings() == []
+
+
+@pytest.mark.parametrize(("number", "told"), [(0, "no image"), (1, "only one image"), (3, "only 3 images")])
+def test_a_scale_measured_on_next_to_nothing_is_warned_about(
+    number: int, told: str, data: tuple[TrainingSet, LatentStore], tmp_path: Path
+) -> None:
+    """Contrast moves predictions by more than is right; without images to measure it on, nobody knows by how much."""
+    tuner = trainer(data, tmp_path)
+    tuner.best_values = [1e-5] * number
+    assert told in tuner._warnings()[0]
+    assert trainer(data, tmp_path, contrast=0.0)._warnings() == []
+
+
+def test_a_part_whose_budget_is_used_up_takes_one_step(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    """The part that folds share has taken the only step that was asked for."""
+    shared = trainer(data, tmp_path / "shared", steps=1)
+    shared.part = Part("shared", until=0.25, labelled=False)
+    shared.run()
+    settings = FinetuneSettings(steps=1, batch_size=4, validation_images=8)
+    part = Part("fold 0", begun=0.25, start=tmp_path / "shared")
+    for _ in range(2):  # done, then found done
+        tuner = Finetuner(
+            tiny_checkpoint(),
+            data[0],
+            data[1],
+            settings,
+            ScoreSettings(),
+            tmp_path / "fold",
+            CPU,
+            torch.float32,
+            0,
+            part,
+        )
+        result = tuner.run()
+        assert result.steps == result.best_step == 2
+        assert tuner.entry(result, 100)["unet_evaluations"] == 4 * 2  # one batch under two labels
 
 
 def test_a_loss_that_is_no_number_names_the_rate(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
@@ -532,6 +568,10 @@ def test_an_adapter_keeps_its_own_scale(data: tuple[TrainingSet, LatentStore], t
     result = tuner.run()
     save_adapter(tuner.checkpoint, tmp_path, text_encoder=False)
     assert (tmp_path / CALIBRATION).is_file() == (result.label_scale != 1)
+    save_label_scale(tmp_path, 0.25)
+    plain = tmp_path / "plain"
+    save_checkpoint(tiny_checkpoint(), plain)
+    assert load_checkpoint(ModelSettings(name=str(plain), lora=str(tmp_path))).label_scale == 0.25
 
 
 def test_fine_tuning_with_contrast_measures_the_scale_and_resumes_with_it(

@@ -196,7 +196,8 @@ class _Probe:
         tuning, run = self.settings.finetune, self.run
         training, validation, _ = parts_of(self.dataset, tuning)
         batch = tuning.batch_size
-        steps = tuning.steps or default_steps(len(training), batch)
+        seen = len(self.dataset) * (tuning.folds - 1) // tuning.folds if tuning.folds > 1 else len(training)
+        steps = tuning.steps or default_steps(seen, batch)
         ids = [image.image_id for image in run.dataset]
         data = TrainingSet(ids, [], run.labels_of, run.dataset.labels, run.prompts)
         trainer = Finetuner(

@@ -41,9 +41,9 @@ def open_source(settings: DatasetSettings) -> Source:
     path = Path(text).expanduser()
     if text and path.is_dir():
         source = _folder(path, settings)
-        if text in catalogue.names():
+        if catalogue.is_opened_here(path.name) and path.absolute().parent == Path.cwd():
             source.notes.append(
-                f"{text!r} is a folder here, so it was used instead of the built-in data set of that name"
+                f"{path.name!r} is a folder here, so it was used instead of the built-in data set of that name"
             )
         return source
     if text in catalogue.names():

@@ -2,8 +2,9 @@
 
 The predicted label is the one under which the denoiser does best with shared noise (Li et al. 2023, "Your
 Diffusion Model is Secretly a Zero-Shot Classifier"; Clark & Jaini 2023): argmax over labels of the mean of L(null) -
-L(label), which is argmin of the loss because L(null) is the same for all labels. Cells where every label does badly say
-little, and are weighed accordingly (`label_evidence`); `accuracy_unweighted` is of the plain mean.
+L(label), which is argmin of the loss because L(null) is the same for all labels. `accuracy_weighted` is of a mean in
+which cells where every label does badly count for less (`label_evidence`): better for models that have learned little,
+worse for others (reports/benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Classification:
     ----------
     accuracy, standard_error : share of images whose predicted label is among their own; its error, with groups and not
         images as what is independent; not a number of a single group
-    accuracy_unweighted : of the plain mean of losses, as published
+    accuracy_weighted : of the mean that `label_evidence` takes
     n : images, all of groups that the model which classifies them never saw: the held-out ones, or with folds all
     draws : UNet draws an image and label (an antithetic pair counts as two)
     chance : share of the most frequent label among these images
@@ -45,7 +46,7 @@ class Classification:
 
     accuracy: float
     standard_error: float
-    accuracy_unweighted: float
+    accuracy_weighted: float
     n: int
     draws: int
     chance: float
@@ -93,18 +94,18 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
     size = max(1, run.batch_size // (draws * (1 + len(labels))))
     confusion = {true: dict.fromkeys(labels, 0) for true in labels}
     correct: dict[str, bool] = {}
-    unweighted = 0
+    weighted = 0
     progress.start("classify", len(images))
     for _, jobs in sorted(by_shape.items()):
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
             differences, _, null_losses = measure.unit_maps(part)
-            predicted = label_evidence(differences, null_losses).argmax(1)
-            plain = differences.mean((2, 3, 4)).argmax(1)
-            for job, best, other in zip(part, predicted.tolist(), plain.tolist(), strict=True):
+            predicted = differences.mean((2, 3, 4)).argmax(1)
+            by_weights = label_evidence(differences, null_losses).argmax(1)
+            for job, best, other in zip(part, predicted.tolist(), by_weights.tolist(), strict=True):
                 own = run.labels_of[job.image_id]
                 correct[job.image_id] = labels[best] in own
-                unweighted += labels[other] in own
+                weighted += labels[other] in own
                 confusion[labels[best] if labels[best] in own else own[0]][labels[best]] += 1
             progress.advance(len(part))
     progress.finish()
@@ -118,6 +119,6 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
     }
     return Classification(
         accuracy=round(float(hits.mean()), 4), standard_error=round(error, 4),
-        accuracy_unweighted=round(unweighted / n, 4), n=n, draws=draws, chance=round(max(counts.values()) / n, 4),
+        accuracy_weighted=round(weighted / n, 4), n=n, draws=draws, chance=round(max(counts.values()) / n, 4),
         labels=labels, recall=recall, confusion=confusion,
     )  # fmt: skip

@@ -6,13 +6,13 @@ do, from the same grid:
 
 - `error`: the plain denoising error L(null), which knows no label (the paper does not compare with it);
 - `bias`: the square of its mean residual over draws, which knows no label either;
-- `shift`: D^2, how much the label changes the prediction, without a sign;
+- `shift`: D^2 at the label scale 1, how much the label changes the prediction, without a sign;
 - `gradcam`: Grad-CAM of a small CNN, trained on the same images and the same image-level labels.
 
 `ours` combines a map of the label with one of error; its ingredients alone are measured too, under their own names.
 `ours, not fine-tuned` is the same recipe with the model before fine-tuning; `ours, not fine-tuned, own choice` may
-choose anew. `typicality as published` has no choice: T under the null prompt, all timesteps, no smoothing; it alone
-is in units of the loss and has an `auc_pr_truncated`.
+choose anew. `typicality as published` has no choice: T under the null prompt at the label scale 1, all timesteps,
+no smoothing; it alone is in units of the loss and has an `auc_pr_truncated`.
 
 Intervals are at 90%, from resamples of the test part's groups, the same for all methods and labels. The gain is over
 the rival that did best on the test part itself, which favours that rival.
@@ -33,6 +33,7 @@ from safetensors.numpy import load_file
 
 from typicality import metrics
 from typicality.applications.localize.maps import GIVEN, Kitchen, Recipe, families, upsampled
+from typicality.applications.localize.maps import PUBLISHED as AS_PUBLISHED
 from typicality.applications.localize.measure import measure, rounded, truncated
 from typicality.applications.localize.passes import BASE, Evidence, Request, collect
 from typicality.applications.localize.work import DEFAULTS, Judge, Options, Parts, opened, parts_of, requests_of
@@ -163,7 +164,7 @@ def _methods(
 
 
 def _published(name: str, evidence: Sequence[Evidence], labels: Sequence[str]) -> Method:
-    recipe = Recipe(("typicality beta=1",), smoothing=0.0)
+    recipe = Recipe((AS_PUBLISHED,), smoothing=0.0)
     return Method(name, _keyed(evidence), Kitchen(evidence), dict.fromkeys(labels, recipe), {})
 
 

@@ -143,8 +143,10 @@ def load_checkpoint(settings: ModelSettings) -> Checkpoint:
     name, reason = choose(settings)
     checkpoint = _load(name, settings.revision, settings.offline, reason)
     if settings.lora:
-        _add_adapter(checkpoint, Path(settings.lora))
-        checkpoint.adapters = (str(Path(settings.lora).resolve()),)
+        adapter = Path(settings.lora)
+        _add_adapter(checkpoint, adapter)
+        checkpoint.adapters = (str(adapter.resolve()),)
+        checkpoint.label_scale = load_label_scale(adapter if adapter.is_dir() else adapter.parent)
     return checkpoint
 
 

@@ -101,6 +101,8 @@ class CrossFit:
             "folds": entries,
             "steps": sum(e["steps"] for e in entries) - (number - 1) * begun,
             "best_step": max(e["best_step"] for e in entries),
+            "unet_evaluations": begun * self.settings.finetune.batch_size
+            + sum(e["unet_evaluations"] for e in entries),
             "images": len(self.dataset), "held_out": len(self.dataset),
             "method": entries[0]["method"], "text_encoder": entries[0]["text_encoder"],
             "contrast": entries[0]["contrast"], "label_scale": [e["label_scale"] for e in entries],

@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 FOCUS = 0.85  # share of the training draws whose timestep lies in the range that scoring uses
 VALIDATION_PAIRS = 4
+FEW = 8  # validation images; with fewer the label scale says little
 MEMORISED = 3.0  # warn when typicality on training images exceeds the held-out one so many times
 TRAINING_RECORD = "training.json"
 
@@ -172,7 +173,7 @@ class Finetuner:
         )
         self.average = Average(self.parameters, settings.ema)
         self.steps = settings.steps or default_steps(len(data.training), settings.batch_size)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.begun_at = 0, 0.0, 0
         self.best_step, self.best = 0, -math.inf
         self.validation_values: list[float] = []
         self.best_values: list[float] = []
@@ -426,7 +427,9 @@ class Finetuner:
         )  # fmt: skip
 
     def _is_finished(self, limit: float | None) -> bool:
-        if limit and self.step:
+        if self.step == self.begun_at:  # what went before may have used up the budget: one step is taken anyway
+            return False
+        if limit:
             return self.seconds >= self.part.until * limit
         return self.step >= max(1, round(self.part.until * self.steps))
 
@@ -458,6 +461,20 @@ class Finetuner:
         return self.step - self.best_step >= self.settings.patience * validation_interval(self.settings, self.steps)
 
     def _warnings(self) -> list[str]:
+        return [*self._of_scale(), *self._of_validation()]
+
+    def _of_scale(self) -> list[str]:
+        if not self.contrast or len(self.best_values) >= FEW:
+            return []
+        number = len(self.best_values)
+        told = f"only {number} images" if number > 1 else "only one image" if number else "no image"
+        return [
+            f"There was {told} that the model was not trained on to measure by how much a label should move its "
+            "predictions (the label scale), so typicality may be too high or too low throughout; set "
+            "finetune.held_out to more, use more groups, or set finetune.contrast=0."
+        ]
+
+    def _of_validation(self) -> list[str]:
         kept = [e for e in self.history if e["step"] == self.best_step]
         if not kept or "validation_typicality" not in kept[0]:
             return []
@@ -491,8 +508,9 @@ class Finetuner:
         ]  # fmt: skip
         self._save_arrays(name, [*self.parameters, *self.average.shadow, *moments])
         record = {
-            "state": name, "step": self.step, "steps": self.steps, "seconds": self.seconds, "best": self.best,
-            "best_step": self.best_step, "best_values": self.best_values, "best_label_scale": self.best_label_scale,
+            "state": name, "step": self.step, "begun_at": self.begun_at, "steps": self.steps, "seconds": self.seconds,
+            "best": self.best, "best_step": self.best_step, "best_values": self.best_values,
+            "best_label_scale": self.best_label_scale,
             "history": self.history, "losses": self.losses,
         }  # fmt: skip
         write_text(self.folder / "state.json", json.dumps(record))
@@ -521,6 +539,7 @@ class Finetuner:
                 "exp_avg_sq": second.to(parameter.device).clone(),
             }
         self.step, self.seconds = record["step"], record["seconds"]
+        self.begun_at = record.get("begun_at", 0)
         self.best, self.best_step, self.best_values = record["best"], record["best_step"], record["best_values"]
         self.best_label_scale = record.get("best_label_scale", 1.0)
         self.steps = record["steps"]
@@ -531,7 +550,8 @@ class Finetuner:
         """Go on from where another part ended: its weights, optimizer, step and clock, but not its validations."""
         if not self._load_state(folder):
             raise FileNotFoundError(f"{folder} holds no training state to continue from")
-        self.best_step, self.best, self.history, self.losses = self.step, -math.inf, [], []
+        self.begun_at = self.best_step = self.step
+        self.best, self.history, self.losses = -math.inf, [], []
         self.best_values = []
 
     @torch.no_grad()
@@ -554,6 +574,7 @@ class Finetuner:
             "steps": result.steps, "best_step": result.best_step, "images": result.images, "validation": validation,
             "held_out": total - result.images - validation, "method": self.recipe.method,
             "text_encoder": self.train_text, "contrast": self.contrast, "label_scale": result.label_scale,
+            "unet_evaluations": (result.steps - self.begun_at) * self.settings.batch_size * (2 if self.contrast else 1),
             "history": result.history, "warnings": [*result.warnings, *warnings],
         }  # fmt: skip
 

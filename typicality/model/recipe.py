@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typicality.config import FinetuneSettings
 from typicality.model.checkpoint import Checkpoint
 
+VERSION = 2
+"""Of what follows: models that were fine-tuned by another version are not taken for those of this one."""
 RATE, PUBLISHED_RATE = 6e-4, 1e-4  # of the base, and of others
 CROSS_ATTENTION_RATE = 2.0  # of the base; measured in reports/benchmarks/README.md
 CONTRAST = 8.0  # of the base; measured there too

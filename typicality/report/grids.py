@@ -46,7 +46,8 @@ def draw_grid(view: ReportView, label: LabelView, open_image: Opener) -> PIL.Ima
     pen = ImageDraw.Draw(canvas)
     _write(pen, (MARGIN, MARGIN - 8), label.shown, 40, INK, bold=True, room=width - 2 * MARGIN)
     under = f"{view.label_name} in {view.dataset_name}  ·  {plural(label.n_images, 'image')}  ·  rows: visual elements"
-    _write(pen, (MARGIN, MARGIN + 48), f"{under} by median typicality", 17, MUTED, room=width - 2 * MARGIN)
+    under += " by median typicality, those of few images last"
+    _write(pen, (MARGIN, MARGIN + 48), under, 17, MUTED, room=width - 2 * MARGIN)
     for row, cluster in enumerate(label.clusters):
         y = top + row * (TILE + GAP)
         colour = MUTED if cluster.doubts else ACCENT

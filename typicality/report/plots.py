@@ -148,7 +148,8 @@ def _timeline(groups: Mapping[str, np.ndarray], label_name: str) -> PlotView:
     )
     return PlotView(
         f"From {label_name} to {label_name}",
-        f"{span}; their 90% intervals {'do not overlap' if apart else 'overlap, so this may be chance'}.",
+        f"{span}; their 90% intervals {'do not overlap' if apart else 'overlap, so this may be chance'} (images taken "
+        "as independent of each other).",
         f"Line plot of the mean typicality of whole images, by {label_name} in order, with 90% intervals; {span}.",
         _svg(figure, "plot-timeline"),
     )

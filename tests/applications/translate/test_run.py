@@ -166,6 +166,15 @@ def test_all_pairs_are_listed(run: Path):
     assert pq.read_table(run / "translate" / "pairs.parquet").equals(table)
 
 
+def test_a_pair_without_images_is_left_out(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """With several labels an image, one label may never occur without another."""
+    monkeypatch.setattr(
+        "typicality.applications.translate.run.permutations", lambda labels, n: [("2016", "2016"), ("2016", "2024")]
+    )
+    table = translate_all_pairs(run, TranslateOptions("sdedit", steps=2, draws=4), images=2)
+    assert table["to"].to_pylist() == ["2024"]
+
+
 def test_all_pairs_from_python(run: Path):
     table = typicality.translate_all_pairs(run, method="sdedit", steps=2, draws=4, images=1)
     assert table["n"].to_pylist() == [1, 1]

@@ -183,3 +183,16 @@ def test_plots_are_the_same_every_time():
     assert first == second
     assert first.lstrip().startswith("<?xml")
     assert "<svg" in similarity_svg(np.eye(3), ["a", "b", "c"])
+
+
+def test_a_trend_over_labels_that_whole_groups_carry_is_found():
+    """Five images of each of 60 cameras, of which each stands in one place: cameras exchange their places."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 5)
+    labels = np.repeat(np.arange(60) % 4, 5)
+    rising = rng.random((300, 1)) < 0.2 + 0.15 * labels[:, None]
+    same = np.repeat(rng.random((60, 1)) < 0.5, 5, axis=0)  # a camera sees it always or never
+    values, known = np.hstack([rising, same]).astype(float), np.ones((300, 2), dtype=bool)
+    _, p_value = trend_test(values, known, labels, groups, permutations=999)
+    assert p_value[0] < 0.01
+    assert p_value[1] > 0.05

@@ -11,6 +11,7 @@ prompt, the label and the reference:
     error                 L(null) = E|eps - e_0|^2
     typicality            T(c) = L(null) - L(c)
     shift                 D^2 = E|e_c - e_0|^2
+    plain_typicality, plain_shift  the same at the label scale 1, as published
     bias, label_bias      |E[eps - e_0]|^2, |E[eps - e_c]|^2
     mean_shift            |E[e_c - e_0]|^2
     reference_typicality  T(r);  reference_bias  |E[eps - e_r]|^2;  reference_shift  |E[e_c - e_r]|^2
@@ -145,10 +146,13 @@ class Pass:
         image_id, labels = request
         square = residual[:, i].square().mean(1)  # (slots, h, w)
         for j, label in enumerate(labels):
+            s = self.label_scale
             maps = {
                 "error": error[i],
                 "typicality": gain[j, i],
                 "shift": shift[j, i],
+                "plain_typicality": gain[j, i] / s - (1 - s) * shift[j, i] / s**2,  # calibration.py, solved for T
+                "plain_shift": shift[j, i] / s**2,
                 "bias": square[0],
                 "label_bias": square[j + 1],
                 "mean_shift": (residual[0, i] - residual[j + 1, i]).square().mean(0),
@@ -249,7 +253,7 @@ def _folder(run: Run, reference: str | None, span: Range, draws: int, model: str
     key = key_of(
         [
             weights, run.latents.folder.name, run.settings.prompt.model_dump(), PURPOSE, reference, span, draws,
-            run.settings.seed, str(run.dtype),
+            run.settings.score.protocol == "paper", run.settings.seed, str(run.dtype),
         ]
     )  # fmt: skip
     return run.directory.path("scores", f"{PURPOSE}-{key}")

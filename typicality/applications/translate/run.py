@@ -148,6 +148,9 @@ def translate_all_pairs(
     rows = []
     with _held(run):
         for source, target in permutations(run.dataset.labels, 2):
+            if not any(source in i.labels and target not in i.labels for i in run.dataset):
+                run.progress.say(f"left out: no image has the label {source!r} without {target!r}")
+                continue
             found = translate_pair(run, source, target, options, images, fresh)
             rows.append({**found.summary, "folder": found.folder.name})
         kept = [{name: row[name] for name in PAIRS_SCHEMA.names} for row in rows]

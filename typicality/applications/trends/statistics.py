@@ -104,8 +104,8 @@ def trend_test(
     """Slope over ordered labels and its two-sided permutation p-value.
 
     The statistic is that of the Cochran-Armitage test, sum of position times (value - mean value). Positions are
-    permuted within groups that have several observations, which keeps what a group's images share, and among all
-    groups that have one.
+    permuted within groups that have several, which keeps what a group's images share. Groups of one position (a single
+    image, or a camera that stands in one country) exchange theirs as wholes.
 
     Returns
     -------
@@ -120,16 +120,20 @@ def trend_test(
     spread = ((x[:, None] - mean_x) ** 2 * weight).sum(0)
     slope = np.divide(x @ centred, spread, out=np.zeros(values.shape[1]), where=spread > 0)
     observed = np.abs(x @ centred)
-    sizes = np.bincount(groups)
-    block = np.where(sizes[groups] > 1, groups, -1)  # all lone observations form one block
-    order = np.argsort(block, kind="stable")
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    of_group = x[first]
+    constant = np.bincount(member, x != of_group[member]) == 0
+    whole = constant[member]
+    mixed = np.flatnonzero(~whole)
+    mixed = mixed[np.argsort(member[mixed], kind="stable")]
     rng = np.random.default_rng(seed)
     reached = np.ones(values.shape[1])
     tolerance = 1e-9 * (1 + observed)
     for _ in range(permutations):
-        shuffled = np.lexsort((rng.random(len(x)), block))
-        permuted = np.empty_like(x)
-        permuted[order] = x[shuffled]
+        exchanged = of_group.copy()
+        exchanged[constant] = rng.permutation(of_group[constant])
+        permuted = np.where(whole, exchanged[member], x)
+        permuted[mixed] = x[mixed[np.lexsort((rng.random(len(mixed)), member[mixed]))]]
         reached += np.abs(permuted @ centred) >= observed - tolerance
     p_value = reached / (permutations + 1)
     return slope, np.where(np.abs(centred).sum(0) > 0, p_value, 1.0)

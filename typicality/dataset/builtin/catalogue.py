@@ -55,6 +55,11 @@ def names() -> list[str]:
     return list(ENTRIES)
 
 
+def is_opened_here(name: str) -> bool:
+    """Return whether the data set comes from this package or an installed one, not from a folder of the user's."""
+    return name in ENTRIES and ENTRIES[name].open is not None
+
+
 def builtin_datasets() -> list[DatasetInfo]:
     """Return what is known about each data set known by name, and whether it can be loaded now."""
     return [replace(entry.info, installed=entry.is_here()) for entry in ENTRIES.values()]

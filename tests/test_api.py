@@ -1,0 +1,39 @@
+"""The public functions: names of the commands, options as keywords."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import typicality
+from typicality.api import settings_for
+from typicality.cli.app import app
+from typicality.cli.evaluation import app as evaluations
+from typicality.errors import InputError, SettingsError
+
+
+def test_every_command_has_a_function_of_its_name() -> None:
+    commands = set(typer.main.get_group(app).commands) - {"evaluate"}  # type: ignore[attr-defined]
+    inner = typer.main.get_group(evaluations).commands  # type: ignore[attr-defined]
+    for name in (*commands, *(f"evaluate_{name}" for name in inner)):
+        assert callable(getattr(typicality, name)), name
+        assert name in typicality.__all__
+
+
+def test_the_package_of_reports_is_the_function_too(tmp_path: Path) -> None:
+    """Whoever has imported `typicality.report` finds the package under the name of the function."""
+    with pytest.raises(InputError):
+        import_module("typicality.report")(tmp_path / "nothing")
+
+
+def test_options_of_commands_are_keywords_and_settings() -> None:
+    """`steps=5` is `finetune={"steps": 5}`; a prompt may be the template or the section."""
+    found = settings_for("emoji", "year", steps=5, draws=2, no_finetune=True, prompt="{label}!", score={"t_min": 0.2})
+    assert (found.finetune.steps, found.finetune.enabled, found.score.draws, found.score.t_min) == (5, False, 2, 0.2)
+    assert settings_for("emoji", prompt={"template": "{label}!"}).prompt == found.prompt
+    assert settings_for("emoji", strict=False).dataset.strict is False
+    with pytest.raises(SettingsError, match="unknown setting 'stepps'"):
+        settings_for("emoji", stepps=5)
