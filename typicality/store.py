@@ -20,7 +20,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,15 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def foundation(record: Mapping[str, Any], stages: Iterable[str]) -> dict[str, str | None]:
+    """Return which state of each stage run.json records: the hash of its weights, or its key; None where it is absent.
+
+    What an application has found is of an earlier state of the run where this has changed since.
+    """
+    entries = {name: record.get("stages", {}).get(name, {}) for name in stages}
+    return {name: entry.get("weights") or entry.get("key") for name, entry in entries.items()}
+
+
 class RunDirectory:
     """One run on disk.
 
@@ -286,6 +295,10 @@ class RunDirectory:
         """Return whether the stage was finished under this very key."""
         entry = self.record["stages"].get(stage, {})
         return entry.get("state") == "done" and entry.get("key") == key
+
+    def built_on(self, *stages: str) -> dict[str, Any]:
+        """Return what the results of an application stand on, to be recorded with its stage; see `foundation`."""
+        return {"built_on": foundation(self.record, stages)}
 
     @contextmanager
     def stage(self, name: str, key: str) -> Iterator[dict[str, Any]]:

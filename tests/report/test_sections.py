@@ -20,7 +20,7 @@ from typicality.evaluation.elements import Measured
 from typicality.evaluation.elements import _row as elements_row
 from typicality.report.pictures import Level
 from typicality.report.render import lay_out
-from typicality.report.sections import SECTIONS, Source, read_sections
+from typicality.report.sections import SECTIONS, Source, read_sections, stale_sections
 from typicality.report.sections.audit import Findings
 from typicality.report.sections.evaluation import Evaluation
 from typicality.report.sections.translate import Translations
@@ -123,6 +123,20 @@ def test_everything_that_was_left_is_shown_and_escaped(data: ReportInput) -> Non
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
+
+
+def test_what_is_of_an_earlier_state_of_the_run_says_so(data: ReportInput) -> None:
+    """Clusters were counted anew, or another model was trained; where nothing is recorded, nothing is said."""
+    fill_all(data)
+    stages = data.facts["stages"]
+    stages |= {"finetune": {"weights": "w2", "key": "k"}, "mine": {"key": "m2"}}
+    trends, translated = {"finetune": "w2", "mine": "m1"}, {"finetune": "w2"}
+    stages["trends"] = {"state": "done", "built_on": trends}
+    stages["translate 2016 to 2019"]["built_on"] = translated
+    assert stale_sections(data, read_sections(data)) == {"trends": "typicality trends"}
+    assert lay_out(data, build_view(data))[0].count("of an earlier state of the run") == 1
+    trends["mine"], translated["finetune"] = "m2", "w1"
+    assert stale_sections(data, read_sections(data)) == {"translations": "typicality translate"}
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def write_checks(
     )  # fmt: skip
     page = ""
     for level in range(Source.LEVELS):
-        page = page_of("checks.html", view=data, section=Findings.read(Source(folder, data, level)))
+        page = page_of("checks.html", view=data, section=Findings.read(Source(folder, data, level)), stale={})
         if len(page.encode()) <= settings.budget_mb * 1e6:
             break
     path = folder / "index.html"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -21,7 +22,7 @@ import jinja2
 from typicality.report.grids import write_grids
 from typicality.report.pictures import FINE, LEVELS, Pictures, choose_level, draw_pictures
 from typicality.report.plots import PlotView, make_plots
-from typicality.report.sections import Section, read_sections
+from typicality.report.sections import Section, read_sections, stale_sections
 from typicality.report.text import clean, count, milli, p_text, plural, safe_json
 from typicality.report.view import STABLE, ClusterView, ReportInput, ReportView, Score, build_view
 from typicality.store import write_text
@@ -85,10 +86,14 @@ def render_page(data: ReportInput, view: ReportView) -> str:
 def _filler(data: ReportInput, view: ReportView) -> Callable[[Pictures], str]:
     plots = make_plots(data.labels, data.elements, data.images, data.training, data.ordered, data.label_name)
     sections = read_sections(data)
-    return lambda pictures: fill(view, pictures, plots, sections)
+    stale = stale_sections(data, sections)
+    return lambda pictures: fill(view, pictures, plots, sections, stale)
 
 
-def fill(view: ReportView, pictures: Pictures, plots: list[PlotView], sections: Sequence[Section] = ()) -> str:
+def fill(
+    view: ReportView, pictures: Pictures, plots: list[PlotView], sections: Sequence[Section] = (),
+    stale: Mapping[str, str] = MappingProxyType({}),
+) -> str:  # fmt: skip
     """Return the page for a view and its pictures; the same input gives the same text."""
     return page_of(
         "report.html",
@@ -100,6 +105,7 @@ def fill(view: ReportView, pictures: Pictures, plots: list[PlotView], sections: 
         pictures=pictures,
         plots=plots,
         sections=sections,
+        stale=stale,
         state=safe_json(page_state(view, pictures)),
         tiles=safe_json(_tiles(view, pictures)),
         originals=safe_json([pictures.sources[s.image_id].uri for s in view.sources if s.image_id in pictures.sources]),

@@ -184,7 +184,7 @@ def collect(
     stage = PURPOSE if model == FINE_TUNED else f"{PURPOSE} {model}"
     if not run.directory.is_done(stage, wanted):
         with run.directory.stage(stage, wanted) as entry:
-            entry |= {"images": len(requests), "draws": draws * len(ranges)}
+            entry |= {"images": len(requests), "draws": draws * len(ranges)} | run.directory.built_on("finetune")
             evaluations = 0
             for part in _by_model(run, requests, model):
                 denoiser = _denoiser(run, part[0][0], model)

@@ -190,6 +190,7 @@ def translate_pair(
     )  # fmt: skip
     folder = run.directory.path("translate", f"{safe(source)}-{safe(target)}-{key}")
     with run.directory.stage(f"translate {source} to {target}", key) as entry:
+        entry |= run.directory.built_on("finetune")
         if fresh and folder.exists():
             shutil.rmtree(folder)
         done = {row["image_id"] for row in read_rows(folder).to_pylist()}

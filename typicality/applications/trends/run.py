@@ -136,6 +136,7 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
         raise InputError("too few groups: members of one half of them define elements, the other half is searched")
     key = key_of([directory.record["stages"]["mine"]["key"], images, members, draws, permutations])
     with directory.stage("trends", key) as entry:
+        entry |= directory.built_on("finetune", "mine")
         denoiser, mine = run.feature_denoiser, run.settings.mine
         denoiser.evaluations = 0
         null = denoiser.encode_prompts([run.prompts.null])[0]

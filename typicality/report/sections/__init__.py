@@ -19,7 +19,9 @@ run directory and keeps within a budget.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from typicality.report.sections.audit import Findings
 from typicality.report.sections.base import Section, Source
@@ -28,6 +30,7 @@ from typicality.report.sections.localize import Localization
 from typicality.report.sections.translate import Translations
 from typicality.report.sections.trends import Trends
 from typicality.report.view import ReportInput
+from typicality.store import foundation
 
 SECTIONS: tuple[type[Section], ...] = (Findings, Localization, Translations, Trends, Evaluation)
 SHARE = 0.25  # of the report's budget, at most, for the pictures of all sections
@@ -47,4 +50,19 @@ def read_sections(data: ReportInput) -> tuple[Section, ...]:
     return found
 
 
-__all__ = ["SECTIONS", "Section", "Source", "read_sections"]
+def stale_sections(data: ReportInput, sections: Iterable[Section]) -> dict[str, str]:
+    """Return by slug what to do about sections that are of an earlier state of the run: another model, other elements.
+
+    What a stage has recorded as `built_on` is compared with what is there; where nothing is recorded, nothing is said.
+    """
+    found = {}
+    for section in sections:
+        stages: Mapping[str, Mapping[str, Any]] = data.facts.get("stages", {})
+        for name in (n for n in stages if section.stage and n.startswith(section.stage)):
+            known = stages[name].get("built_on")
+            if known and known != foundation(data.facts, known):
+                found[section.slug] = f"typicality {section.stage}"
+    return found
+
+
+__all__ = ["SECTIONS", "Section", "Source", "read_sections", "stale_sections"]

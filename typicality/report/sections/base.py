@@ -30,13 +30,17 @@ PICTURES = (  # crops' side and quality, whole pictures' longest side and qualit
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: `short` names it in the navigation, `place` is before or after the grids of elements."""
+    """A part of the page: `short` names it in the navigation, `place` is before or after the grids of elements.
+
+    `stage` is the command whose stages in run.json say what the section's results stand on.
+    """
 
     slug: ClassVar[str]
     short: ClassVar[str]
     heading: ClassVar[str]
     template: ClassVar[str]
     place: ClassVar[Literal["before", "after"]] = "after"
+    stage: ClassVar[str] = ""
 
     @classmethod
     def read(cls, source: Source) -> Self | None:

@@ -81,6 +81,7 @@ class Localization(Section):
     chosen: bool = False
 
     slug: ClassVar[str] = "places"
+    stage: ClassVar[str] = "localize"
     short: ClassVar[str] = "Places"
     heading: ClassVar[str] = "Where it shows"
     template: ClassVar[str] = "sections/localize.html"

@@ -82,6 +82,7 @@ class Translations(Section):
     omitted: int
 
     slug: ClassVar[str] = "translations"
+    stage: ClassVar[str] = "translate"
     short: ClassVar[str] = "Translations"
     heading: ClassVar[str] = "The same images, as another label"
     template: ClassVar[str] = "sections/translate.html"

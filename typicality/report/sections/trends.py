@@ -103,6 +103,7 @@ class Trends(Section):
     warnings: tuple[str, ...]
 
     slug: ClassVar[str] = "trends"
+    stage: ClassVar[str] = "trends"
     short: ClassVar[str] = "Trends"
     heading: ClassVar[str] = "What comes and goes"
     template: ClassVar[str] = "sections/trends.html"
