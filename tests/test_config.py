@@ -106,5 +106,7 @@ def test_places_are_recorded_as_they_are_found_from_anywhere(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     found = settings_for("photos", model="weights", config="own.yaml")
     assert (found.dataset.source, found.model.name) == (str(tmp_path / "photos"), str(tmp_path / "weights"))
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    assert settings_for("link").dataset.source == str(tmp_path / "link")  # whose name is that of the data set
     assert settings_for("photos", model="owner/name").model.name == "owner/name"
     assert settings_for("photos", model="base").model.name == "base"

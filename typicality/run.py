@@ -5,6 +5,7 @@ The stages themselves, and their order, are in pipeline.py.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -431,7 +432,7 @@ def _absolute(text: str, setting: str) -> str:
     shadowed = setting == "source" and is_opened_here(text) and not path.is_dir()
     if not text.strip() or named or shadowed or not path.exists():
         return text
-    absolute = str(path.resolve())
+    absolute = os.path.abspath(path)  # links keep their names, of which data sets are called
     return absolute if printable(absolute) == absolute else text
 
 
