@@ -148,7 +148,16 @@ class Common:
 
 
 @dataclass(frozen=True)
-class Data:
+class Settable:
+    """Options each of which is a setting."""
+
+    def layer(self) -> dict[str, Any]:
+        """Return the options as a layer of settings."""
+        return layer_of({n: v.value if isinstance(v, StrEnum) else v for n, v in asdict(self).items()})
+
+
+@dataclass(frozen=True)
+class Data(Settable):
     """Options of every command that reads a data set."""
 
     label: Annotated[
@@ -196,13 +205,9 @@ class Data:
         ),
     ] = None  # fmt: skip
 
-    def layer(self) -> dict[str, Any]:
-        """Return the options as a layer of settings."""
-        return layer_of(asdict(self))
-
 
 @dataclass(frozen=True)
-class Training:
+class Training(Settable):
     """Options of every command that may fine-tune."""
 
     steps: Annotated[int | None, typer.Option("--steps", help="Fine-tuning steps.", rich_help_panel=WORK)] = None
@@ -221,12 +226,9 @@ class Training:
         typer.Option("--keep-model", help="Images were added: score them with the model there.", rich_help_panel=WORK),
     ] = False
 
-    def layer(self) -> dict[str, Any]:
-        return layer_of(asdict(self))
-
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(Settable):
     """Options of every command that scores."""
 
     draws: Annotated[
@@ -247,10 +249,6 @@ class Scoring:
             rich_help_panel=WORK,
         ),
     ] = None  # fmt: skip
-
-    def layer(self) -> dict[str, Any]:
-        values = asdict(self)
-        return layer_of({n: v.value if isinstance(v, StrEnum) else v for n, v in values.items()})
 
 
 def given(**values: Any) -> dict[str, Any]:

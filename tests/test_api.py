@@ -1,4 +1,4 @@
-"""The public functions: names of the commands, options as keywords."""
+"""The public functions: options as keywords, and the one that has the name of a package."""
 
 from __future__ import annotations
 
@@ -6,21 +6,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import typer.main
 
-import typicality
 from typicality.api import settings_for
-from typicality.cli.app import app
-from typicality.cli.evaluation import app as evaluations
 from typicality.errors import InputError, SettingsError
-
-
-def test_every_command_has_a_function_of_its_name() -> None:
-    commands = set(typer.main.get_group(app).commands) - {"evaluate"}  # type: ignore[attr-defined]
-    inner = typer.main.get_group(evaluations).commands  # type: ignore[attr-defined]
-    for name in (*commands, *(f"evaluate_{name}" for name in inner)):
-        assert callable(getattr(typicality, name)), name
-        assert name in typicality.__all__
 
 
 def test_the_package_of_reports_is_the_function_too(tmp_path: Path) -> None:

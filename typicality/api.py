@@ -54,8 +54,6 @@ from typicality.pipeline import Result
 from typicality.progress import SILENT, Progress
 from typicality.run import resolve_settings, run_record
 
-SHORT = (*OPTIONS, "no_finetune")
-
 
 def settings_for(
     source: str | Path = "emoji",
@@ -70,7 +68,7 @@ def settings_for(
     **options: Any,
 ) -> Settings:
     """Resolve settings from a source, options by their names, and sections such as `score={"draws": 8}`."""
-    named = {n: v for n, v in options.items() if n in SHORT and not isinstance(v, Mapping)}  # prompt is both
+    named = {n: v for n, v in options.items() if n in OPTIONS and not isinstance(v, Mapping)}  # prompt is both
     sections = {name: value for name, value in options.items() if name not in named}
     layer = layer_of({"label": label} | named)
     chosen = {"name": model, "device": device, "dtype": dtype, "offline": offline or None}

@@ -274,18 +274,19 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "null_prompt": ("prompt", "null"),
     **{name: ("finetune", name) for name in ("steps", "minutes", "folds")},
     "keep_model": ("finetune", "keep"),
+    "no_finetune": ("finetune", "enabled"),
     **{name: ("score", name) for name in ("draws", "protocol", "precision", "overlap")},
 }  # fmt: skip
 """Options of the commands, and keywords of the functions of their names -> the setting that each one sets."""
 
 
 def layer_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of `OPTIONS`, and `no_finetune`, as a layer of settings; what is None or False was not given."""
+    """Return options of `OPTIONS` as a layer of settings; what is None or False was not given."""
     layer: dict[str, Any] = {}
     for name, value in options.items():
         if value is None or value is False:
             continue
-        section, setting = ("finetune", "enabled") if name == "no_finetune" else OPTIONS[name]
+        section, setting = OPTIONS[name]
         layer.setdefault(section, {})[setting] = not value if name == "no_finetune" else value
     return layer
 

@@ -428,9 +428,9 @@ def resolve_settings(
 def _absolute(text: str, setting: str) -> str:
     """Return the absolute path of what is there, or the text where it is a name, or could not be written elsewhere."""
     path = Path(text).expanduser()
-    named = setting == "name" and text in (BASE, "auto")
-    shadowed = setting == "source" and is_opened_here(text) and not path.is_dir()
-    if not text.strip() or named or shadowed or not path.exists():
+    model = setting == "name" and text in (BASE, "auto")
+    builtin = setting == "source" and is_opened_here(text) and not path.is_dir()
+    if not text.strip() or model or builtin or not path.exists():
         return text
     absolute = os.path.abspath(path)  # links keep their names, of which data sets are called
     return absolute if printable(absolute) == absolute else text

@@ -24,6 +24,7 @@ from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor
 from typicality.mining.patches import PatchSelection, patch_side
 from typicality.model.checkpoint import load_checkpoint
+from typicality.model.crossfit import seen_by_a_fold
 from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import VALIDATION_PAIRS, Finetuner, TrainingSet, parts_of
 from typicality.model.probe import timed
@@ -196,7 +197,7 @@ class _Probe:
         tuning, run = self.settings.finetune, self.run
         training, validation, _ = parts_of(self.dataset, tuning)
         batch = tuning.batch_size
-        seen = len(self.dataset) * (tuning.folds - 1) // tuning.folds if tuning.folds > 1 else len(training)
+        seen = seen_by_a_fold(len(self.dataset), tuning.folds) if tuning.folds > 1 else len(training)
         steps = tuning.steps or default_steps(seen, batch)
         ids = [image.image_id for image in run.dataset]
         data = TrainingSet(ids, [], run.labels_of, run.dataset.labels, run.prompts)

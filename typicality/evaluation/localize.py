@@ -32,8 +32,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from typicality import metrics
-from typicality.applications.localize.maps import GIVEN, Kitchen, Recipe, families, upsampled
-from typicality.applications.localize.maps import PUBLISHED as AS_PUBLISHED
+from typicality.applications.localize.maps import GIVEN, PUBLISHED, Kitchen, Recipe, families, upsampled
 from typicality.applications.localize.measure import measure, rounded, truncated
 from typicality.applications.localize.passes import BASE, Evidence, Request, collect
 from typicality.applications.localize.work import DEFAULTS, Judge, Options, Parts, opened, parts_of, requests_of
@@ -47,7 +46,7 @@ from typicality.run import Run
 from typicality.store import write_arrays, write_json, write_whole
 
 OURS, UNTRAINED, UNTRAINED_OWN = "ours", "ours, not fine-tuned", "ours, not fine-tuned, own choice"
-PUBLISHED, PUBLISHED_BASE = "typicality as published", "typicality as published, not fine-tuned"
+PUBLISHED_BASE = f"{PUBLISHED}, not fine-tuned"
 ERROR, BIAS, SHIFT, GRADCAM = "error", "bias", "shift", "gradcam"
 RIVALS = (ERROR, BIAS, SHIFT, GRADCAM)
 RESAMPLES = 200
@@ -164,7 +163,7 @@ def _methods(
 
 
 def _published(name: str, evidence: Sequence[Evidence], labels: Sequence[str]) -> Method:
-    recipe = Recipe((AS_PUBLISHED,), smoothing=0.0)
+    recipe = Recipe((PUBLISHED,), smoothing=0.0)
     return Method(name, _keyed(evidence), Kitchen(evidence), dict.fromkeys(labels, recipe), {})
 
 

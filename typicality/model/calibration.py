@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from typicality.errors import CheckpointError
 
+Values = TypeVar("Values", np.ndarray, Tensor)
 CALIBRATION = "calibration.json"
 SMALLEST_SCALE = 0.05  # scores shrink with the scale; their order hardly changes below
 
@@ -38,10 +40,13 @@ def best_label_scale(typicality: Float[np.ndarray, " n"], shift: Float[np.ndarra
     return float(np.clip((typicality.sum() + shift.sum()) / (2 * shift.sum()), SMALLEST_SCALE, 1.0))
 
 
-def scaled_typicality(
-    typicality: Float[np.ndarray, " n"], shift: Float[np.ndarray, " n"], scale: float
-) -> Float[np.ndarray, " n"]:
-    """Return the typicality T_s at a scale, from T and D^2 at scale 1."""
+def scaled_typicality(typicality: Values, shift: Values, scale: float) -> Values:
+    """Return the typicality T_s at a scale, from T and D^2 at scale 1; or T, from those at a scale, with its inverse.
+
+    Parameters
+    ----------
+    typicality, shift : arrays of one shape
+    """
     return scale * (typicality + (1 - scale) * shift)
 
 

@@ -143,7 +143,7 @@ class CrossFit:
         if tuning.minutes:
             whole = tuning.shared + number * (1 - tuning.shared)  # in fine-tunings of one model
             return tuning.model_copy(update={"minutes": tuning.minutes / whole})
-        seen = len(self.dataset) * (number - 1) // number
+        seen = seen_by_a_fold(len(self.dataset), number)
         return tuning.model_copy(update={"steps": tuning.steps or default_steps(seen, tuning.batch_size)})
 
     def _shared(self, progress: Progress) -> tuple[Path | None, int]:
@@ -183,6 +183,11 @@ class CrossFit:
             f"The label {', '.join(map(repr, missing))} does not occur outside this fold, so the model that scores its "
             "images never saw it; it needs more groups."
         ]
+
+
+def seen_by_a_fold(images: int, folds: int) -> int:
+    """Return about how many images the model of a fold sees: those of all others."""
+    return images * (folds - 1) // folds
 
 
 def mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:

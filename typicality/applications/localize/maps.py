@@ -22,6 +22,8 @@ SMOOTHINGS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 BETAS = (0.25, 0.5, 1.0)
 WEIGHTS = (0.5, 1.0, 2.0)
 FLOOR = 1e-8
+PUBLISHED = "typicality as published"
+"""T at the label scale 1, whatever the model's; to be compared with, and no part of what is combined."""
 
 
 def _shrunk(beta: float, typicality: str, shift: str) -> Part:
@@ -31,7 +33,7 @@ def _shrunk(beta: float, typicality: str, shift: str) -> Part:
 
 PARTS: dict[str, Part] = {f"typicality beta={b:g}": _shrunk(b, "typicality", "shift") for b in BETAS} | {
     "shift": lambda m: m["plain_shift"],
-    "typicality as published": lambda m: m["plain_typicality"],
+    PUBLISHED: lambda m: m["plain_typicality"],
     "given": lambda m: m["given"],  # see GIVEN
     "mean shift": lambda m: m["mean_shift"],
     "bias gain": lambda m: m["bias"] - m["label_bias"],
@@ -55,8 +57,6 @@ AGAINST: dict[str, Part] = {
 ALL_PARTS = PARTS | AGAINST
 ERRORS = ("error", "bias", "reference error", "reference bias")
 """Logarithms of denoising errors; `error` and `bias` know no label at all."""
-PUBLISHED = "typicality as published"
-"""T at the label scale 1, whatever the model's; to be compared with, and no part of what is combined."""
 GIVEN = "given"
 """The only part of evidence that was made elsewhere, such as a rival's map."""
 
@@ -70,7 +70,7 @@ _HARD_UNDER = "the model predicts badly under {against}"
 MEANINGS = {
     "typicality beta=1": _GAIN,
     "bias gain": _GAIN,
-    "typicality as published": _GAIN,
+    PUBLISHED: _GAIN,
     "shift": _CHANGE,
     "mean shift": _CHANGE,
     "contrast": _CONTRAST,

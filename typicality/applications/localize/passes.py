@@ -36,7 +36,7 @@ from torch import Tensor
 
 from typicality.applications.localize import distance
 from typicality.config import key_of
-from typicality.model.calibration import with_label_scale
+from typicality.model.calibration import scaled_typicality, with_label_scale
 from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
 from typicality.progress import Progress
@@ -146,13 +146,12 @@ class Pass:
         image_id, labels = request
         square = residual[:, i].square().mean(1)  # (slots, h, w)
         for j, label in enumerate(labels):
-            s = self.label_scale
             maps = {
                 "error": error[i],
                 "typicality": gain[j, i],
                 "shift": shift[j, i],
-                "plain_typicality": gain[j, i] / s - (1 - s) * shift[j, i] / s**2,  # calibration.py, solved for T
-                "plain_shift": shift[j, i] / s**2,
+                "plain_typicality": scaled_typicality(gain[j, i], shift[j, i], 1 / self.label_scale),
+                "plain_shift": shift[j, i] / self.label_scale**2,
                 "bias": square[0],
                 "label_bias": square[j + 1],
                 "mean_shift": (residual[0, i] - residual[j + 1, i]).square().mean(0),

@@ -148,7 +148,7 @@ def translate_all_pairs(
     rows = []
     with _held(run):
         for source, target in permutations(run.dataset.labels, 2):
-            if not any(source in i.labels and target not in i.labels for i in run.dataset):
+            if not images_of_pair(run.dataset, source, target):
                 run.progress.say(f"left out: no image has the label {source!r} without {target!r}")
                 continue
             found = translate_pair(run, source, target, options, images, fresh)
@@ -177,10 +177,7 @@ def translate_pair(
 ) -> Translation:
     """Translate one pair of labels in an open run whose lock is held: see `translate`."""
     check_pair(run.dataset, source, target)
-    chosen = sorted(
-        (i for i in run.dataset if source in i.labels and target not in i.labels),
-        key=lambda i: (unit_hash(i.group, "translate"), i.image_id),
-    )[:images]
+    chosen = images_of_pair(run.dataset, source, target)[:images]
     if not chosen:
         raise DatasetError(f"no image has the label {source!r} without {target!r}")
     key = key_of(
@@ -203,6 +200,12 @@ def translate_pair(
         found = _finish(run, folder, source, target, options, [i.image_id for i in chosen])
         entry |= {"images": found.table.num_rows, "translated_now": len(pending), "folder": folder.name}
     return found
+
+
+def images_of_pair(dataset: LabelledImages, source: str, target: str) -> list[LabelledImage]:
+    """Return the images of one label without the other, in the order in which a part of them is chosen."""
+    found = [i for i in dataset if source in i.labels and target not in i.labels]
+    return sorted(found, key=lambda i: (unit_hash(i.group, "translate"), i.image_id))
 
 
 def check_pair(dataset: LabelledImages, source: str, target: str) -> None:

@@ -56,8 +56,8 @@ def stale_sections(data: ReportInput, sections: Iterable[Section]) -> dict[str, 
     What a stage has recorded as `built_on` is compared with what is there; where nothing is recorded, nothing is said.
     """
     found = {}
+    stages: Mapping[str, Mapping[str, Any]] = data.facts.get("stages", {})
     for section in sections:
-        stages: Mapping[str, Mapping[str, Any]] = data.facts.get("stages", {})
         for name in (n for n in stages if section.stage and n.startswith(section.stage)):
             known = stages[name].get("built_on")
             if known and known != foundation(data.facts, known):
