@@ -47,6 +47,7 @@ def translate(
     ] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of the target label.")] = None,
     inject: Annotated[float, typer.Option("--inject", help="Share of the steps with injected features (pnp).")] = 0.8,
+    keep: Annotated[float, typer.Option("--keep", help="Share of the source that stays (mean).")] = 0.0,
     sampler_steps: SamplerSteps = 25,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Images of a label at most.", rich_help_panel=WORK)
@@ -63,7 +64,7 @@ def translate(
     common.reject("out")
     if all_pairs == (source is not None or target is not None) or (source is None) != (target is None):
         raise SettingsError("name two labels with --from and --to, or use --all-pairs")
-    options = TranslateOptions(method.value, strength, guidance, inject, sampler_steps, draws).resolved()
+    options = TranslateOptions(method.value, strength, guidance, inject, keep, sampler_steps, draws).resolved()
     settings = common.settings(str(existing_run(run)))
     if common.dry_run:
         if source is not None and target is not None:
@@ -127,7 +128,8 @@ def evaluate_translate(
         list[MethodName] | None, typer.Option("--methods", help="Again for more; all by default.")
     ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Choose strength, guidance and injection on a part of the subjects.")
+        bool,
+        typer.Option("--tune", help="Choose strength, guidance, injection and keep on a part of the subjects."),
     ] = False,
     images: Annotated[int | None, typer.Option("--images", min=1, help="Test subjects at most.")] = None,
     tune_images: Annotated[int, typer.Option("--tune-images", min=1, help="Tuning subjects at most.")] = 30,

@@ -147,6 +147,7 @@ def translate(
     strength: float | None = None,
     guidance: float | None = None,
     inject: float = 0.8,
+    keep: float = 0.0,
     steps: int = 25,
     draws: int = 8,
     images: int | None = None,
@@ -155,7 +156,7 @@ def translate(
     **options: Any,
 ) -> Translation:
     """Re-synthesise images of one label of a run as another, and score both sides with the same noise."""
-    chosen = TranslateOptions(method, strength, guidance, inject, steps, draws)
+    chosen = TranslateOptions(method, strength, guidance, inject, keep, steps, draws)
     return translate_pair(Path(run), source, target, chosen, images, fresh, settings_for(run, **options), progress)
 
 
@@ -166,6 +167,7 @@ def translate_all_pairs(
     strength: float | None = None,
     guidance: float | None = None,
     inject: float = 0.8,
+    keep: float = 0.0,
     steps: int = 25,
     draws: int = 8,
     images: int | None = None,
@@ -174,7 +176,7 @@ def translate_all_pairs(
     **options: Any,
 ) -> pa.Table:
     """Translate between all ordered pairs of a run's labels; return a row a pair, as in `translate/pairs.parquet`."""
-    chosen = TranslateOptions(method, strength, guidance, inject, steps, draws)
+    chosen = TranslateOptions(method, strength, guidance, inject, keep, steps, draws)
     return translate_pairs(Path(run), chosen, images, fresh, settings_for(run, **options), progress)
 
 

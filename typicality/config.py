@@ -23,6 +23,7 @@ from typicality.prompts import without_label
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+Engine = Literal["auto", "torch", "openvino"]
 
 
 def _text(value: Any) -> Any:
@@ -82,6 +83,10 @@ class ModelSettings(Section):
     max_aspect: float = Field(2.0, ge=1, description="longer images are centre-cropped to this aspect ratio")
     device: Device = "auto"
     dtype: Dtype = "auto"
+    engine: Engine = Field(
+        "auto",
+        description="what runs the UNet; auto: OpenVINO where it is installed and saves time on a CPU, else torch",
+    )
     offline: bool = Field(False, description="never contact a hub")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,8 +25,16 @@ from typicality.errors import OutputError, SettingsError
 from typicality.model import recipe
 from typicality.model.card import is_fine_tuned
 from typicality.model.checkpoint import BASE, Checkpoint, choose, load_checkpoint
+from typicality.model.compiled import WORTH
 from typicality.model.crossfit import SHARED, folds_of
-from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, has_bfloat16
+from typicality.model.denoiser import (
+    Denoiser,
+    cells_at_once,
+    choose_device,
+    choose_dtype,
+    has_bfloat16,
+    may_compile,
+)
 from typicality.model.latents import LatentStore
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
@@ -245,8 +254,29 @@ class Run:
                 checkpoint = load_checkpoint(ModelSettings(name=str(self.model_folder(fold)), offline=True))
             else:
                 checkpoint = self.base
-            self._denoisers[fold] = Denoiser(checkpoint, self.device, self.dtype)
+            self._denoisers[fold] = self.denoiser_for(checkpoint)
         return self._denoisers[fold]
+
+    def denoiser_for(self, checkpoint: Checkpoint) -> Denoiser:
+        """Place a model where this run computes."""
+        return Denoiser(checkpoint, self.device, self.dtype, self.compiled_shapes)
+
+    @cached_property
+    def compiled_shapes(self) -> frozenset[tuple[int, int]]:
+        """Shapes of latents, in cells, for which the UNet is compiled: where the first pass saves more than that takes.
+
+        It follows from the data set and the settings, not from what is done already or by which process, for
+        predictions differ in the last bits.
+        """
+        engine = self.settings.model.engine
+        if not may_compile(engine, self.device, self.dtype) or not self.base.is_small:
+            return frozenset()
+        evaluations: Counter[tuple[int, int]] = Counter()
+        for image in self.dataset:
+            height, width = self.latents.shape_of(image)
+            cells = (height // self.base.factor, width // self.base.factor)
+            evaluations[cells] += self.first_draws * (1 + len(image.labels))
+        return frozenset(s for s, n in evaluations.items() if engine == "openvino" or n >= WORTH * self.folds)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -522,7 +552,8 @@ def settings_key(settings: Settings, stage: str) -> str:
     """Key of the settings that decide what a stage leaves behind: all of them for `mine`, else those of training."""
     parts: list[Any] = [
         settings.prompt.model_dump(), settings.finetune.model_dump(exclude={"keep"}),
-        settings.model.model_dump(exclude={"device", "offline"}), settings.dataset.label, settings.dataset.group,
+        settings.model.model_dump(exclude={"device", "engine", "offline"}),
+        settings.dataset.label, settings.dataset.group,
     ]  # fmt: skip
     if stage == "mine":
         score = settings.score.model_dump(exclude={"batch_size", "shard_images"})

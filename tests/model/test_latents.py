@@ -66,7 +66,7 @@ def test_large_images_are_encoded_a_few_at_a_time(
         return encode_images(self, images)
 
     monkeypatch.setattr(Denoiser, "encode_images", spy)
-    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 3200)
+    monkeypatch.setattr(module, "CPU_PIXELS_AT_ONCE", 3200)
     store = LatentStore(tmp_path, 32, 16, 2.0)
     assert store.encode(dataset, denoiser) == len(dataset)
     assert sum(n for n, *_ in sizes) == len(dataset)

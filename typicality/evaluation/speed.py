@@ -32,7 +32,7 @@ from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor
 from typicality.mining.patches import PatchSelection, patch_side, top_patches
 from typicality.model.checkpoint import load_checkpoint
-from typicality.model.denoiser import DTYPES, Denoiser
+from typicality.model.denoiser import DTYPES, Denoiser, choose_device, choose_dtype, may_compile
 from typicality.model.probe import settle, timed
 from typicality.pipeline import FIRST_PASS, ensure_latents, scorer
 from typicality.progress import SILENT, Progress
@@ -72,6 +72,9 @@ def bench(settings: Settings, images: int | None = None, progress: Progress = SI
     mining : seconds of one core for patches and clusters, seconds an image for features
     """
     settings = resolve(settings.model_dump(), {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}})
+    device = choose_device(settings.model.device)
+    if may_compile(settings.model.engine, device, choose_dtype(settings.model.dtype, device)):
+        settings = resolve(settings.model_dump(), {"model": {"engine": "openvino"}})  # as for a large data set
     dataset = load_dataset(settings.dataset)
     with tempfile.TemporaryDirectory(prefix="typicality-bench-") as folder:
         return _Bench(settings, dataset, Path(folder), progress).run(images)
@@ -120,7 +123,7 @@ class _Bench:
             "matmul_share": flops * evaluations / mine / max(peaks.values()),
             "images": images, "draws": DRAWS, "evaluations": evaluations, "turns": TURNS,
             "model": run.base.title, "device": str(run.device), "dtype": name_of(run.dtype),
-            "threads": torch.get_num_threads(),
+            "engine": "openvino" if run.compiled_shapes else "torch", "threads": torch.get_num_threads(),
             "milliseconds_an_evaluation": {
                 "ours": 1000 * mine / evaluations, "bare": 1000 * plain / evaluations,
                 "fp32_eager": 1000 * slow / evaluations,
@@ -155,7 +158,7 @@ class _Bench:
         encoded = self.open_run(dataset)
         ensure_latents(encoded)
         for name in (name_of(dtype), "fp32"):
-            run = self.open_run(dataset, dtype=name)
+            run = self.open_run(dataset, dtype=name, engine="auto")
             run.__dict__["latents"] = encoded.latents  # one encoding: the scores are what is compared
             folder = run.score_folder(FIRST_PASS, DRAWS)
             scorer(run, FIRST_PASS, DRAWS)(own_label_jobs(run.labels_of), folder)

@@ -6,8 +6,9 @@ chosen precision, so that differences of predictions are taken in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -15,9 +16,11 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from typicality.config import Device, Dtype
+from typicality.config import Device, Dtype, Engine
 from typicality.errors import InputError, SettingsError
 from typicality.model.checkpoint import Checkpoint
+from typicality.model.compiled import CompiledUNet, is_available
+from typicality.model.unet import body, head, predict
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
@@ -51,6 +54,25 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     if device.type == "mps":
         return torch.float16
     return torch.bfloat16 if has_bfloat16() else torch.float32
+
+
+def may_compile(engine: Engine, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether OpenVINO may run the UNet: float32 on a CPU, where it is installed and not declined.
+
+    Half precision is left to torch: how OpenVINO's compares on processors that have it was not measured.
+
+    Raises
+    ------
+    SettingsError : where it was asked for and cannot.
+    """
+    fits = device.type == "cpu" and dtype == torch.float32
+    if engine == "openvino" and not fits:
+        raise SettingsError(
+            "model.engine=openvino is for float32 on a CPU; use --device cpu --dtype fp32, or engine auto"
+        )
+    if engine == "openvino" and not is_available():
+        raise SettingsError("model.engine is openvino, which is not installed: pip install 'typicality[cpu]'")
+    return engine != "torch" and fits and is_available()
 
 
 def has_bfloat16() -> bool:
@@ -109,10 +131,20 @@ class Denoiser:
     ----------
     checkpoint : float32 weights; the UNet is moved and cast, the autoencoder and the text encoder stay float32
         (the autoencoder encodes under autocast where the precision is bfloat16)
+    compiled_shapes : (height, width) in cells of the latents for which the UNet is compiled when it first meets one
+        (compiled.py; float32 on a CPU alone)
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        compiled_shapes: Collection[tuple[int, int]] = (),
+    ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.compiled_shapes = frozenset(compiled_shapes)
+        self._compiled: dict[tuple[int, int], CompiledUNet] = {}
         self.vae = checkpoint.vae.to(device)
         self.text_encoder = checkpoint.text_encoder.to(device)
         self.unet = checkpoint.unet
@@ -181,13 +213,31 @@ class Denoiser:
         table = rows if rows is not None else [[i] * n for i in range(len(states))]
         index = torch.tensor(table, device=self.device)
         hidden = states.to(self.dtype)[index.flatten()]
-        prediction = predict(self.unet, z.to(self.dtype), t, hidden, len(table)).float()
+        prediction = self._unet_for(z, hidden)(z.to(self.dtype), t, hidden, len(table)).float()
         self.evaluations += index.numel()
         prediction = prediction.unflatten(0, (len(table), n))
         if self.predicts_velocity:
             a = self.alphas_cumprod.to(self.device)[t][:, None, None, None]
             prediction = a.sqrt() * prediction + (1 - a).sqrt() * z
         return prediction
+
+    def _unet_for(self, z: Tensor, hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+        """The UNet for latents and prompts of these shapes, to be called as `predict` without its first argument."""
+        shape = (z.shape[-2], z.shape[-1])
+        if shape not in self.compiled_shapes:
+            return partial(predict, self.unet)
+        if shape not in self._compiled:
+            self._compiled[shape] = CompiledUNet(self.unet, z.shape[1:], hidden.shape[1:])
+        return self._compiled[shape]
+
+    @contextmanager
+    def in_torch(self) -> Iterator[None]:
+        """Run the UNet by torch meanwhile, so that hooks on its modules are called."""
+        shapes, self.compiled_shapes = self.compiled_shapes, frozenset()
+        try:
+            yield
+        finally:
+            self.compiled_shapes = shapes
 
     @enough_memory("set score.batch_size to less, 4 for instance, or make the images smaller (model.size)")
     @torch.inference_mode()
@@ -210,9 +260,8 @@ class Denoiser:
         noised = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(self.device, self.dtype)
         t = torch.full((len(latents),), timestep, device=self.device)
         hidden = prompt_states.to(self.device, self.dtype)
-        sample, embedding, skips = _encode(self.unet, noised, t, hidden, 1)
         self.evaluations += len(latents)
-        return _decode(self.unet, sample, embedding, hidden, skips, up_block + 1).float().cpu()
+        return body(self.unet, head(self.unet, noised, t), hidden, up_block + 1).float().cpu()
 
 
 def check_up_block(unet: UNet2DConditionModel, up_block: int) -> None:
@@ -220,71 +269,6 @@ def check_up_block(unet: UNet2DConditionModel, up_block: int) -> None:
     blocks = len(unet.up_blocks)
     if up_block >= blocks:
         raise SettingsError(f"mine.up_block is {up_block}, but this UNet has the blocks 0 to {blocks - 1}")
-
-
-def predict(unet: UNet2DConditionModel, z: Tensor, t: Tensor, hidden: Tensor, repeats: int) -> Tensor:
-    """Call the UNet on every input under several prompts, computing once an input what no prompt can change.
-
-    Scoring and fine-tuning both use it; gradients flow.
-
-    Parameters
-    ----------
-    z : (n, c, h, w) noised latents
-    t : (n,) timesteps
-    hidden : (repeats * n, tokens, width) states of the prompts, all inputs under the first prompt, then the second, ...
-    repeats : prompts an input
-
-    Returns
-    -------
-    (repeats * n, c, h, w) in the order of `hidden`.
-    """
-    sample, embedding, skips = _encode(unet, z, t, hidden, repeats)
-    sample = _decode(unet, sample, embedding, hidden, skips, len(unet.up_blocks))
-    return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
-
-
-def _encode(
-    unet: UNet2DConditionModel, z: Tensor, t: Tensor, hidden: Tensor, repeats: int
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """The UNet down to its middle, with the leading prompt-free blocks shared by all prompts."""
-    embedding = unet.time_embedding(unet.time_proj(t).to(z.dtype))
-    sample = unet.conv_in(z)
-    skips: tuple[Tensor, ...] = (sample,)
-    shared = True
-    for block in unet.down_blocks:
-        crosses = getattr(block, "has_cross_attention", False)
-        if shared and crosses:
-            shared = False
-            sample, embedding = repeat(sample, repeats), repeat(embedding, repeats)
-            skips = tuple(repeat(s, repeats) for s in skips)
-        arguments = {"encoder_hidden_states": hidden} if crosses else {}
-        sample, outputs = block(hidden_states=sample, temb=embedding, **arguments)
-        skips += outputs
-    if shared:
-        sample, embedding = repeat(sample, repeats), repeat(embedding, repeats)
-        skips = tuple(repeat(s, repeats) for s in skips)
-    return unet.mid_block(sample, embedding, encoder_hidden_states=hidden), embedding, skips
-
-
-def _decode(
-    unet: UNet2DConditionModel,
-    sample: Tensor,
-    embedding: Tensor,
-    hidden: Tensor,
-    skips: tuple[Tensor, ...],
-    blocks: int,
-) -> Tensor:
-    """Run the first `blocks` decoder blocks."""
-    for block in unet.up_blocks[:blocks]:
-        taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
-        arguments = {"encoder_hidden_states": hidden} if getattr(block, "has_cross_attention", False) else {}
-        sample = block(hidden_states=sample, temb=embedding, res_hidden_states_tuple=taken, **arguments)
-    return sample
-
-
-def repeat(x: Tensor, times: int) -> Tensor:
-    """Stack `times` copies along the first axis: slot-major, as `predict_noise` orders its batch."""
-    return x.repeat(times, *([1] * (x.ndim - 1))) if times > 1 else x
 
 
 def prompt_tokens(tokenizer: object, prompts: Sequence[str]) -> Int[Tensor, "p tokens"]:

@@ -44,9 +44,10 @@ from typicality.errors import SettingsError
 from typicality.model.average import Average
 from typicality.model.calibration import best_label_scale, scaled_typicality
 from typicality.model.checkpoint import Checkpoint, save_adapter, save_checkpoint
-from typicality.model.denoiser import enough_memory, predict, prompt_tokens, use_small_attention
+from typicality.model.denoiser import enough_memory, prompt_tokens, use_small_attention
 from typicality.model.latents import LatentStore
 from typicality.model.recipe import FULL_SIZE, MARGIN, default_steps, recipe_of, validation_interval
+from typicality.model.unet import predict
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
 from typicality.records import LabelledImage

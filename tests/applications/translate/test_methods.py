@@ -218,6 +218,17 @@ def test_neither_batch_nor_order_changes_a_result(method: Method, denoiser: Deno
     torch.testing.assert_close(alone, both[1:], rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_kept_of_the_source_stays(denoiser: Denoiser, states: torch.Tensor):
+    z = latents()
+    mean, kept, all_of_it = (
+        translate_latents(denoiser, z, ["a", "b"], states, TranslateOptions("mean", keep=keep))
+        for keep in (0.0, 0.25, 1.0)
+    )
+    torch.testing.assert_close(kept, 0.25 * z + 0.75 * mean)
+    torch.testing.assert_close(all_of_it, z)
+    assert (mean - z).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_cost_is_known_beforehand(method: Method, denoiser: Denoiser, states: torch.Tensor):
     options = TranslateOptions(method, steps=5, inject=0.8)
@@ -234,6 +245,7 @@ def test_the_cost_is_known_beforehand(method: Method, denoiser: Denoiser, states
         ({"strength": 1.5}, "--strength"),
         ({"inject": 2.0}, "--inject"),
         ({"guidance": -1.0}, "--guidance"),
+        ({"keep": 1.1}, "--keep"),
         ({"steps": 1}, "--sampler-steps"),
         ({"draws": 3}, "--draws"),
     ],

@@ -123,7 +123,7 @@ def plug_and_play(
     result = path[0]
     feature_steps = round(inject * len(grid))
     attention_steps = round(inject * ATTENTION_SHARE * len(grid))
-    with Injection(denoiser.unet) as injection:
+    with denoiser.in_torch(), Injection(denoiser.unet) as injection:
         for i, t in enumerate(grid.timesteps.tolist()):
             if i < feature_steps:
                 injection.read()

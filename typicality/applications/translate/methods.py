@@ -50,6 +50,7 @@ class TranslateOptions:
     guidance : weight of the target label; the method's own by default
     inject : share of the steps with injected features (pnp alone)
     steps : sampler steps; `mean` has none
+    keep : share of the source that stays (mean alone)
     draws : UNet draws an image, side and label for their typicality; even
     """
 
@@ -57,6 +58,7 @@ class TranslateOptions:
     strength: float | None = None
     guidance: float | None = None
     inject: float = 0.8
+    keep: float = 0.0
     steps: int = 25
     draws: int = 8
 
@@ -75,7 +77,8 @@ class TranslateOptions:
             strength=strength if self.strength is None else self.strength,
             guidance=guidance if self.guidance is None else self.guidance,
         )
-        for name, low, high in (("strength", 0.01, 1.0), ("inject", 0.0, 1.0), ("guidance", 0.0, 100.0)):
+        limits = {"strength": (0.01, 1.0), "inject": (0.0, 1.0), "keep": (0.0, 1.0), "guidance": (0.0, 100.0)}
+        for name, (low, high) in limits.items():
             if not low <= getattr(found, name) <= high:
                 raise SettingsError(f"--{name} must lie between {low:g} and {high:g}, not {getattr(found, name)}")
         if found.steps < 2:
@@ -120,7 +123,8 @@ def translate_latents(
         noises = _noises(image_ids, (len(grid),), z, seed)
         return edit_friendly(denoiser, z, states, grid, options.guidance, noises)
     if options.method == "mean":
-        return posterior_mean(denoiser, z, states, grid, options.guidance, _noises(image_ids, (MEAN_PAIRS,), z, seed))
+        mean = posterior_mean(denoiser, z, states, grid, options.guidance, _noises(image_ids, (MEAN_PAIRS,), z, seed))
+        return options.keep * z + (1 - options.keep) * mean
     noises = _noises(image_ids, (len(grid), DELTA_PAIRS), z, seed)
     return delta(denoiser, z, states, grid, options.guidance, noises)
 

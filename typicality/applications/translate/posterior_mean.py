@@ -3,7 +3,9 @@
 An image is noised to one level, many times over, and each time the denoiser's estimate of the clean latent is taken in
 one step (Ho et al. 2020, eq. 15). Their mean is the translation. A denoiser estimates conditional means, so that where
 a sample commits itself to one of many possible pictures, this stays between them: nearest to the truth in squared
-distance, and softer than a picture. A distance to the truth therefore has to be compared with that of a mere blur.
+distance, and softer than a picture. Part of the source may be kept (`TranslateOptions.keep`): at large noise the mean
+forgets details, and an estimate that leans on what is known of the subject is nearer still, as shrinkage is (James &
+Stein 1961). A distance to the truth therefore has to be compared with that of a mere blur.
 """
 
 from __future__ import annotations

@@ -1,0 +1,132 @@
+"""The UNet as OpenVINO compiles it for a processor: the same predictions, in less time.
+
+In so small a model as the bundled base a third of the time goes into biases, activations, sums and changes of layout
+between the products. OpenVINO fuses them into the products and keeps the layout that its convolutions want
+(reports/benchmarks/README.md has what that gains). It is fastest for shapes that are fixed beforehand, so batches are
+cut into pieces of one size, and the last is filled up. The UNet is cut where the prompt comes in, for what lies before
+serves all prompts of an input (`denoiser.predict`).
+
+Predictions differ from torch's by rounding, some 1e-6. That is why a run decides by what it has to do, and not by what
+is left of it, whether it compiles (`Run.compiled_shapes`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from typicality.model.unet import Head, body, head, repeat
+
+PIECE = 32
+"""UNet evaluations at once; inputs at once before the prompt comes in are half of them. The fastest of 8 to 160."""
+WORTH = 8_000
+"""Evaluations from which compiling, some five seconds, saves more time than it takes."""
+
+
+def is_available() -> bool:
+    """Whether OpenVINO is installed."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+class CompiledUNet:
+    """A UNet, compiled for latents of one shape; call it as `denoiser.predict` without its first argument.
+
+    Parameters
+    ----------
+    unet : float32, on the CPU, with the attention processor that it is to have
+    shape : (channels, height, width) of a latent
+    prompt : (tokens, width) of a prompt's states
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, shape: Sequence[int], prompt: Sequence[int]) -> None:
+        z, t = torch.zeros(PIECE // 2, *shape), torch.ones(PIECE // 2, dtype=torch.int64)
+        with torch.no_grad():
+            first = head(unet, z, t)
+            wide = [torch.cat([x, x]) for x in (first.sample, first.embedding, *first.skips)]
+            self._head = _compiled(_Head(unet), (z, t))
+            self._body = _compiled(_Body(unet, first.block), (torch.zeros(PIECE, *prompt), *wide))
+
+    def __call__(
+        self,
+        z: Float[Tensor, "n c h w"],
+        t: Int[Tensor, " n"],
+        hidden: Float[Tensor, "m tokens width"],
+        repeats: int,
+    ) -> Float[Tensor, "m c h w"]:
+        sample, embedding, *skips = self._head(z, t)
+        return self._body(hidden, *(repeat(x, repeats) for x in (sample, embedding, *skips)))[0]
+
+
+class _Head(nn.Module):
+    """What no prompt can change."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, z: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        first = head(self.unet, z, t)
+        return (first.sample, first.embedding, *first.skips)
+
+
+class _Body(nn.Module):
+    """The rest, from the down block `block` on."""
+
+    def __init__(self, unet: UNet2DConditionModel, block: int) -> None:
+        super().__init__()
+        self.unet, self.block = unet, block
+
+    def forward(self, hidden: Tensor, sample: Tensor, embedding: Tensor, *skips: Tensor) -> Tensor:
+        return body(self.unet, Head(sample, embedding, skips, self.block), hidden)
+
+
+def _compiled(module: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., list[Tensor]]:
+    """Compile a module for tensors of the shapes of the example; the batch of a call may have any length."""
+    openvino = _openvino()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing: shapes are constants of the trace, and are to be
+        traced = torch.jit.freeze(torch.jit.trace(module.eval(), example, check_trace=False))
+        model = openvino.convert_model(traced, example_input=example)
+    model.reshape({port: list(x.shape) for port, x in zip(model.inputs, example, strict=True)})
+    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    piece = len(example[0])
+
+    def call(*inputs: Tensor) -> list[Tensor]:
+        n, parts = len(inputs[0]), []
+        for start in range(0, n, piece):
+            arrays = [_filled(x[start : start + piece], piece).numpy() for x in inputs]
+            found = request.infer(arrays, share_inputs=True)
+            parts.append([torch.from_numpy(value[: n - start].copy()) for value in found.values()])
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+    return call
+
+
+def _filled(x: Tensor, length: int) -> Tensor:
+    """Repeat the last row until there are so many."""
+    missing = length - len(x)
+    return (torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x).contiguous()
+
+
+def _openvino() -> Any:
+    """Import OpenVINO without the package by which it reports its use to its makers: nothing is sent from here."""
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+    return openvino
