@@ -70,7 +70,7 @@ def classify(
     """Accuracy of the run's model as a diffusion classifier on held-out images."""
     from typicality.evaluation.classify import classify as evaluate
 
-    common.reject("out", "fresh")
+    common.pass_over("out", "fresh")
     limits, settings = parse_limits(at_least), common.settings(str(existing_run(run)))
     if common.dry_run:
         return show_plan({"run": str(run), "draws": draws}, common, settings)
@@ -97,7 +97,7 @@ def autoencoder(
     """How well the model's autoencoder keeps held-out images (PSNR); what it loses cannot be mined."""
     from typicality.evaluation.autoencoder import reconstruct
 
-    common.reject("out", "fresh")
+    common.pass_over("out", "fresh")
     limits = parse_limits(at_least)
     settings = common.settings(dataset, {"dataset": given(label=label, group=group)})
     if common.dry_run:
@@ -133,7 +133,7 @@ def estimator(
     """Ways of drawing against a gold standard: UNet evaluations, rank correlation, overlap, calibration."""
     from typicality.evaluation.estimator import estimator as evaluate
 
-    common.reject("out", "fresh")
+    common.pass_over("out", "fresh")
     limits, protocols = parse_limits(at_least), tuple(paper or (4, 16, 100))
     settings = common.settings(str(existing_run(run)))
     if common.dry_run:

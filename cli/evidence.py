@@ -44,7 +44,7 @@ def elements(
     """Mined elements on held-out images: purity, coverage and label accuracy, beside those of rivals."""
     from typicality.evaluation.elements import elements as evaluate
 
-    common.reject("out", "fresh")
+    common.pass_over("out", "fresh")
     limits, settings = parse_limits(at_least), common.settings(str(existing_run(run)))
     if common.dry_run:
         plan = {"run": str(run), "elements": count, "seeds": seeds, "images at most": images}

@@ -36,7 +36,7 @@ def export(
     from typicality.applications.export import export as write
     from typicality.applications.export import place_of
 
-    common.reject("fresh", *SETTINGS, why="it writes what the run has found")
+    common.pass_over("fresh", *SETTINGS, why="it writes what the run has found")
     if common.dry_run:
         path = place_of(run, to.value, common.out, force)
         print_json({"to": to.value, "out": str(path)}) if common.json else print_text(f"would write {path}")
@@ -63,7 +63,7 @@ def diff(
     from typicality.errors import SettingsError
     from typicality.store import check_writable
 
-    common.reject("fresh", *SETTINGS, why="it compares what two runs have found")
+    common.pass_over("fresh", *SETTINGS, why="it compares what two runs have found")
     if common.out is not None:
         check_writable(common.out)
         if common.out.is_dir() or common.out.suffix not in (".html", ".htm"):

@@ -45,7 +45,7 @@ class Where:
 
         from .mining import existing_run
 
-        common.reject("out", "fresh")
+        common.pass_over("out", "fresh")
         settings = common.settings(str(existing_run(run)), {"dataset": given(masks=self.masks, boxes=self.boxes)})
         return settings, Options(self.against, self.draws, tuple(parse_range(text) for text in self.ranges or ()))
 

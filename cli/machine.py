@@ -35,7 +35,7 @@ def bench(
     """Speed of scoring against the bare UNet and against this machine's peak, in about three minutes."""
     from typicality.evaluation.speed import bench as measure
 
-    common.reject(*PLACE, why="it keeps nothing but what --write names")
+    common.pass_over(*PLACE, why="it keeps nothing but what --write names")
     limits = parse_limits(at_least)
     fixed = {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}}
     settings = common.settings(None, {"dataset": {"label": "year"}, **fixed})
@@ -54,7 +54,7 @@ def estimate(
     from typicality.applications.estimate import estimate as measure
     from typicality.dataset import load_dataset
 
-    common.reject(*PLACE, why="it keeps nothing")
+    common.pass_over(*PLACE, why="it keeps nothing")
     settings = common.settings(dataset, data.layer(), training.layer(), scoring.layer())
     if common.dry_run:
         n = len(load_dataset(settings.dataset))
@@ -121,7 +121,7 @@ def datasets(common: Common) -> None:
 
     from typicality.dataset import builtin_datasets
 
-    common.reject(*SETTINGS, *PLACE, why="it only lists what there is")
+    common.pass_over(*SETTINGS, *PLACE, why="it only lists what there is")
     found = builtin_datasets()
     if common.json:
         print_json([asdict(info) for info in found])
@@ -140,7 +140,7 @@ def doctor(common: Common) -> None:
     """Say what this machine can do: versions, devices, precision, the model that would be used, its speed."""
     from typicality.machine import examine
 
-    common.reject("seed", *PLACE, why="it keeps nothing and draws nothing")
+    common.pass_over("seed", *PLACE, why="it keeps nothing and draws nothing")
     settings = common.settings(None)
     if common.dry_run:
         return show_plan({"timed": "the UNet in each precision on offer", "kept": "nothing"}, common, settings)

@@ -81,7 +81,7 @@ def report(
     """Render the HTML report of a run again."""
     from typicality import pipeline
 
-    common.reject("out", "fresh")
+    common.pass_over("out", "fresh")
     settings = common.settings(str(existing_run(run)), {"report": given(title=title)})
     if common.dry_run:
         return dry_run(settings, run, common)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +18,7 @@ from typicality.config import Settings, layer_of, merge, parse_assignment
 from typicality.errors import SettingsError
 from typicality.progress import Progress
 
-from .console import progress_for
+from .console import progress_for, say
 
 
 class DeviceName(StrEnum):
@@ -121,22 +121,32 @@ class Common:
         assigned = [parse_assignment(text) for text in self.assign or []]
         return resolve_settings(source, self.config, [merge(*layers, own, *assigned)])
 
-    def reject(self, *names: str, why: str | None = None) -> None:
-        """Refuse options that were given to a command on which they have no effect.
+    def pass_over(self, *names: str, why: str | None = None) -> None:
+        """Warn of options that were given to a command on which they have no effect, and would do no harm.
+
+        Every command takes every common option, so that a script may give the same ones to all.
 
         Parameters
         ----------
         names : of options, without dashes
         why : what the command does instead; that of `UNUSED` by default
+        """
+        for name in self._given(names):
+            say(f"warning: --{name} has no effect on this command; {why or UNUSED[name]}")
+
+    def reject(self, *names: str, why: str) -> None:
+        """Refuse options that were given, where what they ask for would silently not be done.
 
         Raises
         ------
         SettingsError
         """
-        for name in names:
-            value = getattr(self, "assign" if name == "set" else name)
-            if value is not None and value is not False and value != []:  # --seed 0 was given
-                raise SettingsError(f"--{name} has no effect on this command; {why or UNUSED[name]}")
+        for name in self._given(names):
+            raise SettingsError(f"--{name} has no effect on this command; {why}")
+
+    def _given(self, names: Iterable[str]) -> list[str]:
+        values = {name: getattr(self, "assign" if name == "set" else name) for name in names}
+        return [n for n, v in values.items() if v is not None and v is not False and v != []]  # --seed 0 was given
 
     def folder(self, source: str | None) -> Path | None:
         """--out, or the run directory that was named as the source."""

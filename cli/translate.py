@@ -61,7 +61,7 @@ def translate(
     from typicality.applications.translate.run import translate as translate_pair
     from typicality.dataset import load_dataset
 
-    common.reject("out")
+    common.pass_over("out")
     if all_pairs == (source is not None or target is not None) or (source is None) != (target is None):
         raise SettingsError("name two labels with --from and --to, or use --all-pairs")
     options = TranslateOptions(method.value, strength, guidance, inject, keep, sampler_steps, draws).resolved()
@@ -102,7 +102,7 @@ def trends(
     """When each visual element appears, peaks and vanishes over the labels; which labels look alike."""
     from typicality.applications.trends.run import trends as follow
 
-    common.reject("out", "fresh")
+    common.pass_over("out", "fresh")
     settings = common.settings(str(existing_run(run)))
     if common.dry_run:
         plan = {"run": str(run), "images": images, "members": members, "draws": draws}
@@ -147,7 +147,7 @@ def evaluate_translate(
     from typicality.evaluation.translate import evaluate_translate as evaluate
     from typicality.evaluation.translate import plan_of
 
-    common.reject("out", "fresh")
+    common.pass_over("out", "fresh")
     limits = parse_limits(at_least)
     settings = common.settings(str(existing_run(run)))
     chosen = cast("list[Method]", [m.value for m in methods]) if methods else METHODS
