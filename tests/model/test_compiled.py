@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -62,6 +63,14 @@ def test_a_unet_that_sees_the_prompt_at_once_is_cut_at_its_beginning() -> None:
     compiled = CompiledUNet(unet, z.shape[1:], hidden.shape[1:])
     with torch.no_grad():
         torch.testing.assert_close(compiled(z, t, hidden, 2), predict(unet, z, t, hidden, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not tell")
+def test_the_process_is_bound_to_no_core(denoiser: Denoiser) -> None:
+    """OpenVINO would bind it to the first ones, and several processes would share those."""
+    before = os.sched_getaffinity(0)
+    denoiser.predict_noise(*inputs(PIECE), denoiser.encode_prompts(PROMPTS))
+    assert os.sched_getaffinity(0) == before
 
 
 def test_other_shapes_are_left_to_torch(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:

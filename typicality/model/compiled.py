@@ -96,7 +96,11 @@ def _compiled(module: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., l
         traced = torch.jit.freeze(torch.jit.trace(module.eval(), example, check_trace=False))
         model = openvino.convert_model(traced, example_input=example)
     model.reshape({port: list(x.shape) for port, x in zip(model.inputs, example, strict=True)})
-    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # or several processes, and torch's own threads, would share the first core
+    }
     request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
     piece = len(example[0])
 
