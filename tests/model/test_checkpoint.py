@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,3 +162,24 @@ def test_bundled_base_is_small_and_loads_in_plain_diffusers() -> None:
     drawn = pipeline("noto emoji", num_inference_steps=4, generator=generator, output_type="np").images
     assert drawn.shape == (1, 64, 64, 3)
     assert drawn.std() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_a_model_of_a_hub_keeps_its_label_scale(tmp_path: Path, scale: float) -> None:
+    """Read, without a network, from a cache laid out as the hub's own; at a scale of 1 there is no file of it."""
+    cache, commit = tmp_path / "hub" / "models--somebody--model", 4 * "0123456789"
+    checkpoint = tiny_checkpoint()
+    checkpoint.label_scale = scale
+    save_checkpoint(checkpoint, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    code = (
+        "from typicality.config import ModelSettings\n"
+        "from typicality.model.checkpoint import load_checkpoint\n"
+        "loaded = load_checkpoint(ModelSettings(name='somebody/model', offline=True))\n"
+        "print(loaded.label_scale, loaded.weights_hash())"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(scale), checkpoint.weights_hash()]

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from typicality.config import ModelSettings
 from typicality.errors import CheckpointError
-from typicality.model.calibration import load_label_scale, save_label_scale
+from typicality.model.calibration import CALIBRATION, load_label_scale, save_label_scale
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +192,16 @@ def _load(name: str, revision: str | None, offline: bool, reason: str) -> Checkp
     _check(loaded["unet"], loaded["scheduler"], str(where))
     for part in ("vae", "unet", "text_encoder"):
         loaded[part].eval().requires_grad_(False)
-    scale = load_label_scale(folder) if local else 1.0
+    scale = load_label_scale(folder) if local else _hub_label_scale(name, options)
     return Checkpoint(**loaded, name=name, revision=revision, reason=reason, label_scale=scale)
+
+
+def _hub_label_scale(name: str, options: dict[str, Any]) -> float:
+    """The label scale of a model on a hub; 1 where it has none, or where that cannot be known without the network."""
+    try:
+        return load_label_scale(Path(hf_hub_download(name, CALIBRATION, **options)).parent)
+    except EntryNotFoundError:
+        return 1.0
 
 
 def _check(unet: UNet2DConditionModel, scheduler: DDIMScheduler, where: str) -> None:
