@@ -42,7 +42,7 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 
 .PHONY: demo
 demo: venv ## Mine the embedded emoji by design year, offline, into reports/emoji-year
-	$(BIN)/typicality mine --label year --steps 340 --out reports/emoji-year
+	$(BIN)/typicality mine --label year --out reports/emoji-year
 	@echo "Report: $(CURDIR)/reports/emoji-year/index.html"
 
 .PHONY: test
