@@ -19,7 +19,7 @@ from typicality.config import DatasetSettings, FinetuneSettings, Settings
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import DatasetError
 from typicality.model.crossfit import folds_of, mean_history
-from typicality.model.finetune import Finetuner
+from typicality.model.finetune import Draws, Finetuner
 from typicality.progress import Progress
 from typicality.run import Run, open_run
 from typicality.scoring.scorer import Job, Scorer
@@ -102,28 +102,31 @@ def test_no_image_is_scored_by_a_model_that_has_seen_its_group(fitted: Run, monk
     """
     groups = {image.image_id: image.group for image in fitted.dataset}
     seen: dict[str, set[str]] = {}
-    loss, validated = Finetuner._loss, Finetuner.effect_of_labels
+    draw, loss, validated = Finetuner._draw, Finetuner._loss, Finetuner.effect_of_labels
 
-    def spy_loss(self: Finetuner, ids: Sequence[str], rng: np.random.Generator) -> torch.Tensor:
+    def spy_draw(self: Finetuner, ids: Sequence[str], rng: np.random.Generator) -> Draws:
         seen.setdefault(self.part.name, set()).update(groups[i] for i in ids)
-        if not self.part.labelled:
-            prompts: list[list[int]] = []
-            unet = self.checkpoint.unet
-            states = self._states().detach()
-            hook = unet.register_forward_pre_hook(
-                lambda _, args: prompts.append([int((s - states).abs().sum((1, 2)).argmin()) for s in args[2]])
-            )
-            result = loss(self, ids, rng)
-            hook.remove()
-            assert prompts == [[0] * len(ids)]
-            return result
-        return loss(self, ids, rng)
+        return draw(self, ids, rng)
+
+    def spy_loss(self: Finetuner, drawn: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.part.labelled:
+            return loss(self, drawn)
+        prompts: list[list[int]] = []
+        states = self._states().detach()
+        hook = self.checkpoint.unet.register_forward_pre_hook(
+            lambda _, args: prompts.append([int((s - states).abs().sum((1, 2)).argmin()) for s in args[2]])
+        )
+        result = loss(self, drawn)
+        hook.remove()
+        assert prompts == [[0] * len(drawn.prompts)]
+        return result
 
     def spy_validation(self: Finetuner, ids: Sequence[str]) -> float:
         assert self.part.labelled
         seen.setdefault(self.part.name, set()).update(groups[i] for i in ids)
         return validated(self, ids)
 
+    monkeypatch.setattr(Finetuner, "_draw", spy_draw)
     monkeypatch.setattr(Finetuner, "_loss", spy_loss)
     monkeypatch.setattr(Finetuner, "effect_of_labels", spy_validation)
     pipeline.ensure_model(fitted)
@@ -167,8 +170,8 @@ def test_without_folds_held_out_groups_take_part_in_nothing(
     pipeline.ensure_latents(run)
     trained: set[str] = set()
     validated: list[set[str]] = []
-    loss, effect = Finetuner._loss, Finetuner.effect_of_labels
-    monkeypatch.setattr(Finetuner, "_loss", lambda self, ids, rng: (trained.update(ids), loss(self, ids, rng))[1])
+    draw, effect = Finetuner._draw, Finetuner.effect_of_labels
+    monkeypatch.setattr(Finetuner, "_draw", lambda self, ids, rng: (trained.update(ids), draw(self, ids, rng))[1])
     monkeypatch.setattr(
         Finetuner, "effect_of_labels", lambda self, ids: (validated.append(set(ids)), effect(self, ids))[1]
     )

@@ -103,6 +103,42 @@ def test_gradient_accumulation_takes_the_same_images(data: tuple[TrainingSet, La
     assert one.train_step(0.5) == pytest.approx(other.train_step(0.5), rel=0.3)
 
 
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_workers_find_the_gradients_that_one_would(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path, text_encoder: bool
+) -> None:
+    """Shares of 3, 3 and 4 of ten images, some of them under the null prompt; half of the weight each time."""
+    changes = {"contrast": 8.0, "batch_size": 10, "dropout": 0.3, "train_text_encoder": text_encoder}
+    tuner = trainer(data, tmp_path, **changes)
+    drawn = tuner._draw(tuner.batch(0)[0], np.random.default_rng(0))
+    assert 0 in drawn.prompts
+    assert len(drawn.others) == 10
+    found = []
+    for workers in (1, 3):
+        tuner.workers = workers
+        tuner.optimizer.zero_grad(set_to_none=True)
+        errors = [tuner._backward(drawn, 0.5) for _ in range(2)]
+        found.append((errors, [p.grad for p in tuner.parameters]))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_workers_share_the_cores_of_this_process(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
+    """With 5 threads 16 images make two shares of 8, which have 2 threads each; afterwards there are 5 again."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        tuner = trainer(data, tmp_path, batch_size=16)
+        assert (tuner.workers, tuner.threads) == (2, 2)
+        with tuner._shared():
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 5
+        assert trainer(data, tmp_path, batch_size=16, micro_batch=8).workers == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_epoch_visits_every_image_of_a_shape_once(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     tuner = trainer(data, tmp_path, batch_size=1)
     assert sorted(i for b in tuner.buckets for i in b) == sorted(data[0].training)
@@ -437,7 +473,7 @@ def test_an_image_is_contrasted_with_a_label_that_it_lacks(
     unet = tuner.checkpoint.unet
     unet.mid_block.register_forward_pre_hook(record, with_kwargs=True)
     unet.conv_out.register_forward_hook(output)
-    minimised, error = tuner._loss(ids, np.random.default_rng(3))
+    minimised, error = tuner._loss(tuner._draw(ids, np.random.default_rng(3)))
     states = tuner._states()
     asked = [int((states - h).abs().sum((1, 2)).argmin()) for h in seen["hidden"]]
     position = {label: i + 1 for i, label in enumerate(data[0].labels)}
@@ -445,7 +481,8 @@ def test_an_image_is_contrasted_with_a_label_that_it_lacks(
     assert asked[: len(ids)] == own
     assert all(other not in (0, mine) for other, mine in zip(asked[len(ids) :], own, strict=True))
     assert error < minimised
-    without = trainer(data, tmp_path / "without", contrast=0, dropout=0)._loss(ids, np.random.default_rng(3))
+    plain = trainer(data, tmp_path / "without", contrast=0, dropout=0)
+    without = plain._loss(plain._draw(ids, np.random.default_rng(3)))
     torch.testing.assert_close(without[0], error)  # the same images, noise and timesteps
     torch.testing.assert_close(*without)
 
@@ -455,7 +492,7 @@ def test_the_null_prompt_and_images_of_all_labels_are_not_contrasted(
 ) -> None:
     tuner = trainer(data, tmp_path, contrast=4, dropout=0.999)
     ids = tuner.batch(0)[0]
-    minimised, error = tuner._loss(ids, np.random.default_rng(3))
+    minimised, error = tuner._loss(tuner._draw(ids, np.random.default_rng(3)))
     assert minimised is error
     rng, labels = np.random.default_rng(0), data[0].labels
     assert tuner._others([labels, labels], [1, 2], rng) == []
@@ -473,7 +510,9 @@ def test_contrast_sets_labels_apart_sooner(data: tuple[TrainingSet, LatentStore]
             tuner.train_step(step / 30)
         tuner.contrast = 1.0
         with torch.no_grad():
-            pairs = [tuner._loss([i], np.random.default_rng([9, n])) for n, i in enumerate(data[0].validation)]
+            pairs = [
+                tuner._loss(tuner._draw([i], np.random.default_rng([9, n]))) for n, i in enumerate(data[0].validation)
+            ]
         return sum(float((minimised - error) / error) for minimised, error in pairs)
 
     assert behind(8.0) < behind(0.0)
