@@ -13,6 +13,7 @@ from typicality.applications.estimate import Estimate, winners
 from typicality.dataset import load_dataset
 from typicality.pipeline import mine
 from typicality.plan import plan_of
+from typicality.progress import SILENT
 
 
 def test_images_that_hold_a_winner() -> None:
@@ -91,3 +92,15 @@ def test_every_stage_of_the_default_has_a_cost(tiny_folder: Path, tiny_model: Pa
 def test_minutes_are_taken_as_they_are(tiny_folder: Path, tiny_model: Path) -> None:
     found = cost(tiny_folder, tiny_model, finetune={"minutes": 3.0, "batch_size": 4})
     assert found.stages["finetune"].seconds == 180
+
+
+def test_the_probe_computes_as_a_run_of_all_images_does(
+    tiny_folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 square images take 160 evaluations in the first pass, which is worth compiling; those of the probe are not."""
+    monkeypatch.setattr("typicality.run.WORTH", 160)
+    monkeypatch.setattr(module, "PROBE_IMAGES", 4)
+    settings = settings_for(tiny_folder, "folder", model=str(tiny_model), dtype="fp32", device="cpu")
+    probe = module._Probe(settings, load_dataset(settings.dataset), tmp_path, SILENT)
+    assert len(probe.run.dataset) == 4
+    assert probe.run.compiled_shapes == {(8, 8)}

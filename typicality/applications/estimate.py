@@ -112,6 +112,9 @@ class _Probe:
         # as it is scored after fine-tuning: the same UNet, with an adapter merged
         plain = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"enabled": False})})
         self.run = Run(plain, sample, RunDirectory(folder), progress)
+        whole = Run(settings, dataset, self.run.directory, progress)
+        whole.take_model(self.run)
+        self.run.__dict__["compiled_shapes"] = whole.compiled_shapes  # as for all images, not for these few
 
     def estimate(self, reading: float) -> Estimate:
         """Put the stages' costs together; `reading` the data set took so many seconds."""

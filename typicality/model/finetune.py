@@ -376,7 +376,8 @@ class Finetuner:
         loss = 0.0
         for start in range(0, len(ids), micro):
             part = ids[start : start + micro]
-            loss += self._backward(self._draw(part, rng), len(part) / len(ids))
+            with self._shared():
+                loss += self._backward(self._draw(part, rng), len(part) / len(ids))
         if not math.isfinite(loss):
             raise SettingsError(
                 f"fine-tuning diverged: the loss is {loss} at step {self.step}; lower finetune.rate "
@@ -485,10 +486,7 @@ class Finetuner:
         while not finished:
             elapsed = time.monotonic() - began
             share = elapsed / limit if limit else self.step / self.steps
-            with (
-                enough_memory("set finetune.micro_batch to less than finetune.batch_size, 1 for instance"),
-                self._shared(),
-            ):
+            with enough_memory("set finetune.micro_batch to less than finetune.batch_size, 1 for instance"):
                 loss = self.train_step(share)
             self.losses = [*self.losses[-99:], loss]
             self.seconds = time.monotonic() - began
