@@ -71,6 +71,7 @@ def test_the_run_directory_holds_what_is_promised(result: Result) -> None:
     assert record["stages"]["score"]["unet_evaluations"] == 32 * 2 * 2
     assert record["dataset"]["fingerprint"]
     assert record["model"]["weights_hash"]
+    assert record["model"]["engine"] == "torch"  # so few images are not worth compiling
     assert not [p for p in result.folder.rglob("*") if p.suffix in (".pt", ".bin", ".pkl", ".tmp")]
 
 

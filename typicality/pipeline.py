@@ -127,6 +127,7 @@ def ensure_model(run: Run) -> None:
         "name": run.base.title, "revision": run.base.revision, "reason": run.base.reason,
         "weights_hash": run.base_hash, "fine_tuned": settings.enabled,
         "device": str(run.device), "dtype": str(run.dtype).removeprefix("torch."),
+        "engine": "openvino" if run.compiled_shapes else "torch",
     }  # fmt: skip
     if not settings.enabled or run.directory.is_done("finetune", run.finetune_key):
         if settings.enabled:
