@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from typicality.model import denoiser as module
 from typicality.model.compiled import PIECE, CompiledUNet, is_available
 from typicality.model.denoiser import Denoiser, may_compile
 from typicality.model.unet import predict
+from typicality.pipeline import mine
 from typicality.run import open_run
 
 CPU = torch.device("cpu")
@@ -131,3 +133,27 @@ def test_a_run_compiles_where_the_first_pass_is_long_enough(
     assert shapes(engine="torch") == set()
     monkeypatch.setattr("typicality.run.WORTH", 161)
     assert shapes(engine="openvino") == {(8, 8), (8, 12)}
+
+
+@pytest.mark.slow
+def test_a_run_finds_the_same_elements_either_way(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """The model as it is, adaptive scoring with a round and a refinement, in OpenVINO and in torch."""
+    tables = []
+    for engine in ("openvino", "torch"):
+        settings = resolve(
+            {
+                "dataset": {"source": str(tiny_folder), "label": "folder"},
+                "model": {"name": str(tiny_model), "device": "cpu", "dtype": "fp32", "engine": engine},
+                "finetune": {"enabled": False},
+                "score": {"precision": "fast"},
+                "mine": {"per_label": 10, "clusters": 2, "noises": 2},
+            }
+        )
+        result = mine(settings, tmp_path / engine)
+        assert result.record["model"]["engine"] == engine
+        tables.append(result.elements.to_pandas())
+    one, other = tables
+    where = ["image_id", "label", "x0", "y0", "x1", "y1", "cluster"]
+    assert one[where].equals(other[where])
+    np.testing.assert_allclose(one["typicality"], other["typicality"], rtol=1e-3, atol=1e-9)
+    assert not one["typicality"].equals(other["typicality"])
