@@ -40,7 +40,8 @@ from typicality.model.card import model_card
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.crossfit import CrossFit
 from typicality.model.denoiser import Denoiser, check_up_block, prompt_tokens
-from typicality.model.finetune import Finetuner, TrainingSet, parts_of
+from typicality.model.finetune import Finetuner
+from typicality.model.training import TrainingSet, parts_of
 from typicality.plan import controls_of, first_jobs
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress

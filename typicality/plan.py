@@ -7,8 +7,8 @@ from typing import Any
 from typicality.config import Settings
 from typicality.dataset import LabelledImages
 from typicality.mining.significance import choose_controls
-from typicality.model.finetune import parts_of
 from typicality.model.recipe import default_steps
+from typicality.model.training import parts_of
 from typicality.prompts import Prompts
 from typicality.run import is_cross_fitted
 from typicality.scoring.scorer import Job

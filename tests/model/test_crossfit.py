@@ -19,7 +19,8 @@ from typicality.config import DatasetSettings, FinetuneSettings, Settings
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import DatasetError
 from typicality.model.crossfit import folds_of, mean_history
-from typicality.model.finetune import Draws, Finetuner
+from typicality.model.finetune import Finetuner
+from typicality.model.training import Draws
 from typicality.progress import Progress
 from typicality.run import Run, open_run
 from typicality.scoring.scorer import Job, Scorer

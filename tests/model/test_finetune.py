@@ -18,9 +18,10 @@ from typicality.errors import InputError, SettingsError
 from typicality.model.calibration import CALIBRATION, save_label_scale
 from typicality.model.checkpoint import load_checkpoint, save_adapter, save_checkpoint
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import VALIDATION_PAIRS, Finetuner, Part, TrainingSet, divided, parts_of, shifted
+from typicality.model.finetune import VALIDATION_PAIRS, Finetuner
 from typicality.model.latents import LatentStore
 from typicality.model.recipe import Recipe, default_steps, recipe_of, validation_interval
+from typicality.model.training import Part, TrainingSet, divided, parts_of, shifted
 from typicality.progress import Progress
 from typicality.prompts import Prompts
 

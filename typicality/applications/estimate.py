@@ -26,9 +26,10 @@ from typicality.mining.patches import PatchSelection, patch_side
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.crossfit import seen_by_a_fold
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import VALIDATION_PAIRS, Finetuner, TrainingSet, parts_of
+from typicality.model.finetune import VALIDATION_PAIRS, Finetuner
 from typicality.model.probe import timed
 from typicality.model.recipe import default_steps, validation_interval
+from typicality.model.training import TrainingSet, parts_of
 from typicality.pipeline import scorer
 from typicality.plan import controls_of, first_jobs
 from typicality.progress import SILENT, Progress

@@ -32,9 +32,10 @@ from typicality.dataset.split import fold_of
 from typicality.errors import DatasetError, InputError
 from typicality.model.card import model_card
 from typicality.model.checkpoint import Checkpoint
-from typicality.model.finetune import TRAINING_RECORD, Finetuner, Part, TrainingSet, divided
+from typicality.model.finetune import TRAINING_RECORD, Finetuner
 from typicality.model.latents import LatentStore
 from typicality.model.recipe import default_steps
+from typicality.model.training import Part, TrainingSet, divided
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
 from typicality.records import LabelledImage
