@@ -254,12 +254,8 @@ class Run:
                 checkpoint = load_checkpoint(ModelSettings(name=str(self.model_folder(fold)), offline=True))
             else:
                 checkpoint = self.base
-            self._denoisers[fold] = self.denoiser_for(checkpoint)
+            self._denoisers[fold] = Denoiser(checkpoint, self.device, self.dtype, self.compiled_shapes)
         return self._denoisers[fold]
-
-    def denoiser_for(self, checkpoint: Checkpoint) -> Denoiser:
-        """Place a model where this run computes."""
-        return Denoiser(checkpoint, self.device, self.dtype, self.compiled_shapes)
 
     @cached_property
     def compiled_shapes(self) -> frozenset[tuple[int, int]]:

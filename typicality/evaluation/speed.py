@@ -158,7 +158,7 @@ class _Bench:
         encoded = self.open_run(dataset)
         ensure_latents(encoded)
         for name in (name_of(dtype), "fp32"):
-            run = self.open_run(dataset, dtype=name, engine="auto")
+            run = self.open_run(dataset, dtype=name)
             run.__dict__["latents"] = encoded.latents  # one encoding: the scores are what is compared
             folder = run.score_folder(FIRST_PASS, DRAWS)
             scorer(run, FIRST_PASS, DRAWS)(own_label_jobs(run.labels_of), folder)
