@@ -4,8 +4,8 @@ In so small a model as the bundled base a third of the time goes into biases, ac
 between the products. OpenVINO fuses them into the products and keeps the layout that its convolutions want
 (reports/benchmarks/README.md has what that gains). It is fastest for shapes that are fixed beforehand, so batches are
 cut into pieces of one size, and the last is filled up; every core works on a piece of its own, which is faster than all
-of them on one. The UNet is cut where the prompt comes in, for what lies before
-serves all prompts of an input (`denoiser.predict`).
+of them on one. The UNet is cut where the prompt comes in, for what lies before serves all prompts of an input
+(`unet.predict`).
 
 Predictions differ from torch's by rounding, some 1e-6. That is why a run decides by what it has to do, and not by what
 is left of it, whether it compiles (`Run.compiled_shapes`).
@@ -38,7 +38,7 @@ def is_available() -> bool:
 
 
 class CompiledUNet:
-    """A UNet, compiled for latents of one shape; call it as `denoiser.predict` without its first argument.
+    """A UNet, compiled for latents of one shape; call it as `unet.predict` without its first argument.
 
     Parameters
     ----------
