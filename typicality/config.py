@@ -141,7 +141,7 @@ class ScoreSettings(Section):
     )
     draws: int | None = Field(None, ge=2, description="draws an image (first pass of adaptive); 4, 16, 100")
     precision: Literal["fast", "standard", "exact"] = Field(
-        "standard", description="of adaptive: how many further draws, and fresh ones for the winners (8, 16, 32)"
+        "standard", description="of adaptive: how many further draws, and fresh ones for the winners (4, 8, 32)"
     )
     overlap: float | None = Field(
         None, gt=0, lt=1, description="of adaptive: go on until this share of the patches is expected to be right"

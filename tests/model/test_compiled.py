@@ -14,6 +14,7 @@ from tests.conftest import tiny_checkpoint
 from typicality.config import Engine, resolve
 from typicality.errors import SettingsError
 from typicality.model import denoiser as module
+from typicality.model.checkpoint import Checkpoint
 from typicality.model.compiled import PIECE, CompiledUNet
 from typicality.model.denoiser import Denoiser, may_compile
 from typicality.model.unet import predict
@@ -130,6 +131,10 @@ def test_a_run_compiles_where_the_first_pass_is_long_enough(
     assert shapes(engine="torch") == set()
     monkeypatch.setattr("typicality.run.WORTH", 161)
     assert shapes(engine="openvino") == {(8, 8), (8, 12)}
+    monkeypatch.setattr("typicality.run.WORTH", 96)
+    monkeypatch.setattr(Checkpoint, "is_small", False)
+    assert shapes() == set(), "not worth it for a large model"
+    assert shapes(engine="openvino") == {(8, 8), (8, 12)}, "but what is asked for is done"
 
 
 @pytest.mark.slow

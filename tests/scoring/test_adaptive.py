@@ -135,7 +135,7 @@ def test_quantiles() -> None:
 
 
 def test_raw_numbers_override_the_preset_and_overlap_lifts_the_budget() -> None:
-    assert effort_of(ScoreSettings()).refine == 16
+    assert effort_of(ScoreSettings()).refine == 8
     fast = effort_of(ScoreSettings(precision="fast", refine_draws=6))
     assert (fast.rounds, fast.refine) == (1, 6)
     target = effort_of(ScoreSettings(overlap=0.9))

@@ -73,7 +73,8 @@ def bench(settings: Settings, images: int | None = None, progress: Progress = SI
     """
     settings = resolve(settings.model_dump(), {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}})
     device = choose_device(settings.model.device)
-    if may_compile(settings.model.engine, device, choose_dtype(settings.model.dtype, device)):
+    may = may_compile(settings.model.engine, device, choose_dtype(settings.model.dtype, device))
+    if may and load_checkpoint(settings.model).is_small:
         settings = resolve(settings.model_dump(), {"model": {"engine": "openvino"}})  # as for a large data set
     dataset = load_dataset(settings.dataset)
     with tempfile.TemporaryDirectory(prefix="typicality-bench-") as folder:

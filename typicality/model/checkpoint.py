@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import logging
+import warnings
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -114,6 +115,7 @@ diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")  # diffusers passes it on downloads
 
 
 def base_folder() -> Path:

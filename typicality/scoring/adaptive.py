@@ -56,8 +56,8 @@ class Effort:
 
 
 PRECISION = {
-    "fast": Effort(rounds=1, further=0.5, refine=8),
-    "standard": Effort(rounds=4, further=5.0, refine=16),
+    "fast": Effort(rounds=1, further=0.5, refine=4),
+    "standard": Effort(rounds=4, further=6.0, refine=8),
     "exact": Effort(rounds=5, further=16.0, refine=32),
 }
 
