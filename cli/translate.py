@@ -47,7 +47,9 @@ def translate(
     ] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of the target label.")] = None,
     inject: Annotated[float, typer.Option("--inject", help="Share of the steps with injected features (pnp).")] = 0.8,
-    keep: Annotated[float, typer.Option("--keep", help="Share of the source that stays (mean).")] = 0.0,
+    keep: Annotated[
+        float | None, typer.Option("--keep", help="Share of the source that stays (mean); 0.4 by default.")
+    ] = None,
     sampler_steps: SamplerSteps = 25,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Images of a label at most.", rich_help_panel=WORK)

@@ -386,7 +386,7 @@ class Measurement:
             before, moved = translate_images(run, denoiser, images, self.source, self.target, options)
             originals = subjects.before[[row_of[i.image_id] for i in images]]
             after = torch.cat([after, moved])
-            pixels = torch.cat([pixels, translated_pixels(denoiser, originals, before, moved)])
+            pixels = torch.cat([pixels, translated_pixels(denoiser, originals, before, moved, options.detail)])
             if classify:
                 ids = [i.image_id for i in images]
                 scores = score_latents(run, denoiser, ids, moved, labels, options.draws, PURPOSE)

@@ -10,6 +10,7 @@ from typicality.applications.translate.delta import delta
 from typicality.applications.translate.edit_friendly import edit_friendly
 from typicality.applications.translate.inversion import Injection, ddim_invert, injection_layers, plug_and_play
 from typicality.applications.translate.methods import (
+    KEEP,
     METHODS,
     Method,
     TranslateOptions,
@@ -227,6 +228,13 @@ def test_what_is_kept_of_the_source_stays(denoiser: Denoiser, states: torch.Tens
     torch.testing.assert_close(kept, 0.25 * z + 0.75 * mean)
     torch.testing.assert_close(all_of_it, z)
     assert (mean - z).abs().max() > 0.1
+
+
+def test_a_mean_keeps_as_much_of_the_detail_as_of_the_source():
+    """All other methods keep the detail that no latent holds, whatever `keep` says."""
+    assert TranslateOptions("mean").resolved().keep == TranslateOptions("mean").detail == KEEP
+    assert TranslateOptions("mean", keep=0.0).detail == 0
+    assert {TranslateOptions(m).detail for m in METHODS if m != "mean"} == {1.0}
 
 
 @pytest.mark.parametrize("method", METHODS)

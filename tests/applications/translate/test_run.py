@@ -293,6 +293,8 @@ def test_an_unmoved_latent_gives_the_source_pixel_for_pixel(run: Path):
     z = opened.latents.stack([opened.dataset[0].image_id])
     source = torch.rand(1, 3, 32, 32) * 2 - 1
     torch.testing.assert_close(translated_pixels(opened.denoiser, source, z, z), source)
+    decoded = opened.denoiser.decode_latents(z).clamp(-1, 1)
+    torch.testing.assert_close(translated_pixels(opened.denoiser, source, z, z, 0.0), decoded)
 
 
 def test_the_change_map_is_orange_where_typicality_rose():

@@ -34,9 +34,11 @@ DEFAULTS: dict[Method, tuple[float, float]] = {
     "pnp": (1.0, 4.0),
     "sdedit": (0.4, 4.0),
     "edit-friendly": (0.65, 4.0),
-    "mean": (0.7, 8.0),
+    "mean": (0.8, 8.0),
 }
 """Strength and guidance where none is given."""
+KEEP = 0.4
+"""Share of the source that `mean` keeps where none is given."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class TranslateOptions:
     guidance : weight of the target label; the method's own by default
     inject : share of the steps with injected features (pnp alone)
     steps : sampler steps; `mean` has none
-    keep : share of the source that stays (mean alone)
+    keep : share of the source that stays, of its latent and of the detail that no latent holds (mean alone, 0.4 by
+        default; the other methods carry all of that detail over)
     draws : UNet draws an image, side and label for their typicality; even
     """
 
@@ -58,7 +61,7 @@ class TranslateOptions:
     strength: float | None = None
     guidance: float | None = None
     inject: float = 0.8
-    keep: float = 0.0
+    keep: float | None = None
     steps: int = 25
     draws: int = 8
 
@@ -76,6 +79,7 @@ class TranslateOptions:
             self,
             strength=strength if self.strength is None else self.strength,
             guidance=guidance if self.guidance is None else self.guidance,
+            keep=(KEEP if self.method == "mean" else 0.0) if self.keep is None else self.keep,
         )
         limits = {"strength": (0.01, 1.0), "inject": (0.0, 1.0), "keep": (0.0, 1.0), "guidance": (0.0, 100.0)}
         for name, (low, high) in limits.items():
@@ -86,6 +90,13 @@ class TranslateOptions:
         if found.draws < 4 or found.draws % 2:
             raise SettingsError(f"--draws must be even and at least 4 (two antithetic pairs), not {found.draws}")
         return found
+
+    @property
+    def detail(self) -> float:
+        """Share of what the autoencoder loses of the source that a picture of the result gets back."""
+        keep = self.resolved().keep
+        assert keep is not None  # resolved
+        return keep if self.method == "mean" else 1.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -114,6 +125,7 @@ def translate_latents(
     options = options.resolved()
     assert options.strength is not None  # resolved
     assert options.guidance is not None
+    assert options.keep is not None
     grid = grid_of(denoiser.alphas_cumprod, options.steps, options.strength)
     if options.method == "pnp":
         return plug_and_play(denoiser, z, states, grid, options.guidance, options.inject)

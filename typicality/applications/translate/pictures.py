@@ -34,13 +34,16 @@ def translated_pixels(
     source: Float[Tensor, "n 3 H W"],
     before: Float[Tensor, "n c h w"],
     after: Float[Tensor, "n c h w"],
+    detail: float = 1.0,
 ) -> Float[Tensor, "n 3 H W"]:
-    """Return source + decoded(after) - decoded(before), in [-1, 1].
+    """Return decoded(after) + detail * (source - decoded(before)), in [-1, 1].
 
     What the autoencoder loses of the source is not a change, and is carried over: a latent that was not moved gives the
-    source itself, pixel for pixel.
+    source itself, pixel for pixel. A mean that keeps but a share of the source keeps as much of that, too: where it has
+    forgotten edges, the source's own fine detail belongs to what is no longer there.
     """
-    return (source + denoiser.decode_latents(after) - denoiser.decode_latents(before)).clamp(-1, 1)
+    lost = source - denoiser.decode_latents(before)
+    return (denoiser.decode_latents(after) + detail * lost).clamp(-1, 1)
 
 
 def to_bytes(pixels: Float[Tensor, "3 H W"]) -> np.ndarray:

@@ -182,8 +182,8 @@ def translate_pair(
         raise DatasetError(f"no image has the label {source!r} without {target!r}")
     key = key_of(
         [run.weights_key, run.latents.folder.name, run.settings.prompt.model_dump(), source, target,
-         options.as_dict(), run.settings.score.t_min, run.settings.score.t_max, run.settings.score.protocol,
-         run.settings.mine.patch, str(run.dtype), run.settings.seed]
+         options.as_dict(), options.detail, run.settings.score.t_min, run.settings.score.t_max,
+         run.settings.score.protocol, run.settings.mine.patch, str(run.dtype), run.settings.seed]
     )  # fmt: skip
     folder = run.directory.path("translate", f"{safe(source)}-{safe(target)}-{key}")
     with run.directory.stage(f"translate {source} to {target}", key) as entry:
@@ -263,7 +263,7 @@ def _write_shard(
     labels = rival_labels(run.dataset.labels, source, target)
     scores = [score_latents(run, denoiser, ids, z, labels, options.draws, PURPOSE) for z in (before, after)]
     originals = source_pixels(run.dataset, images, run.latents)
-    results = translated_pixels(denoiser, originals, before, after)
+    results = translated_pixels(denoiser, originals, before, after, options.detail)
     rows = []
     for i, image in enumerate(images):
         pair = (scores[0][image.image_id], scores[1][image.image_id])
