@@ -48,7 +48,10 @@ def translate(
     guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of the target label.")] = None,
     inject: Annotated[float, typer.Option("--inject", help="Share of the steps with injected features (pnp).")] = 0.8,
     keep: Annotated[
-        float | None, typer.Option("--keep", help="Share of the source that stays (mean); 0.4 by default.")
+        float | None, typer.Option("--keep", help="Share of the source that stays (mean); 0.2 by default.")
+    ] = None,
+    average: Annotated[
+        float | None, typer.Option("--average", help="Share of the label's own average (mean); 0.2 by default.")
     ] = None,
     sampler_steps: SamplerSteps = 25,
     images: Annotated[
@@ -66,7 +69,7 @@ def translate(
     common.pass_over("out")
     if all_pairs == (source is not None or target is not None) or (source is None) != (target is None):
         raise SettingsError("name two labels with --from and --to, or use --all-pairs")
-    options = TranslateOptions(method.value, strength, guidance, inject, keep, sampler_steps, draws).resolved()
+    options = TranslateOptions(method.value, strength, guidance, inject, keep, average, sampler_steps, draws).resolved()
     settings = common.settings(str(existing_run(run)))
     if common.dry_run:
         if source is not None and target is not None:

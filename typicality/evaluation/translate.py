@@ -81,7 +81,7 @@ GRID: dict[Method, dict[str, tuple[float, ...]]] = {
     "pnp": {"strength": (1.0,), "guidance": (4.0, 7.0, 12.0), "inject": (0.5,)},
     "sdedit": {"strength": (0.45, 0.6, 0.75), "guidance": (7.0,)},
     "edit-friendly": {"strength": (0.8,), "guidance": (6.0, 10.0, 14.0)},
-    "mean": {"strength": (0.7, 0.8), "guidance": (4.0, 8.0, 12.0), "keep": (0.0, 0.2, 0.4)},
+    "mean": {"strength": (0.7, 0.8), "guidance": (8.0, 12.0), "keep": (0.2, 0.4), "average": (0.0, 0.2)},
 }
 """Values of the options that are tried, in all combinations. They lie around the best of a wider grid, on tuning
 subjects of the emoji (reports/benchmarks)."""
@@ -488,7 +488,7 @@ def candidates_of(options: TranslateOptions) -> list[TranslateOptions]:
 
 def _named(options: TranslateOptions) -> dict[str, Any]:
     """The options that tell one translation by a method from another."""
-    own = {"pnp": ("inject",), "mean": ("keep",)}.get(options.method, ())
+    own = {"pnp": ("inject",), "mean": ("keep", "average")}.get(options.method, ())
     return {name: getattr(options, name) for name in ("strength", "guidance", *own)}
 
 

@@ -222,12 +222,24 @@ def test_neither_batch_nor_order_changes_a_result(method: Method, denoiser: Deno
 def test_what_is_kept_of_the_source_stays(denoiser: Denoiser, states: torch.Tensor):
     z = latents()
     mean, kept, all_of_it = (
-        translate_latents(denoiser, z, ["a", "b"], states, TranslateOptions("mean", keep=keep))
+        translate_latents(denoiser, z, ["a", "b"], states, TranslateOptions("mean", keep=keep, average=0.0))
         for keep in (0.0, 0.25, 1.0)
     )
     torch.testing.assert_close(kept, 0.25 * z + 0.75 * mean)
     torch.testing.assert_close(all_of_it, z)
     assert (mean - z).abs().max() > 0.1
+
+
+def test_a_mean_leans_on_the_average_of_the_label(denoiser: Denoiser, states: torch.Tensor):
+    """Shares of the source, of the mean and of the average add up; the latter is a mean from another noise level."""
+    z = latents()
+
+    def translated(keep: float, average: float) -> torch.Tensor:
+        return translate_latents(denoiser, z, ["a", "a"], states, TranslateOptions("mean", keep=keep, average=average))
+
+    mean, average = translated(0.0, 0.0), translated(0.0, 1.0)
+    torch.testing.assert_close(translated(0.25, 0.25), 0.25 * z + 0.5 * mean + 0.25 * average, rtol=1e-4, atol=1e-4)
+    assert (average - mean).abs().max() > 0.1
 
 
 def test_a_mean_keeps_as_much_of_the_detail_as_of_the_source():
@@ -254,6 +266,8 @@ def test_the_cost_is_known_beforehand(method: Method, denoiser: Denoiser, states
         ({"inject": 2.0}, "--inject"),
         ({"guidance": -1.0}, "--guidance"),
         ({"keep": 1.1}, "--keep"),
+        ({"average": -0.1}, "--average"),
+        ({"method": "mean", "keep": 0.6, "average": 0.5}, "--average"),
         ({"steps": 1}, "--sampler-steps"),
         ({"draws": 3}, "--draws"),
     ],

@@ -34,11 +34,13 @@ DEFAULTS: dict[Method, tuple[float, float]] = {
     "pnp": (1.0, 4.0),
     "sdedit": (0.4, 4.0),
     "edit-friendly": (0.65, 4.0),
-    "mean": (0.8, 8.0),
+    "mean": (0.7, 12.0),
 }
 """Strength and guidance where none is given."""
-KEEP = 0.4
-"""Share of the source that `mean` keeps where none is given."""
+KEEP, AVERAGE = 0.2, 0.2
+"""Shares of the source and of the label's average in `mean` where none is given."""
+AVERAGE_STRENGTH = 0.98
+"""Share of the noise schedule from which a mean is the label's average: of the source next to nothing is left."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ class TranslateOptions:
     guidance : weight of the target label; the method's own by default
     inject : share of the steps with injected features (pnp alone)
     steps : sampler steps; `mean` has none
-    keep : share of the source that stays, of its latent and of the detail that no latent holds (mean alone, 0.4 by
+    keep : share of the source that stays, of its latent and of the detail that no latent holds (mean alone, 0.2 by
         default; the other methods carry all of that detail over)
+    average : share of the target label's average, restored from next to nothing but noise (mean alone, 0.2 by default)
     draws : UNet draws an image, side and label for their typicality; even
     """
 
@@ -62,6 +65,7 @@ class TranslateOptions:
     guidance: float | None = None
     inject: float = 0.8
     keep: float | None = None
+    average: float | None = None
     steps: int = 25
     draws: int = 8
 
@@ -80,8 +84,13 @@ class TranslateOptions:
             strength=strength if self.strength is None else self.strength,
             guidance=guidance if self.guidance is None else self.guidance,
             keep=(KEEP if self.method == "mean" else 0.0) if self.keep is None else self.keep,
+            average=(AVERAGE if self.method == "mean" else 0.0) if self.average is None else self.average,
         )
-        limits = {"strength": (0.01, 1.0), "inject": (0.0, 1.0), "keep": (0.0, 1.0), "guidance": (0.0, 100.0)}
+        assert found.keep is not None
+        limits = {
+            "strength": (0.01, 1.0), "inject": (0.0, 1.0), "keep": (0.0, 1.0), "average": (0.0, 1.0 - found.keep),
+            "guidance": (0.0, 100.0),
+        }  # fmt: skip
         for name, (low, high) in limits.items():
             if not low <= getattr(found, name) <= high:
                 raise SettingsError(f"--{name} must lie between {low:g} and {high:g}, not {getattr(found, name)}")
@@ -126,6 +135,7 @@ def translate_latents(
     assert options.strength is not None  # resolved
     assert options.guidance is not None
     assert options.keep is not None
+    assert options.average is not None
     grid = grid_of(denoiser.alphas_cumprod, options.steps, options.strength)
     if options.method == "pnp":
         return plug_and_play(denoiser, z, states, grid, options.guidance, options.inject)
@@ -135,17 +145,23 @@ def translate_latents(
         noises = _noises(image_ids, (len(grid),), z, seed)
         return edit_friendly(denoiser, z, states, grid, options.guidance, noises)
     if options.method == "mean":
-        mean = posterior_mean(denoiser, z, states, grid, options.guidance, _noises(image_ids, (MEAN_PAIRS,), z, seed))
-        return options.keep * z + (1 - options.keep) * mean
+        noises = _noises(image_ids, (MEAN_PAIRS,), z, seed)
+        mean = posterior_mean(denoiser, z, states, grid, options.guidance, noises)
+        result = options.keep * z + (1 - options.keep - options.average) * mean
+        if options.average:
+            nearly_noise = grid_of(denoiser.alphas_cumprod, 2, AVERAGE_STRENGTH)
+            result += options.average * posterior_mean(denoiser, z, states, nearly_noise, 1.0, noises)
+        return result
     noises = _noises(image_ids, (len(grid), DELTA_PAIRS), z, seed)
     return delta(denoiser, z, states, grid, options.guidance, noises)
 
 
 def evaluations_of(options: TranslateOptions) -> int:
     """Return the UNet evaluations an image of one translation, without its scoring."""
-    prompts = 1 if options.resolved().guidance == 1 else 2
+    options = options.resolved()
+    prompts = 1 if options.guidance == 1 else 2
     if options.method == "mean":
-        return 2 * MEAN_PAIRS * prompts
+        return 2 * MEAN_PAIRS * (prompts + bool(options.average))
     each = {
         "delta": 4 * DELTA_PAIRS * prompts,
         "pnp": 1 + prompts + options.inject,
