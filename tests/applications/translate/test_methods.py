@@ -231,7 +231,7 @@ def test_what_is_kept_of_the_source_stays(denoiser: Denoiser, states: torch.Tens
 
 
 def test_a_mean_leans_on_the_average_of_the_label(denoiser: Denoiser, states: torch.Tensor):
-    """Shares of the source, of the mean and of the average add up; the latter is a mean from another noise level."""
+    """Shares of the source, of the mean and of the average add up; the average is a mean from another noise level."""
     z = latents()
 
     def translated(keep: float, average: float) -> torch.Tensor:

@@ -5,9 +5,9 @@ one step (Ho et al. 2020, eq. 15). Their mean is the translation. A denoiser est
 a sample commits itself to one of many possible pictures, this stays between them: nearest to the truth in squared
 distance, and softer than a picture. Part of the source may be kept (`TranslateOptions.keep`): at large noise the mean
 forgets details, and an estimate that leans on what is known of the subject is nearer still, as shrinkage is (James &
-Stein 1961). As much of the source's fine detail is kept as of the source (`pictures.translated_pixels`). Another share may
-be the mean from nearly nothing but noise, the label's average, towards which less certain guesses shrink. A distance to
-the truth therefore has to be compared with that of a mere blur.
+Stein 1961). As much of the source's fine detail is kept as of the source (`pictures.translated_pixels`). Another
+share may be the mean from nearly nothing but noise, the label's average, towards which less certain guesses shrink. A
+distance to the truth therefore has to be compared with that of a mere blur.
 """
 
 from __future__ import annotations
