@@ -171,7 +171,7 @@ def measured(distances: list[float], flipped: list[float]) -> Measured:
 def test_the_objective_is_what_the_headline_reports():
     """Restyled: 1 + 1 before, 0.5 + 0.5 after, so 50% less. Half of all four flip.
 
-    0.8 are wanted and a standard error more, 0.2 of four subjects: half of them are 0.5 short.
+    0.8 are wanted and 1.645 standard errors more, of 0.2 with four subjects: all of them, so half are 0.5 short.
     The two redrawn subjects, which come no nearer, count in the flips alone.
     """
     restyled = np.array([True, True, False, False])
