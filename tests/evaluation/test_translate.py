@@ -154,12 +154,12 @@ def test_options_are_tuned_on_other_subjects(folder: Path, monkeypatch: pytest.M
 def test_injection_is_tuned_where_it_matters(monkeypatch: pytest.MonkeyPatch):
     """Strengths x guidances x injections of plug-and-play; of the others, which inject nothing, no injection."""
     monkeypatch.setitem(GRID, "pnp", GRID["pnp"] | {"inject": (0.5, 0.8)})
-    options = {m: candidates_of(TranslateOptions(m)) for m in METHODS}
+    options = {m: candidates_of(TranslateOptions(m).resolved()) for m in METHODS}
     assert len(options["pnp"]) == len(set(options["pnp"])) == len(GRID["pnp"]["guidance"]) * 2
     assert {o.inject for o in options["pnp"]} == {0.5, 0.8}
     assert {o.inject for m in METHODS if m != "pnp" for o in options[m]} == {TranslateOptions().inject}
     assert {o.keep for o in options["mean"]} == set(GRID["mean"]["keep"])
-    assert {o.keep for m in METHODS if m != "mean" for o in options[m]} == {0.0}
+    assert {(o.keep, o.average) for m in METHODS if m != "mean" for o in options[m]} == {(0.0, 0.0)}
     assert all(o.resolved() == o for found in options.values() for o in found)
 
 
