@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from typicality import metrics
 from typicality.applications.localize import localize, plan_of
 from typicality.applications.localize.choose import best_threshold, choose, otsu, separability
-from typicality.applications.localize.distance import NAME, Memory, distance_maps, reference_images
+from typicality.applications.localize.distance import Memory, distance_maps, reference_images
 from typicality.applications.localize.maps import (
     ALL_PARTS,
     GIVEN,
@@ -120,7 +120,7 @@ def evidence_of(cells: np.ndarray, name: str = "a", label: str = "dot") -> Evide
     view = view_of(cells.shape[1] * 4, cells.shape[0] * 4, min(cells.shape) * 4, 4, 2.0)
     names = (
         "error", "typicality", "shift", "bias", "label_bias", "mean_shift", "reference_typicality", "reference_bias",
-        "reference_shift", "reference_distance", "own_distance", "plain_typicality", "plain_shift",
+        "reference_shift", "reference_distance", "plain_typicality", "plain_shift",
     )  # fmt: skip
     return Evidence(name, label, view, {n: (cells * (k + 1))[None].astype(np.float32) for k, n in enumerate(names)})
 
@@ -194,7 +194,6 @@ def test_distances_of_another_measure_are_measured_anew(run_folder: Path, monkey
         monkeypatch.setattr("typicality.applications.localize.distance.MEASURE", "another")
         [found] = collect(run, [(image_id, ("dot",))], "clean", [(0.1, 0.7)], 4)
     assert found.maps["reference_distance"].max() > 0
-    assert found.maps["own_distance"].max() > 0
 
 
 def test_distance_by_hand():
@@ -216,32 +215,6 @@ def test_a_cell_of_the_memory_is_at_no_distance_in_either_way():
     assert usual <= longer < turned
 
 
-def test_distance_to_the_rest_of_the_image_by_hand():
-    """In a row of nine cells the last is turned by a right angle: its square is 4, 2 a channel, one minus the cosine 1.
-
-    The first is like three others that are four cells or more away. The fourth has but two there, and one is turned:
-    half of either. In a row of three no cell is far enough away.
-    """
-    memory = Memory(np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=np.float32))
-    features = torch.ones(2, 1, 9)
-    features[1, 0, 8] = -1
-    found = memory.own_distances(features)
-    assert found.shape == (1, 9)
-    assert found[0, 8] == pytest.approx(np.sqrt(2), rel=1e-4)
-    assert found[0, 0] == pytest.approx(0, abs=1e-3)
-    assert found[0, 3] == pytest.approx(np.sqrt(2) / 2, rel=1e-3)
-    assert not memory.own_distances(features[:, :, 6:]).any()
-
-
-def test_many_cells_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch):
-    memory = Memory(np.random.default_rng(0).standard_normal((50, 4), dtype=np.float32))
-    features = torch.randn((4, 9, 11), generator=torch.Generator().manual_seed(0))
-    whole = memory.own_distances(features)
-    assert (whole > 0).all()
-    monkeypatch.setattr("typicality.applications.localize.distance.BLOCK", 7)
-    np.testing.assert_allclose(memory.own_distances(features), whole, rtol=1e-5)
-
-
 def test_what_no_reference_image_has_is_far_away(run_folder: Path):
     """Even in features of a random model, bright squares are further from clean noise than the noise around them."""
     run = reopened(run_folder)
@@ -249,7 +222,7 @@ def test_what_no_reference_image_has_is_far_away(run_folder: Path):
     found = dict(distance_maps(run, run.denoiser, [i.image_id for i in dots], "clean", defaultdict(int)))
     inside, outside = [], []
     for image in dots:
-        cells = found[image.image_id][NAME]
+        cells = found[image.image_id]
         share = cell_shares(
             truths_of(run.dataset, image, ("dot",), False)["dot"], run.latents.view(image.image_id), cells.shape
         )

@@ -8,10 +8,6 @@ typicality. Image-level labels are all it takes: which images are of the referen
 Two distances are multiplied, for they miss different things: the squared Euclidean one, which sees what is *more* than
 usual (a deep hole), and one minus the cosine, which sees what is *other* than usual at any strength (a faint break).
 
-The rest of the image is a second memory: its light and grain are those of the cell in question, as no other image's
-are. What covers much of an image (a frayed half) is like the rest of it and escapes; what is small and faint (a crack)
-does not. Cells nearby take no part, for they show the same thing.
-
 An image is compared with images that its model may know: of other folds, or of the training part.
 """
 
@@ -34,8 +30,8 @@ from typicality.records import LabelledImage
 from typicality.run import Run
 from typicality.scoring.noise import image_generator
 
-NAME, OWN = "reference_distance", "own_distance"
-MEASURE = "geometric mean of squared Euclidean and cosine distance, to the reference and to the rest of the image"
+NAME = "reference_distance"
+MEASURE = "geometric mean of squared Euclidean and cosine distance"
 """Part of the key that maps are stored under."""
 IMAGES = 200
 """Reference images in a memory at most."""
@@ -44,10 +40,6 @@ CELLS = 20_000
 NEIGHBOURS = 3
 NOISES = 4
 """Over which a feature is averaged."""
-BLOCK = 512
-"""Cells of an image that are compared with all others at once."""
-APART = 4
-"""Cells, in rows or in columns, from which on a cell is of the rest of the image."""
 
 
 def evaluations_of(dataset: LabelledImages, images: int, reference: str, folds: int) -> int:
@@ -85,37 +77,7 @@ class Memory:
         nearest = min(NEIGHBOURS, self._lengths.ntotal)
         squared = self._lengths.search(cells, nearest)[0].mean(1) / cells.shape[1]
         turned = 1 - self._directions.search(_unit(cells), nearest)[0].mean(1)
-        return _together(squared, turned).reshape(features.shape[1:])
-
-    def own_distances(self, features: Float[Tensor, "d h w"]) -> Float[np.ndarray, "h w"]:
-        """Return the same of every cell to the cells of its own image from APART on, float32; 0 where there are none.
-
-        The memory gives the units of the channels alone.
-        """
-        height, width = features.shape[1:]
-        cells = self._scaled(features.flatten(1).T.numpy())
-        units, lengths = _unit(cells), np.square(cells).sum(1)
-        rows, columns = np.divmod(np.arange(len(cells)), width)
-        found = np.zeros(len(cells), dtype=np.float32)
-        for start in range(0, len(cells), BLOCK):
-            here = slice(start, start + BLOCK)
-            far = np.maximum(abs(rows[here, None] - rows), abs(columns[here, None] - columns)) >= APART
-            squared = lengths[here, None] + lengths - 2 * cells[here] @ cells.T
-            turned = 1 - units[here] @ units.T
-            some = far.any(1)
-            nearest = (_nearest(np.where(far, d, np.inf)[some]) for d in (squared, turned))
-            found[here][some] = _together(next(nearest) / cells.shape[1], next(nearest))
-        return found.reshape(height, width)
-
-
-def _nearest(distances: Float[np.ndarray, "n m"]) -> Float[np.ndarray, " n"]:
-    """Mean of the NEIGHBOURS least finite values of each row; there is one at least."""
-    least = np.sort(distances, axis=1)[:, :NEIGHBOURS]
-    return np.where(np.isfinite(least), least, 0.0).sum(1) / np.isfinite(least).sum(1)
-
-
-def _together(squared: np.ndarray, turned: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.maximum(squared, 0) * np.maximum(turned, 0)).astype(np.float32)
+        return np.sqrt(np.maximum(squared * turned, 0)).reshape(features.shape[1:]).astype(np.float32)
 
 
 def _unit(cells: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -174,10 +136,8 @@ def memory_of(
 
 def distance_maps(
     run: Run, denoiser: Denoiser, image_ids: Sequence[str], reference: str, fold_of: Mapping[str, int]
-) -> Iterator[tuple[str, dict[str, Float[np.ndarray, "h w"]]]]:
-    """Yield (image_id, {NAME: distances to the reference, OWN: to the rest of the image}) of images, fold by fold.
-
-    All are zero where a fold has no reference image.
+) -> Iterator[tuple[str, Float[np.ndarray, "h w"]]]:
+    """Yield (image_id, distances) of images, fold by fold; zeros where a fold has no reference image.
 
     Parameters
     ----------
@@ -195,10 +155,8 @@ def distance_maps(
         run.progress.start(f"distance from {reference}", len(wanted[fold]))
         for image_id in wanted[fold]:
             if memory is None:
-                nothing = np.zeros(run.latents.get(image_id).shape[1:], dtype=np.float32)
-                yield image_id, {NAME: nothing, OWN: nothing}
+                yield image_id, np.zeros(run.latents.get(image_id).shape[1:], dtype=np.float32)
             else:
-                features = feature_map(run, denoiser, state, image_id)
-                yield image_id, {NAME: memory.distances(features), OWN: memory.own_distances(features)}
+                yield image_id, memory.distances(feature_map(run, denoiser, state, image_id))
             run.progress.advance()
         run.progress.finish()

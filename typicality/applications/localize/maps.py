@@ -47,8 +47,6 @@ AGAINST: dict[str, Part] = {
     "reference error": lambda m: np.log(np.maximum(m["error"] - m["reference_typicality"], FLOOR)),
     "reference bias": lambda m: np.log(np.maximum(m["reference_bias"], FLOOR)),
     "reference distance": lambda m: np.log(np.maximum(m["reference_distance"], FLOOR)),
-    "own distance": lambda m: np.log(np.maximum(m["own_distance"], FLOOR)),
-    "distance": lambda m: np.log(np.maximum(np.sqrt(m["reference_distance"] * m["own_distance"]), FLOOR)),
 } | {
     f"contrast beta={b:g}": lambda m, b=b: (
         (1 - b) * m["reference_shift"] + b * (m["typicality"] - m["reference_typicality"])
@@ -83,8 +81,6 @@ MEANINGS = {
     "reference error": _HARD_UNDER,
     "reference bias": _HARD_UNDER,
     "reference distance": "nothing in images of {against} is alike",
-    "own distance": "nothing elsewhere in the image is alike",
-    "distance": "nothing in images of {against} is alike, nor elsewhere in the image",
     GIVEN: "a map that was made elsewhere is high",
 }
 for _beta in BETAS[:-1]:
@@ -207,9 +203,8 @@ def families(with_reference: bool) -> dict[str, list[tuple[str, ...]]]:
         found["contrast"] = [(name,) for name in contrasts]
         found["bias contrast"] = [("bias contrast",), ("reference shift",)]
         found["reference error"] = [("reference error",), ("reference bias",)]
-        distances = ["reference distance", "own distance", "distance"]
-        found |= {name: [(name,)] for name in distances}
-        gains = [*gains, "contrast", "contrast beta=0.5", "bias contrast", "reference shift", *distances]
+        found["reference distance"] = [("reference distance",)]
+        gains = [*gains, "contrast", "contrast beta=0.5", "bias contrast", "reference shift", "reference distance"]
         errors = [*errors, "reference error", "reference bias"]
     pairs = [(gain, error) for gain in gains for error in errors]
     labelled = [parts for name, group in found.items() if name not in ("error", "bias", "shift") for parts in group]
@@ -218,7 +213,7 @@ def families(with_reference: bool) -> dict[str, list[tuple[str, ...]]]:
 
 def default_recipe(with_reference: bool) -> Recipe:
     """Return what is used without ground truth; with a reference, what did best on the choosing magnetic tiles."""
-    parts = ("distance", "reference bias") if with_reference else ("bias gain", "bias")
+    parts = ("reference distance", "reference bias") if with_reference else ("bias gain", "bias")
     return Recipe(parts, smoothing=1.0)
 
 

@@ -16,7 +16,6 @@ prompt, the label and the reference:
     mean_shift            |E[e_c - e_0]|^2
     reference_typicality  T(r);  reference_bias  |E[eps - e_r]|^2;  reference_shift  |E[e_c - e_r]|^2
     reference_distance    from cells of reference images, in features (distance.py; the same in all ranges)
-    own_distance          from cells elsewhere in the image, likewise
 """
 
 from __future__ import annotations
@@ -237,8 +236,8 @@ def _fill_distances(run: Run, requests: Sequence[Request], reference: str, model
     fold_of = {image_id: run.fold_of(image_id) for image_id in missing}
     shards: dict[tuple[int, ...], list[tuple[str, str, dict[str, np.ndarray]]]] = defaultdict(list)
     for image_id, found in distance.distance_maps(run, denoiser, missing, reference, fold_of):
-        rows = shards[found[distance.NAME].shape]
-        rows.append((image_id, "", found))
+        rows = shards[found.shape]
+        rows.append((image_id, "", {distance.NAME: found}))
         if len(rows) == run.settings.score.shard_images:
             _write(folder, rows)
             rows.clear()
