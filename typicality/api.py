@@ -147,7 +147,8 @@ def translate(
     strength: float | None = None,
     guidance: float | None = None,
     inject: float = 0.8,
-    keep: float = 0.0,
+    keep: float | None = None,
+    average: float | None = None,
     steps: int = 25,
     draws: int = 8,
     images: int | None = None,
@@ -156,7 +157,7 @@ def translate(
     **options: Any,
 ) -> Translation:
     """Re-synthesise images of one label of a run as another, and score both sides with the same noise."""
-    chosen = TranslateOptions(method, strength, guidance, inject, keep, steps, draws)
+    chosen = TranslateOptions(method, strength, guidance, inject, keep, average, steps, draws)
     return translate_pair(Path(run), source, target, chosen, images, fresh, settings_for(run, **options), progress)
 
 
@@ -167,7 +168,8 @@ def translate_all_pairs(
     strength: float | None = None,
     guidance: float | None = None,
     inject: float = 0.8,
-    keep: float = 0.0,
+    keep: float | None = None,
+    average: float | None = None,
     steps: int = 25,
     draws: int = 8,
     images: int | None = None,
@@ -176,7 +178,7 @@ def translate_all_pairs(
     **options: Any,
 ) -> pa.Table:
     """Translate between all ordered pairs of a run's labels; return a row a pair, as in `translate/pairs.parquet`."""
-    chosen = TranslateOptions(method, strength, guidance, inject, keep, steps, draws)
+    chosen = TranslateOptions(method, strength, guidance, inject, keep, average, steps, draws)
     return translate_pairs(Path(run), chosen, images, fresh, settings_for(run, **options), progress)
 
 
