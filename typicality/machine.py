@@ -11,7 +11,7 @@ import torch
 
 from typicality.config import ModelSettings
 from typicality.model.checkpoint import load_checkpoint
-from typicality.model.denoiser import DTYPES, Denoiser, choose_device, choose_dtype, may_compile
+from typicality.model.denoiser import DTYPES, Denoiser, choose_device, choose_dtype, compiles
 from typicality.model.probe import BATCHES, seconds_an_evaluation
 from typicality.store import VERSIONED
 
@@ -31,7 +31,7 @@ def examine(settings: ModelSettings) -> dict[str, Any]:
         batch = min(found, key=found.__getitem__)
         fastest[name] = found[batch]
         speeds[name] = f"{1000 * found[batch]:.2f} ms a UNet evaluation, in batches of {batch}"
-    if may_compile("auto", device, torch.float32) and checkpoint.is_small:
+    if compiles("auto", device, torch.float32, checkpoint):
         cells = checkpoint.size // checkpoint.factor
         compiled = Denoiser(load_checkpoint(settings), device, torch.float32, [(cells, cells)])
         found = seconds_an_evaluation(compiled, BATCHES[1:])

@@ -32,8 +32,8 @@ from typicality.model.denoiser import (
     cells_at_once,
     choose_device,
     choose_dtype,
+    compiles,
     has_bfloat16,
-    may_compile,
 )
 from typicality.model.latents import LatentStore
 from typicality.processes import processes_here
@@ -265,7 +265,7 @@ class Run:
         predictions differ in the last bits.
         """
         engine = self.settings.model.engine
-        if not may_compile(engine, self.device, self.dtype) or not (engine == "openvino" or self.base.is_small):
+        if not compiles(engine, self.device, self.dtype, self.base):
             return frozenset()
         evaluations: Counter[tuple[int, int]] = Counter()
         for image in self.dataset:

@@ -32,7 +32,7 @@ from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor
 from typicality.mining.patches import PatchSelection, patch_side, top_patches
 from typicality.model.checkpoint import load_checkpoint
-from typicality.model.denoiser import DTYPES, Denoiser, choose_device, choose_dtype, may_compile
+from typicality.model.denoiser import DTYPES, Denoiser, compiles
 from typicality.model.probe import settle, timed
 from typicality.pipeline import FIRST_PASS, ensure_latents, scorer
 from typicality.progress import SILENT, Progress
@@ -72,10 +72,6 @@ def bench(settings: Settings, images: int | None = None, progress: Progress = SI
     mining : seconds of one core for patches and clusters, seconds an image for features
     """
     settings = resolve(settings.model_dump(), {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}})
-    device = choose_device(settings.model.device)
-    may = may_compile(settings.model.engine, device, choose_dtype(settings.model.dtype, device))
-    if may and load_checkpoint(settings.model).is_small:
-        settings = resolve(settings.model_dump(), {"model": {"engine": "openvino"}})  # as for a large data set
     dataset = load_dataset(settings.dataset)
     with tempfile.TemporaryDirectory(prefix="typicality-bench-") as folder:
         return _Bench(settings, dataset, Path(folder), progress).run(images)
@@ -98,7 +94,11 @@ class _Bench:
         return replace(self.dataset, images=tuple(self.order[:n]))
 
     def run(self, images: int | None) -> dict[str, Any]:
-        run = self.open_run(self.first(16))
+        loaded = self.open_run(self.first(16))
+        if compiles(self.settings.model.engine, loaded.device, loaded.dtype, loaded.base):  # as for a large data set
+            self.settings = resolve(self.settings.model_dump(), {"model": {"engine": "openvino"}})
+        run = self.open_run(loaded.dataset)
+        run.take_model(loaded)
         ours, fp32 = self.pipeline(run), BareUNet(run, torch.float32)
         bare = BareUNet(run, run.dtype)
         rate = ours() / (16 * 2 * DRAWS)

@@ -75,6 +75,16 @@ def may_compile(engine: Engine, device: torch.device, dtype: torch.dtype) -> boo
     return engine != "torch" and fits and is_available()
 
 
+def compiles(engine: Engine, device: torch.device, dtype: torch.dtype, checkpoint: Checkpoint) -> bool:
+    """Whether OpenVINO runs the UNet of a long run: where it may, of small models, and of any where it is asked for.
+
+    Raises
+    ------
+    SettingsError : where it was asked for and cannot.
+    """
+    return may_compile(engine, device, dtype) and (engine == "openvino" or checkpoint.is_small)
+
+
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; others emulate it, twenty times slower than float32."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

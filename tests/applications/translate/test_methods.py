@@ -10,7 +10,7 @@ from typicality.applications.translate.delta import delta
 from typicality.applications.translate.edit_friendly import edit_friendly
 from typicality.applications.translate.inversion import Injection, ddim_invert, injection_layers, plug_and_play
 from typicality.applications.translate.methods import (
-    KEEP,
+    DEFAULTS,
     METHODS,
     Method,
     TranslateOptions,
@@ -244,7 +244,7 @@ def test_a_mean_leans_on_the_average_of_the_label(denoiser: Denoiser, states: to
 
 def test_a_mean_keeps_as_much_of_the_detail_as_of_the_source():
     """All other methods keep the detail that no latent holds, whatever `keep` says."""
-    assert TranslateOptions("mean").resolved().keep == TranslateOptions("mean").detail == KEEP
+    assert TranslateOptions("mean").resolved().keep == TranslateOptions("mean").detail == DEFAULTS["mean"]["keep"]
     assert TranslateOptions("mean", keep=0.0).detail == 0
     assert {TranslateOptions(m).detail for m in METHODS if m != "mean"} == {1.0}
 

@@ -29,16 +29,14 @@ DELTA_PAIRS = 1
 MEAN_PAIRS = 8
 """Antithetic pairs of noises of `mean`."""
 
-DEFAULTS: dict[Method, tuple[float, float]] = {
-    "delta": (0.7, 3.0),
-    "pnp": (1.0, 4.0),
-    "sdedit": (0.4, 4.0),
-    "edit-friendly": (0.65, 4.0),
-    "mean": (0.7, 12.0),
+DEFAULTS: dict[Method, dict[str, float]] = {
+    "delta": {"strength": 0.7, "guidance": 3.0, "keep": 0.0, "average": 0.0},
+    "pnp": {"strength": 1.0, "guidance": 4.0, "keep": 0.0, "average": 0.0},
+    "sdedit": {"strength": 0.4, "guidance": 4.0, "keep": 0.0, "average": 0.0},
+    "edit-friendly": {"strength": 0.65, "guidance": 4.0, "keep": 0.0, "average": 0.0},
+    "mean": {"strength": 0.7, "guidance": 12.0, "keep": 0.2, "average": 0.2},
 }
-"""Strength and guidance where none is given."""
-KEEP, AVERAGE = 0.2, 0.2
-"""Shares of the source and of the label's average in `mean` where none is given."""
+"""Options where none is given."""
 AVERAGE_STRENGTH = 0.98
 """Share of the noise schedule from which a mean is the label's average: of the source next to nothing is left."""
 
@@ -78,14 +76,8 @@ class TranslateOptions:
         """
         if self.method not in METHODS:
             raise SettingsError(f"there is no method {self.method!r} of translation; {nearest(self.method, METHODS)}")
-        strength, guidance = DEFAULTS[self.method]
-        found = replace(
-            self,
-            strength=strength if self.strength is None else self.strength,
-            guidance=guidance if self.guidance is None else self.guidance,
-            keep=(KEEP if self.method == "mean" else 0.0) if self.keep is None else self.keep,
-            average=(AVERAGE if self.method == "mean" else 0.0) if self.average is None else self.average,
-        )
+        missing: dict[str, Any] = {n: v for n, v in DEFAULTS[self.method].items() if getattr(self, n) is None}
+        found = replace(self, **missing)
         assert found.keep is not None
         limits = {
             "strength": (0.01, 1.0), "inject": (0.0, 1.0), "keep": (0.0, 1.0), "average": (0.0, 1.0 - found.keep),
@@ -103,9 +95,11 @@ class TranslateOptions:
     @property
     def detail(self) -> float:
         """Share of what the autoencoder loses of the source that a picture of the result gets back."""
+        if self.method != "mean":
+            return 1.0
         keep = self.resolved().keep
         assert keep is not None  # resolved
-        return keep if self.method == "mean" else 1.0
+        return keep
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

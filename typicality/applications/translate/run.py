@@ -182,8 +182,8 @@ def translate_pair(
         raise DatasetError(f"no image has the label {source!r} without {target!r}")
     key = key_of(
         [run.weights_key, run.latents.folder.name, run.settings.prompt.model_dump(), source, target,
-         options.as_dict(), options.detail, run.settings.score.t_min, run.settings.score.t_max,
-         run.settings.score.protocol, run.settings.mine.patch, str(run.dtype), run.settings.seed]
+         options.as_dict(), run.settings.score.t_min, run.settings.score.t_max, run.settings.score.protocol,
+         run.settings.mine.patch, str(run.dtype), run.settings.seed]
     )  # fmt: skip
     folder = run.directory.path("translate", f"{safe(source)}-{safe(target)}-{key}")
     with run.directory.stage(f"translate {source} to {target}", key) as entry:
