@@ -83,6 +83,8 @@ def test_more_draws_are_better_and_intervals_hold(measured: EstimatorQuality) ->
     assert rows["published, N = 100"].rank_correlation > rows["published, N = 4"].rank_correlation + 0.1
     assert rows["uniform, 32 draws"].overlap > rows["uniform, 4 draws"].overlap
     assert rows["adaptive, exact"].overlap > rows["uniform, 4 draws"].overlap
+    assert (rows["uniform, 4 draws"].value or 0) + 0.02 < (rows["uniform, 32 draws"].value or 0)
+    assert all(row.overlap - 0.02 <= (row.value or 0) <= 1 for row in measured.rows)
     assert 0.83 < measured.coverage_90 < 0.97
     assert 0.8 < measured.coverage_90_selected <= 1
 

@@ -57,6 +57,8 @@ class Row:
     evaluations : UNet evaluations an image
     rank_correlation : Spearman, with the gold standard, of the scores of a fixed grid of boxes; mean over labels
     overlap : share of the gold standard's best patches that are found (same image, IoU at least 0.5, one to one)
+    value : typicality of the patches that are found, by the gold standard, over that of its best: near misses cost
+        little here; None where the best have none
     expected_overlap : what adaptive scoring believes it to be
     coverage_90, coverage_90_selected : share of the 90% intervals that hold the gold value: of the grid's boxes, and
         of the patches that the way selected, scored by fresh draws
@@ -67,6 +69,7 @@ class Row:
     evaluations: float
     rank_correlation: float
     overlap: float
+    value: float | None = None
     expected_overlap: float | None = None
     coverage_90: float | None = None
     coverage_90_selected: float | None = None
@@ -357,7 +360,7 @@ class _Bench:
         found = top_patches(maps, self.selection, self.size_of)
         return Row(
             name=name, draws=draws, evaluations=round(evaluations, 2),
-            rank_correlation=self.correlation(maps), overlap=overlap(self.best, found),
+            rank_correlation=self.correlation(maps), overlap=overlap(self.best, found), value=self.value(found),
             coverage_90=self.coverage(self.grid, maps),
         )  # fmt: skip
 
@@ -371,17 +374,25 @@ class _Bench:
             found.append(float(spearmanr(*zip(*pairs, strict=True)).statistic))
         return round(float(np.mean(found)), 4)
 
+    def score(self, patch: Patch) -> float:
+        """Return the gold standard's score of a patch."""
+        rows, columns = slice(patch.row, patch.row + patch.side), slice(patch.column, patch.column + patch.side)
+        return float(self.gold.maps.get(patch.image_id, patch.label).typicality[rows, columns].mean())
+
+    def value(self, found: dict[str, list[Patch]]) -> float | None:
+        """Mean typicality of patches over that of the best, both by the gold standard."""
+        reached, best = (
+            np.mean([self.score(p) for patches in of.values() for p in patches]) for of in (found, self.best)
+        )
+        return round(float(reached / best), 4) if best > 0 else None
+
     def coverage(self, patches: dict[str, list[Patch]], maps: Drawn) -> float:
         """Share of patches whose 90% interval, from these maps, holds the gold value; gold's own error is added."""
         inside = []
         for label, found in moderated(rescored(patches, maps), maps).items():
             for patch in found:
-                key = patch.image_id, label
-                one = self.gold.maps.get(*key)
-                rows, columns = slice(patch.row, patch.row + patch.side), slice(patch.column, patch.column + patch.side)
-                truth = float(one.typicality[rows, columns].mean())
-                error = np.hypot(patch.standard_error, self.gold.errors[key][patch.row, patch.column])
-                inside.append(abs(patch.typicality - truth) <= quantile(patch.freedom, 0.95) * error)
+                error = np.hypot(patch.standard_error, self.gold.errors[patch.image_id, label][patch.row, patch.column])
+                inside.append(abs(patch.typicality - self.score(patch)) <= quantile(patch.freedom, 0.95) * error)
         return round(float(np.mean(inside)), 4)
 
 
@@ -425,7 +436,7 @@ def _adaptive(
     return Row(
         name=f"adaptive, {name}", draws=round(2 * units / len(held), 2), evaluations=round(spent[0] / len(jobs), 2),
         rank_correlation=bench.correlation(together), overlap=overlap(bench.best, chosen.patches),
-        expected_overlap=round(chosen.rounds[-1].expected_overlap, 4),
+        value=bench.value(chosen.patches), expected_overlap=round(chosen.rounds[-1].expected_overlap, 4),
         coverage_90_selected=bench.coverage(chosen.patches, fresh),
     )  # fmt: skip
 
