@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,13 @@ from typicality.applications.localize.maps import (
 from typicality.applications.localize.passes import Evidence, Pass, collect
 from typicality.applications.localize.places import places
 from typicality.applications.localize.thresholds import references_of, unsupervised
-from typicality.applications.localize.truth import boxes_tell_labels, cell_shares, truths_of, validation_part
+from typicality.applications.localize.truth import (
+    boxes_tell_labels,
+    cell_shares,
+    truths_of,
+    turns_of,
+    validation_part,
+)
 from typicality.applications.localize.work import Options, parts_of, requests_of
 from typicality.cli.app import run as command
 from typicality.config import Settings
@@ -421,6 +427,20 @@ def test_parts_share_no_group_and_both_know_every_label_that_has_two_groups():
     assert validation_part(images[::-1], 0.3) == chosen
 
 
+def test_turns_share_no_group_and_each_knows_every_label_that_has_three_groups():
+    images = [image(f"{label}{i}", label, f"{label}{i // 4}") for label in "abc" for i in range(24)]
+    images += [image(f"d{i}", "d", "a0" if i else "d") for i in range(2)]  # a group of two labels
+    turns = turns_of(images, 3)
+    assert set(turns) == {i.image_id for i in images}
+    for group in {i.group for i in images}:
+        assert len({turns[i.image_id] for i in images if i.group == group}) == 1
+    for label in "abc":
+        groups = {i.group: turns[i.image_id] for i in images if i.labels == (label,)}
+        assert sorted(Counter(groups.values()).values()) == [2, 2, 2]
+    assert turns["d0"] != turns["d1"]
+    assert turns_of(images[::-1], 3) == turns
+
+
 def test_places_by_hand():
     """Two places at threshold 1, touching only at a corner in the first; the single pixel is too small."""
     scores = np.zeros((6, 10))
@@ -621,9 +641,8 @@ def test_evaluation_compares_ours_with_rivals_and_the_model_before(tuned_folder:
     assert result["gain"] == pytest.approx(result["macro_ap"] / result["macro_ap_best_rival"] - 1, abs=1e-2)
     assert set(result["above_base"]) == set(LABELS)
     assert rows["dot", "typicality as published"]["auc_pr_truncated"] is not None
-    assert result["test_images"] + result["validation_images"] == len(
-        [i for i in run.dataset if i.image_id in run.held_out and i.labels != ("clean",)]
-    )
+    judges = [i for i in run.dataset if i.image_id in run.held_out and i.labels != ("clean",)]
+    assert result["images"] == len(judges) == sum(rows[label, "ours"]["images"] for label in LABELS)
     assert Image.open(picture).width > 400
 
 

@@ -1,8 +1,9 @@
 """Do maps of typicality show where labels are? Measured against masks or boxes that no training has seen.
 
-Images whose groups the model has not seen are split, whole groups together, into a part on which every method chooses
-its smoothing, range of timesteps and combination, and a part on which all are measured. Rivals choose as freely as we
-do, from the same grid:
+Images whose groups the model has not seen are dealt, whole groups together, to three turns. Every method's maps of a
+turn are made as did best on the other two (smoothing, range of timesteps, combination, threshold), so that all images
+judge and none chooses for itself; measures are means over the turns. Rivals choose as freely as we do, from the same
+grid:
 
 - `error`: the plain denoising error L(null), which knows no label (the paper does not compare with it);
 - `bias`: the square of its mean residual over draws, which knows no label either;
@@ -14,8 +15,8 @@ do, from the same grid:
 choose anew. `typicality as published` has no choice: T under the null prompt at the label scale 1, all timesteps,
 no smoothing; it alone is in units of the loss and has an `auc_pr_truncated`.
 
-Intervals are at 90%, from resamples of the test part's groups, the same for all methods and labels. The gain is over
-the rival that did best on the test part itself, which favours that rival.
+Intervals are at 90%, from resamples of groups, the same for all methods and labels. The gain is over the rival that did
+best in these measures themselves, which favours that rival.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,22 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from typicality import metrics
+from typicality.applications.localize.choose import best, best_threshold, log_precisions
 from typicality.applications.localize.maps import GIVEN, PUBLISHED, Kitchen, Recipe, families, upsampled
 from typicality.applications.localize.measure import measure, rounded, truncated
 from typicality.applications.localize.passes import BASE, Evidence, Request, collect
-from typicality.applications.localize.work import DEFAULTS, Judge, Options, Parts, opened, parts_of, requests_of
+from typicality.applications.localize.truth import turns_of
+from typicality.applications.localize.work import (
+    DEFAULTS,
+    Known,
+    Options,
+    by_label,
+    known_of,
+    opened,
+    recipes_of,
+    requests_of,
+    shares_of,
+)
 from typicality.config import Settings, key_of
 from typicality.dataset import prepare
 from typicality.errors import InputError
@@ -51,24 +64,49 @@ ERROR, BIAS, SHIFT, GRADCAM = "error", "bias", "shift", "gradcam"
 RIVALS = (ERROR, BIAS, SHIFT, GRADCAM)
 RESAMPLES = 200
 CASES = ("best", "median", "worst")
+TURNS = 3
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Images whose truth is known, and by which turn each is judged.
+
+    Attributes
+    ----------
+    turn_of : by image_id, from 0; the images of a group have one turn
+    """
+
+    known: Known
+    turn_of: Mapping[str, int]
+
+    def ids(self, label: str) -> list[list[str]]:
+        """Return the ids of a label's images, turn by turn."""
+        found: list[list[str]] = [[] for _ in range(TURNS)]
+        for i, name in sorted(self.known.truths):
+            if name == label:
+                found[self.turn_of[i]].append(i)
+        return found
+
+    def truths(self, label: str, ids: Sequence[str]) -> list[np.ndarray]:
+        return [self.known.truths[i, label] for i in ids]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to make maps: evidence, and a recipe and a threshold for every label."""
+    """One way to make maps: evidence, and a recipe and a threshold for every label and turn."""
 
     name: str
     evidence: Mapping[tuple[str, str], Evidence]
     kitchen: Kitchen
-    recipes: Mapping[str, Recipe]
-    thresholds: Mapping[str, float]
+    recipes: Mapping[tuple[str, int], Recipe]
+    thresholds: Mapping[tuple[str, int], float]
 
 
 def localize(
     settings: Settings, folder: Path, options: Options = DEFAULTS, *, before: bool = True, epochs: int = 20,
     picture: Path | None = None, progress: Progress = SILENT,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure maps of a run, its model before fine-tuning, and rivals on the images that chose nothing.
+    """Measure maps of a run, its model before fine-tuning, and rivals, on images that no model has seen.
 
     Parameters
     ----------
@@ -82,47 +120,49 @@ def localize(
     macro_ap, geometric_mean_lift, best_rival, macro_ap_best_rival, gain (macro_ap / macro_ap_best_rival - 1),
     above_base (labels for which fine-tuning helped), above_base_by (how much average precision it added, with an
     interval), macro (by method), macro_ap_interval, macro_interval (by method), gain_interval, rows (a label and
-    method, with average_precision_interval), cnn (epochs and held-out accuracy of the CNN behind Grad-CAM)
+    method, means over turns, with average_precision_interval), cnn (epochs and held-out accuracy of the CNN behind
+    Grad-CAM)
 
     Raises
     ------
-    InputError : without ground truth, or with too few groups for both parts; and see `opened`.
+    InputError : without ground truth, or with too few groups for two turns; and see `opened`.
     """
     started = time.monotonic()
     with opened(settings, folder, options, progress) as (run, options):
         asked = requests_of(list(run.dataset), options.against)
-        parts = parts_of(run, asked)
-        known = [(i, tuple(label for label in labels if (i, label) in parts.truths)) for i, labels in asked]
-        requests = [(i, labels) for i, labels in known if labels]
-        _check(parts, requests)
+        known = known_of(run, asked)
+        marked = [(i, tuple(label for label in labels if (i, label) in known.truths)) for i, labels in asked]
+        requests = [(i, labels) for i, labels in marked if labels]
+        turns = Turns(known, turns_of(known.images, TURNS))
+        _check(turns)
         evidence = collect(run, requests, options.against, options.ranges, options.draws)
         labels = [label for label in run.dataset.labels if label in {e.label for e in evidence}]
-        methods = _methods(run, parts, evidence, labels, options)
+        methods = _methods(run, turns, evidence, labels, options)
         if before and run.settings.finetune.enabled:
             base = collect(run, requests, options.against, options.ranges, options.draws, BASE)
-            methods += _untrained(run, parts, base, labels, options, methods[0])
+            methods += _untrained(run, turns, base, labels, options, methods[0])
         cams, cnn = _gradcams(run, requests, epochs)
-        methods.append(_chosen(run, parts, cams, labels, GRADCAM, [(GIVEN,)], 1))
-        groups = _Groups(run, parts)
-        measured = [pair for label in labels for pair in _rows(run, parts, methods, label, options, groups)]
+        methods.append(_Chooser(run, turns, cams, labels).method(GRADCAM, [(GIVEN,)], 1))
+        groups = _Groups(run, turns)
+        measured = [pair for label in labels for pair in _rows(run, turns, methods, label, options, groups)]
         rows = [row for row, _ in measured]
         resampled = {(row["label"], row["method"]): values for row, values in measured}
-        result = _summary(rows, parts, options)
+        result = _summary(rows, turns, options)
         result |= _intervals(rows, resampled, result["best_rival"])
         result["cnn"] = cnn
         result["rows"] = result.pop("rows")  # last: it is long
         result["seconds"] = round(time.monotonic() - started, 1)
         if picture is not None:
-            _draw(run, parts, methods, labels, picture)
+            _draw(run, turns, methods, labels, picture)
         return result
 
 
-def _check(parts: Parts, requests: Sequence[Request]) -> None:
-    pairs = [(i, label) for i, labels in requests for label in labels]
-    marked = {parts.of(i, label) for i, label in pairs if parts.truths[i, label].any()}
-    if not marked and parts.untold:
+def _check(turns: Turns) -> None:
+    known = turns.known
+    marked = {turns.turn_of[i] for (i, _), truth in known.truths.items() if truth.any()}
+    if not marked and known.untold:
         raise InputError(
-            f"{parts.untold} images have several labels, and the ground truth does not say of which it is: give "
+            f"{known.untold} images have several labels, and the ground truth does not say of which it is: give "
             "--boxes a COCO file whose categories are the labels"
         )
     if not marked:
@@ -130,17 +170,62 @@ def _check(parts: Parts, requests: Sequence[Request]) -> None:
             "there is no ground truth for images that the model has not seen: give --masks COLUMN or --boxes FILE, "
             "and hold images out (finetune.held_out, or --folds 4) when fine-tuning"
         )
-    if marked != {"validation", "test"}:
-        raise InputError("too few groups with ground truth: one part has to choose and another to judge")
+    if len(marked) < 2:
+        raise InputError("too few groups with ground truth: some have to choose and others to judge")
 
 
-def _chosen(
-    run: Run, parts: Parts, evidence: Sequence[Evidence], labels: Sequence[str], name: str,
-    family: Sequence[tuple[str, ...]], ranges: int,
-) -> Method:  # fmt: skip
-    judge = Judge(run, parts, evidence, labels)
-    recipes = judge.recipes(family, ranges)
-    return Method(name, _keyed(evidence), judge.kitchen, recipes, judge.thresholds(recipes))
+class _Chooser:
+    """Chooses recipes and thresholds for the images of every turn on those of the others."""
+
+    def __init__(self, run: Run, turns: Turns, evidence: Sequence[Evidence], labels: Sequence[str]) -> None:
+        self.progress, self.evidence, self.labels = run.progress, evidence, labels
+        self.kitchen = Kitchen(evidence)
+        self.shares = shares_of(evidence, turns.known.truths)
+        self.by_turn = []
+        for turn in range(TURNS):
+            found = by_label([e for e in evidence if turns.turn_of[e.image_id] == turn])
+            self.by_turn.append({label: found.get(label, []) for label in labels})
+        group_of = {image.image_id: image.group for image in turns.known.images}
+        self.groups = [
+            [len({group_of[e.image_id] for e in found}) for found in by_label.values()] for by_label in self.by_turn
+        ]
+
+    def method(self, name: str, family: Sequence[tuple[str, ...]], ranges: int) -> Method:
+        """Return the best recipes of a family of parts, with their thresholds."""
+        recipes = recipes_of(family, ranges)
+        self.progress.start(f"choose ({name})", TURNS * len(recipes))
+        logs = [
+            log_precisions(self.kitchen, found, lambda e: self.shares[e.image_id, e.label], recipes, self.progress)
+            for found in self.by_turn
+        ]
+        self.progress.finish()
+        chosen: dict[tuple[str, int], Recipe] = {}
+        for turn in range(TURNS):
+            others = [k for k in range(TURNS) if k != turn]
+            worth = _mean_of_known(np.stack([logs[k] for k in others]))
+            groups = np.sum([self.groups[k] for k in others], axis=0).tolist()
+            for label, recipe in zip(self.labels, best(worth, groups, recipes), strict=True):
+                chosen[label, turn] = recipe
+        return Method(name, _keyed(self.evidence), self.kitchen, chosen, self.thresholds(chosen))
+
+    def thresholds(self, recipes: Mapping[tuple[str, int], Recipe]) -> dict[tuple[str, int], float]:
+        """Return the threshold of the best IoU on the other turns, where they have something of the label marked."""
+        found = {}
+        for (label, turn), recipe in recipes.items():
+            evidence = [e for k, of in enumerate(self.by_turn) if k != turn for e in of[label]]
+            shares = [self.shares[e.image_id, e.label] for e in evidence]
+            threshold = best_threshold([self.kitchen(e, recipe) for e in evidence], shares)
+            if threshold is not None:
+                found[label, turn] = threshold
+        return found
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the first axis of what is not NaN; NaN where nothing is known."""
+    known = ~np.isnan(values)
+    number = known.sum(0)
+    total = np.where(known, values, 0.0).sum(0)
+    return np.divide(total, number, out=np.full(values.shape[1:], np.nan), where=number > 0)
 
 
 def _keyed(evidence: Sequence[Evidence]) -> dict[tuple[str, str], Evidence]:
@@ -148,32 +233,29 @@ def _keyed(evidence: Sequence[Evidence]) -> dict[tuple[str, str], Evidence]:
 
 
 def _methods(
-    run: Run, parts: Parts, evidence: Sequence[Evidence], labels: Sequence[str], options: Options
+    run: Run, turns: Turns, evidence: Sequence[Evidence], labels: Sequence[str], options: Options
 ) -> list[Method]:
     """Return `ours` first, then its ingredients and the rivals that come from the same evidence."""
-    judge = Judge(run, parts, evidence, labels)
-    keyed = _keyed(evidence)
-    methods = []
-    for name, family in families(options.against is not None).items():
-        recipes = judge.recipes(family, len(options.ranges))
-        thresholds = judge.thresholds(recipes)
-        methods.append(Method(OURS if name == "combined" else name, keyed, judge.kitchen, recipes, thresholds))
-    methods.append(_published(PUBLISHED, evidence, labels))
-    return methods
+    chooser = _Chooser(run, turns, evidence, labels)
+    methods = [
+        chooser.method(OURS if name == "combined" else name, family, len(options.ranges))
+        for name, family in families(options.against is not None).items()
+    ]
+    return [*methods, _published(PUBLISHED, evidence, labels)]
 
 
 def _published(name: str, evidence: Sequence[Evidence], labels: Sequence[str]) -> Method:
     recipe = Recipe((PUBLISHED,), smoothing=0.0)
-    return Method(name, _keyed(evidence), Kitchen(evidence), dict.fromkeys(labels, recipe), {})
+    recipes = {(label, turn): recipe for label in labels for turn in range(TURNS)}
+    return Method(name, _keyed(evidence), Kitchen(evidence), recipes, {})
 
 
 def _untrained(
-    run: Run, parts: Parts, base: Sequence[Evidence], labels: Sequence[str], options: Options, ours: Method
+    run: Run, turns: Turns, base: Sequence[Evidence], labels: Sequence[str], options: Options, ours: Method
 ) -> list[Method]:
-    family = families(options.against is not None)["combined"]
-    own = _chosen(run, parts, base, labels, UNTRAINED_OWN, family, len(options.ranges))
-    judge = Judge(run, parts, base, labels)
-    same = Method(UNTRAINED, _keyed(base), judge.kitchen, ours.recipes, judge.thresholds(ours.recipes))
+    chooser = _Chooser(run, turns, base, labels)
+    own = chooser.method(UNTRAINED_OWN, families(options.against is not None)["combined"], len(options.ranges))
+    same = Method(UNTRAINED, own.evidence, chooser.kitchen, ours.recipes, chooser.thresholds(ours.recipes))
     return [same, own, _published(PUBLISHED_BASE, base, labels)]
 
 
@@ -239,26 +321,21 @@ def _drawn_gradcams(run: Run, requests: Sequence[Request], epochs: int) -> tuple
 # ----------------------------------------------------------------------------------------------- measures
 
 
-def _maps(run: Run, method: Method, label: str, ids: Sequence[str]) -> list[np.ndarray]:
+def _maps(run: Run, turns: Turns, method: Method, label: str, ids: Sequence[str]) -> list[np.ndarray]:
     images = {i.image_id: i for i in run.dataset}
     found = []
     for i in ids:
         e = method.evidence[i, label]
-        cells = method.kitchen(e, method.recipes[label])
+        cells = method.kitchen(e, method.recipes[label, turns.turn_of[i]])
         found.append(upsampled(cells, e.view, images[i].width, images[i].height))
     return found
 
 
-def _test_ids(parts: Parts, method: Method, label: str) -> list[str]:
-    return sorted(i for i, name in method.evidence if name == label and parts.of(i, label) == "test")
-
-
 class _Groups:
-    """The groups of the test part, and how often each of them is drawn in every resample."""
+    """The groups of the images that judge, and how often each of them is drawn in every resample."""
 
-    def __init__(self, run: Run, parts: Parts) -> None:
-        test = {i for i, label in parts.truths if parts.of(i, label) == "test"}
-        self.of = {i.image_id: i.group for i in run.dataset if i.image_id in test}
+    def __init__(self, run: Run, turns: Turns) -> None:
+        self.of = {i.image_id: i.group for i in turns.known.images}
         self.row = {name: row for row, name in enumerate(sorted(set(self.of.values())))}
         self.draws = group_draws(len(self.row), RESAMPLES, run.settings.seed)
 
@@ -267,27 +344,50 @@ class _Groups:
 
 
 def _rows(
-    run: Run, parts: Parts, methods: Sequence[Method], label: str, options: Options, groups: _Groups
+    run: Run, turns: Turns, methods: Sequence[Method], label: str, options: Options, groups: _Groups
 ) -> list[tuple[dict[str, Any], np.ndarray]]:
-    """Return a row a method, with its average precision in every resample (RESAMPLES,)."""
-    ids = _test_ids(parts, methods[0], label)
-    truths = [parts.truths[i, label] for i in ids]
-    if not any(t.any() for t in truths):
+    """Return a row a method, with its average precision in every resample (RESAMPLES,): both are means over turns."""
+    by_turn = [
+        (turn, ids) for turn, ids in enumerate(turns.ids(label)) if any(t.any() for t in turns.truths(label, ids))
+    ]
+    if not by_turn:
         return []
+    judges = [i for _, ids in by_turn for i in ids]
     rows = []
     for method in methods:
-        maps = _maps(run, method, label, ids)
-        recipe = method.recipes[label]
-        row = {"label": label, "method": method.name, "groups": len({groups.of[i] for i in ids})}
-        row |= measure(maps, truths, method.thresholds.get(label))
-        resampled = resampled_precision(maps, truths, groups.rows(ids), groups.draws)
-        row["auc_pr_truncated"] = truncated(maps, truths) if method.name in (PUBLISHED, PUBLISHED_BASE) else None
-        row["recipe"] = f"smoothed by {recipe.smoothing:g} cells" if method.name == GRADCAM else (
-            recipe.describe(options.ranges)
-        )  # fmt: skip
-        rows.append((rounded(row) | {"average_precision_interval": _bounds(resampled)}, resampled))
+        measures, resampled, published = [], [], []
+        for turn, ids in by_turn:
+            maps, truths = _maps(run, turns, method, label, ids), turns.truths(label, ids)
+            measures.append(measure(maps, truths, method.thresholds.get((label, turn))))
+            resampled.append(resampled_precision(maps, truths, groups.rows(ids), groups.draws))
+            if method.name in (PUBLISHED, PUBLISHED_BASE):
+                published.append(truncated(maps, truths))
+        row = {
+            "label": label, "method": method.name, "groups": len({groups.of[i] for i in judges}),
+            "images": len(judges), **_mean_over_turns(measures),
+            "auc_pr_truncated": float(np.mean(published)) if published else None,
+        }  # fmt: skip
+        recipes = [method.recipes[label, turn] for turn, _ in by_turn]
+        row["recipe"] = "; ".join(
+            dict.fromkeys(
+                f"smoothed by {recipe.smoothing:g} cells" if method.name == GRADCAM else recipe.describe(options.ranges)
+                for recipe in recipes
+            )
+        )
+        over_turns = _mean_of_known(np.stack(resampled))
+        rows.append((rounded(row) | {"average_precision_interval": _bounds(over_turns)}, over_turns))
         run.progress.say(f"{label}, {method.name}: average precision {row['average_precision']:.3f}")
     return rows
+
+
+def _mean_over_turns(measures: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the mean of every measure but the number of images, over the turns that have it."""
+    found: dict[str, float | None] = {}
+    for name in measures[0]:
+        if name != "images":
+            values = [m[name] for m in measures if m[name] is not None]
+            found[name] = float(np.mean(values)) if values else None
+    return found
 
 
 def _bounds(values: np.ndarray) -> list[float] | None:
@@ -295,7 +395,7 @@ def _bounds(values: np.ndarray) -> list[float] | None:
     return None if found is None else [float(f"{v:.4g}") for v in found]
 
 
-def _summary(rows: Sequence[Mapping[str, Any]], parts: Parts, options: Options) -> dict[str, Any]:
+def _summary(rows: Sequence[Mapping[str, Any]], turns: Turns, options: Options) -> dict[str, Any]:
     by_method: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:
         by_method[row["method"]][row["label"]] = row
@@ -303,19 +403,21 @@ def _summary(rows: Sequence[Mapping[str, Any]], parts: Parts, options: Options) 
         name: round(float(np.mean([r["average_precision"] for r in found.values()])), 4)
         for name, found in by_method.items()
     }
-    best = max(RIVALS, key=lambda name: macro[name])
+    rival = max(RIVALS, key=lambda name: macro[name])
     ours = by_method[OURS]
     result: dict[str, Any] = {
         "macro_ap": macro[OURS],
-        "best_rival": best,
-        "macro_ap_best_rival": macro[best],
-        "gain": round(macro[OURS] / macro[best] - 1, 4) if macro[best] else None,
+        "best_rival": rival,
+        "macro_ap_best_rival": macro[rival],
+        "gain": round(macro[OURS] / macro[rival] - 1, 4) if macro[rival] else None,
         "geometric_mean_lift": round(metrics.geometric_mean(r["lift"] for r in ours.values()), 3),
-        "geometric_mean_lift_best_rival": round(metrics.geometric_mean(r["lift"] for r in by_method[best].values()), 3),
+        "geometric_mean_lift_best_rival": round(
+            metrics.geometric_mean(r["lift"] for r in by_method[rival].values()), 3
+        ),
         "pointing": round(float(np.mean([r["pointing"] for r in ours.values()])), 4),
-        "test_images": len({i for i, label in parts.truths if parts.of(i, label) == "test"}),
-        "validation_images": len(parts.validation),
-        "images_with_untold_truth": parts.untold,
+        "images": len(turns.known.images),
+        "turns": TURNS,
+        "images_with_untold_truth": turns.known.untold,
         "against": options.against,
         "draws": options.draws,
         "ranges": [list(r) for r in options.ranges],
@@ -329,13 +431,17 @@ def _summary(rows: Sequence[Mapping[str, Any]], parts: Parts, options: Options) 
     return result | {"rows": [dict(row) for row in rows]}
 
 
+def _mean_lift(rows: Iterable[Mapping[str, Any]]) -> float:
+    return round(metrics.geometric_mean(row["lift"] for row in rows), 3)
+
+
 def _intervals(
-    rows: Sequence[Mapping[str, Any]], resampled: Mapping[tuple[str, str], np.ndarray], best: str
+    rows: Sequence[Mapping[str, Any]], resampled: Mapping[tuple[str, str], np.ndarray], rival: str
 ) -> dict[str, Any]:
     """Return intervals of what `_summary` says; a resample counts where every label has something marked."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
     macro = {name: np.mean([resampled[label, name] for label in labels], axis=0) for _, name in resampled}
-    gain = np.divide(macro[OURS], macro[best], out=np.full(RESAMPLES, np.nan), where=macro[best] > 0) - 1
+    gain = np.divide(macro[OURS], macro[rival], out=np.full(RESAMPLES, np.nan), where=macro[rival] > 0) - 1
     found: dict[str, Any] = {
         "macro_ap_interval": _bounds(macro[OURS]),
         "gain_interval": _bounds(gain),
@@ -356,7 +462,7 @@ def _intervals(
 # ------------------------------------------------------------------------------------------------ picture
 
 
-def _draw(run: Run, parts: Parts, methods: Sequence[Method], labels: Sequence[str], path: Path) -> None:
+def _draw(run: Run, turns: Turns, methods: Sequence[Method], labels: Sequence[str], path: Path) -> None:
     """Rows: of every label the best, the median and the worst image by the average precision of our map."""
     from matplotlib.figure import Figure
 
@@ -365,16 +471,16 @@ def _draw(run: Run, parts: Parts, methods: Sequence[Method], labels: Sequence[st
     named = {m.name: m for m in methods}
     shown = [named[OURS], *(named[name] for name in RIVALS)]
     images = {i.image_id: i for i in run.dataset}
-    cases = [case for label in labels for case in _cases(run, parts, named[OURS], label)]
+    cases = [case for label in labels for case in _cases(run, turns, named[OURS], label)]
     figure = Figure(figsize=(2 * (1 + len(shown)) + 1.2, 1.9 * len(cases)), layout="constrained", dpi=80)
     axes = figure.subplots(len(cases), 1 + len(shown), squeeze=False)
     for row, (label, case, image_id, precision) in zip(axes, cases, strict=True):
         picture = run.dataset.open(images[image_id])
-        truth = parts.truths[image_id, label]
+        truth = turns.known.truths[image_id, label]
         row[0].imshow(outlined(picture, truth))
         row[0].set_ylabel(f"{label}, {case}\nAP {precision:.2f}", fontsize=9)
         for axis, method in zip(row[1:], shown, strict=True):
-            axis.imshow(heat(picture, _maps(run, method, label, [image_id])[0]))
+            axis.imshow(heat(picture, _maps(run, turns, method, label, [image_id])[0]))
         for axis in row:
             axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], ("image and truth", *(m.name for m in shown)), strict=True):
@@ -382,12 +488,12 @@ def _draw(run: Run, parts: Parts, methods: Sequence[Method], labels: Sequence[st
     write_whole(path, lambda p: figure.savefig(p, format="png"))
 
 
-def _cases(run: Run, parts: Parts, ours: Method, label: str) -> list[tuple[str, str, str, float]]:
-    """Return (label, case, image_id, average precision) of up to three test images."""
-    ids = [i for i in _test_ids(parts, ours, label) if parts.truths[i, label].any()]
+def _cases(run: Run, turns: Turns, ours: Method, label: str) -> list[tuple[str, str, str, float]]:
+    """Return (label, case, image_id, average precision) of up to three images."""
+    ids = [i for of_turn in turns.ids(label) for i in of_turn if turns.known.truths[i, label].any()]
     scored = [
-        (metrics.average_precision(m, parts.truths[i, label]), i)
-        for m, i in zip(_maps(run, ours, label, ids), ids, strict=True)
+        (metrics.average_precision(m, turns.known.truths[i, label]), i)
+        for m, i in zip(_maps(run, turns, ours, label, ids), ids, strict=True)
     ]
     ranked = sorted(scored, reverse=True)
     if not ranked:

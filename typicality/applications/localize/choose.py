@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from typicality import metrics
 from typicality.applications.localize.maps import Kitchen, Recipe
@@ -25,19 +26,34 @@ def choose(
     recipes: Sequence[Recipe],
     progress: Progress = SILENT,
 ) -> dict[str, Recipe]:
-    """Return the best recipe for every label of `by_label`.
-
-    A recipe's worth for a label is log average precision, pooled over the label's cells, drawn towards its mean over
-    all labels: with n groups of its own the label's weight is n / (n + PRIOR_GROUPS). Few images decide little.
+    """Return the best recipe for every label of `by_label`, as `best` says, by its evidence here.
 
     Parameters
     ----------
     by_label : evidence of the validation part; a label may have none, and then follows the others
     shares_of : marked share of every cell
+
+    Raises
+    ------
+    ValueError : when nothing is marked.
     """
+    progress.start("choose", len(recipes))
+    logs = log_precisions(kitchen, by_label, shares_of, recipes, progress)
+    progress.finish()
+    groups = [len({groups_of(e) for e in found}) for found in by_label.values()]
+    return dict(zip(by_label, best(logs, groups, recipes), strict=True))
+
+
+def log_precisions(
+    kitchen: Kitchen,
+    by_label: Mapping[str, Sequence[Evidence]],
+    shares_of: SharesOf,
+    recipes: Sequence[Recipe],
+    progress: Progress = SILENT,
+) -> Float[np.ndarray, "recipes labels"]:
+    """Return log average precision, pooled over a label's cells; NaN where nothing of the label is marked."""
     logs = np.full((len(recipes), len(by_label)), np.nan)
     truth = {label: _truth(found, shares_of) for label, found in by_label.items()}
-    progress.start("choose", len(recipes))
     for i, recipe in enumerate(recipes):
         for j, (label, found) in enumerate(by_label.items()):
             shares = truth[label]
@@ -46,18 +62,34 @@ def choose(
             scores = np.concatenate([kitchen(e, recipe).ravel() for e in found])
             logs[i, j] = np.log(max(metrics.average_precision(scores, shares, 1 - shares), 1e-6))
         progress.advance()
-    progress.finish()
+    return logs
+
+
+def best(logs: Float[np.ndarray, "recipes labels"], groups: Sequence[int], recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Return the best recipe for every label, where few images decide little.
+
+    A recipe's worth for a label is its log average precision there, drawn towards its mean over all labels: with n
+    groups of its own the label's weight is n / (n + PRIOR_GROUPS), and none where nothing of it is marked.
+
+    Parameters
+    ----------
+    logs : of `log_precisions`
+    groups : of every label's evidence
+
+    Raises
+    ------
+    ValueError : when no label has anything marked.
+    """
     known = ~np.isnan(logs[0]) if len(recipes) else np.zeros(0, bool)
     if not known.any():
         raise ValueError("no label has marked cells in the validation part")
     common = logs[:, known].mean(1)
-    best = {}
-    for j, (label, found) in enumerate(by_label.items()):
-        n = len({groups_of(e) for e in found}) if known[j] else 0
+    found = []
+    for j, n in enumerate(groups):
         own = n / (n + PRIOR_GROUPS)
-        worth = common if not known[j] else own * logs[:, j] + (1 - own) * common
-        best[label] = recipes[int(worth.argmax())]
-    return best
+        worth = own * logs[:, j] + (1 - own) * common if known[j] else common
+        found.append(recipes[int(worth.argmax())])
+    return found
 
 
 def _truth(found: Sequence[Evidence], shares_of: SharesOf) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Ground truth of images, and which of them may choose a recipe and which may judge it."""
+"""Ground truth of images, and which of them choose a recipe and which judge it."""
 
 from __future__ import annotations
 
@@ -100,3 +100,22 @@ def validation_part(images: Sequence[LabelledImage], share: float) -> frozenset[
             else:
                 kept.add(group)
     return frozenset(image.image_id for image in images if image.group in taken)
+
+
+def turns_of(images: Sequence[LabelledImage], turns: int) -> dict[str, int]:
+    """Return for every image by which turn it is judged, while the images of the other turns choose.
+
+    Groups go by hash, label by label from that with the fewest, each to the turn that has the fewest groups of that
+    label so far. Whole groups stay together.
+    """
+    groups: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        for label in image.labels:
+            groups[label].add(image.group)
+    turn: dict[str, int] = {}
+    for label in sorted(groups, key=lambda name: (len(groups[name]), name)):
+        have = [sum(turn.get(group) == k for group in groups[label]) for k in range(turns)]
+        for group in sorted(groups[label] - set(turn), key=lambda group: unit_hash(group, SALT)):
+            turn[group] = min(range(turns), key=lambda k: (have[k], sum(t == k for t in turn.values())))
+            have[turn[group]] += 1
+    return {image.image_id: turn[image.group] for image in images}

@@ -51,6 +51,7 @@ BOXES = pa.schema(
     ]
 )  # fmt: skip
 PAIR_SMOOTHINGS = (0.0, 1.0, 2.0, 3.0)
+Shares = dict[tuple[str, str], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,31 @@ class Parts:
         return "validation" if image_id in self.validation else "test"
 
 
-def parts_of(run: Run, requests: Sequence[Request]) -> Parts:
-    """Read the ground truth of images that no model has seen and say which of them choose."""
+@dataclass(frozen=True)
+class Known:
+    """What is marked in images that no model has seen.
+
+    Attributes
+    ----------
+    truths : bool (height, width), by image_id and label
+    images : with only those of their labels of which something is known
+    untold : images with several labels that are left out, since what is marked does not say of which it is
+    """
+
+    truths: Mapping[tuple[str, str], np.ndarray]
+    images: tuple[LabelledImage, ...]
+    untold: int
+
+    @property
+    def anything(self) -> bool:
+        return any(truth.any() for truth in self.truths.values())
+
+
+def known_of(run: Run, requests: Sequence[Request]) -> Known:
+    """Read the ground truth of images that no model has seen."""
     asked, eligible, named = dict(requests), unseen(run), boxes_tell_labels(run.dataset)
     truths: dict[tuple[str, str], np.ndarray] = {}
-    known, untold = [], 0
+    images, untold = [], 0
     for image in run.dataset:
         if image.image_id not in asked or image.image_id not in eligible:
             continue
@@ -198,15 +219,38 @@ def parts_of(run: Run, requests: Sequence[Request]) -> Parts:
         if found is None:
             untold += 1
         elif found:
-            known.append(replace(image, labels=tuple(found)))
+            images.append(replace(image, labels=tuple(found)))
             truths |= {(image.image_id, label): truth for label, truth in found.items()}
     if untold:
         run.progress.say(
             f"warning: {untold} images have several labels, and their ground truth does not say of which it is; they "
             "are not measured: a COCO file whose categories are the labels would say it"
         )
-    chosen = validation_part(known, SHARE) if any(t.any() for t in truths.values()) else frozenset()
-    return Parts(truths, chosen, untold)
+    return Known(truths, tuple(images), untold)
+
+
+def parts_of(run: Run, requests: Sequence[Request]) -> Parts:
+    """Read the ground truth of images that no model has seen and say which of them choose."""
+    known = known_of(run, requests)
+    chosen = validation_part(known.images, SHARE) if known.anything else frozenset()
+    return Parts(known.truths, chosen, known.untold)
+
+
+def shares_of(evidence: Sequence[Evidence], truths: Mapping[tuple[str, str], np.ndarray]) -> Shares:
+    """Return the marked share of every cell of the maps of images, (h, w) by image_id and label."""
+    return {
+        (e.image_id, e.label): cell_shares(
+            truths[e.image_id, e.label], e.view, next(iter(e.maps.values())).shape[1:]
+        )
+        for e in evidence
+    }  # fmt: skip
+
+
+def recipes_of(family: Sequence[tuple[str, ...]], ranges: int) -> list[Recipe]:
+    """Return the recipes that a family of parts is tried with."""
+    single = variants([names for names in family if len(names) == 1], ranges)
+    pairs = variants([names for names in family if len(names) == 2], ranges, PAIR_SMOOTHINGS)
+    return [*single, *pairs]
 
 
 def by_label(evidence: Sequence[Evidence]) -> dict[str, list[Evidence]]:
@@ -226,20 +270,13 @@ class Judge:
         found = by_label(self.validation)
         self.by_label = {label: found.get(label, []) for label in labels}
         self.kitchen = Kitchen(self.validation)
-        self.shares = {
-            (e.image_id, e.label): cell_shares(
-                parts.truths[e.image_id, e.label], e.view, next(iter(e.maps.values())).shape[1:]
-            )
-            for e in self.validation
-        }
+        self.shares = shares_of(self.validation, parts.truths)
 
     def recipes(self, family: Sequence[tuple[str, ...]], ranges: int) -> dict[str, Recipe]:
         """Return the best recipe of a family for each label."""
-        single = variants([names for names in family if len(names) == 1], ranges)
-        pairs = variants([names for names in family if len(names) == 2], ranges, PAIR_SMOOTHINGS)
         return choose(
             self.kitchen, self.by_label, lambda e: self.shares[e.image_id, e.label], lambda e: self.groups[e.image_id],
-            [*single, *pairs], self.run.progress,
+            recipes_of(family, ranges), self.run.progress,
         )  # fmt: skip
 
     def thresholds(self, recipes: Mapping[str, Recipe]) -> dict[str, float]:
