@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -104,12 +106,25 @@ def print_json(document: Any) -> None:
     from typicality.store import json_text
 
     if is_main():
-        sys.stdout.write(json_text(document) + "\n")
+        text = json_text(document)
+        if not _can_be_written(text):  # a terminal that is not in UTF-8
+            text = re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match.group())[1:-1], text)
+        sys.stdout.write(text + "\n")
 
 
 def print_text(text: str) -> None:
     if is_main():
+        if not _can_be_written(text):
+            text = text.encode("ascii", errors="backslashreplace").decode("ascii")
         sys.stdout.write(text + "\n")
+
+
+def _can_be_written(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def print_document(document: Mapping[str, Any]) -> None:

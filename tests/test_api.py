@@ -22,6 +22,11 @@ def test_options_of_commands_are_keywords_and_settings() -> None:
     found = settings_for("emoji", "year", steps=5, draws=2, no_finetune=True, prompt="{label}!", score={"t_min": 0.2})
     assert (found.finetune.steps, found.finetune.enabled, found.score.draws, found.score.t_min) == (5, False, 2, 0.2)
     assert settings_for("emoji", prompt={"template": "{label}!"}).prompt == found.prompt
+    found = settings_for("emoji", patch=16, title="T", masks="m", boxes="b", model=Path("x"))
+    assert (found.mine.patch, found.report.title, found.model.name) == (16, "T", "x")
+    assert (found.dataset.masks, found.dataset.boxes) == ("m", "b")
     assert settings_for("emoji", strict=False).dataset.strict is False
+    with pytest.raises(SettingsError, match="finite"):
+        settings_for("emoji", minutes=float("inf"))
     with pytest.raises(SettingsError, match="unknown setting 'stepps'"):
         settings_for("emoji", stepps=5)

@@ -14,7 +14,7 @@ import pytest
 import typicality
 from tests.conftest import draw
 from typicality import pipeline
-from typicality.errors import OutputError
+from typicality.errors import InputError, OutputError
 from typicality.evaluation.elements import elements
 from typicality.pipeline import Result
 
@@ -188,3 +188,68 @@ def test_commands_on_a_run_say_that_the_data_set_has_grown(tiny_folder: Path, ti
     for command in (lambda: typicality.classify(run, draws=2), lambda: elements(run, count=1, seeds=1)):
         with pytest.raises(OutputError, match="no latents of 1 of 33 images"):
             command()
+
+
+def left(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mine": {"patch": 4000}}, "mine.patch"),
+        ({"model": {"name": "no-such-model"}}, "no-such-model"),
+        ({"finetune": {"folds": 31}}, "folds"),
+        ({"prompt": {"template": "the same for {label}" + " and more" * 90}}, "prompt"),
+    ],
+)
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_cannot_work_leaves_a_finished_run_as_it_is(
+    result: Result, tmp_path: Path, changes: dict, message: str, fresh: bool
+) -> None:
+    """Nothing is removed before that is known, and no setting is recorded that every later call would fail with."""
+    folder = shutil.copytree(result.folder, tmp_path / "run")
+    before = left(folder)
+    with pytest.raises(InputError, match=message):
+        typicality.mine(folder, fresh=fresh, offline=True, **changes)
+    assert left(folder) == before
+    typicality.report(folder)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_does_not_replace_the_model_that_it_starts_from(result: Result, tmp_path: Path, fresh: bool) -> None:
+    folder = shutil.copytree(result.folder, tmp_path / "run")
+    before = left(folder)
+    with pytest.raises(InputError, match="another --out"):
+        typicality.mine(folder, fresh=fresh, model=folder / "model", offline=True)
+    assert left(folder) == before
+
+
+def test_a_data_set_that_has_lost_mined_images_is_told_apart_from_a_bug(
+    tiny_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(tiny_folder, tmp_path / tiny_folder.name)
+    folder = mine(source, tiny_model, tmp_path / "run").folder
+    gone = sorted(source.rglob("*.png"))[0]
+    gone.unlink()
+    for command in (typicality.report, typicality.trends, typicality.localize):
+        with pytest.raises(OutputError, match=rf"1 images of .* first .*{gone.name}: put them back"):
+            command(folder)
+    with pytest.raises(OutputError, match="leave out the settings"):
+        typicality.report(folder, dataset={"max_per_label": 3})
+    assert mine(source, tiny_model, folder).images.num_rows == 31
+
+
+def test_a_model_of_other_images_is_not_replaced(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Two folders of one name, fine-tuned only: nothing was mined, so the list of what the model knows tells."""
+    other, rng = tmp_path / tiny_folder.name, np.random.default_rng(7)
+    for label in ("blue", "red"):
+        (other / label).mkdir(parents=True)
+        for i in range(16):
+            draw(rng, label, (40, 40)).save(other / label / f"{i}.png")
+    options = {name: QUICK[name] for name in ("finetune", "dtype")} | {"model": str(tiny_model)}
+    typicality.finetune(tiny_folder, "folder", out=tmp_path / "run", **options)
+    before = left(tmp_path / "run" / "model")
+    with pytest.raises(OutputError, match="none of which is in this data set"):
+        typicality.finetune(other, "folder", out=tmp_path / "run", **options)
+    assert left(tmp_path / "run" / "model") == before

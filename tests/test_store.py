@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from typicality.errors import OutputError
+from typicality.dataset import load_dataset
+from typicality.errors import DatasetError, OutputError
 from typicality.run import resolve_settings, run_record
 from typicality.store import RunDirectory, check_writable, json_text, write_text
 
@@ -37,7 +38,8 @@ def test_a_run_that_cannot_be_read_can_be_replaced(tmp_path: Path, content: str)
     directory = RunDirectory(tmp_path, fresh=True)
     directory.clear()
     assert directory.record["stages"] == {}
-    assert not any(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    assert RunDirectory(tmp_path).record["stages"] == {}
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -89,3 +91,43 @@ def test_a_place_is_checked_without_making_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "access", lambda folder, _: folder != tmp_path)
     with pytest.raises(OutputError, match="may not be written"):
         check_writable(tmp_path / "new" / "x.json")
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_that_name_without_a_record_is_somebodys(tmp_path: Path, fresh: bool) -> None:
+    """Runs write run.json first, so that a `model` or an `assets` without it is none of theirs."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.txt").write_text("precious")
+    with pytest.raises(OutputError, match="holds no run"):
+        RunDirectory(tmp_path, fresh=fresh)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json.8.tmp").touch()  # of a run that was killed at once
+    RunDirectory(tmp_path / "run", fresh=fresh)
+
+
+def test_a_data_set_in_a_file_of_settings_has_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not mined as emoji are; and DATASET on the command line wins over the file, as other options do."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "my.yaml").write_text("dataset: {source: photos, label: year}")
+    found = resolve_settings(None, tmp_path / "my.yaml")
+    assert (found.dataset.source, found.dataset.group) == (str(tmp_path / "photos"), None)
+    assert found.prompt == resolve_settings("photos").prompt != resolve_settings("emoji").prompt
+    assert resolve_settings(None, None, [{"dataset": {"source": "photos"}}]) == resolve_settings("photos")
+    assert resolve_settings("flags", tmp_path / "my.yaml").dataset.source == "flags"
+    assert resolve_settings("flags", tmp_path / "my.yaml").dataset.label == "year"
+    assert resolve_settings(None).dataset.source == "emoji"
+    with pytest.raises(DatasetError, match="there is no data set ''"):
+        load_dataset(resolve_settings("").dataset)
+
+
+def test_paths_of_settings_hold_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns and files of boxes too; a column of boxes stays a name, also where a folder is called like it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.tar").touch()
+    (tmp_path / "truth.json").touch()
+    (tmp_path / "box").mkdir()
+    assert resolve_settings("*.tar").dataset.source == str(tmp_path / "*.tar")
+    assert resolve_settings("*.zip").dataset.source == "*.zip"
+    for boxes, recorded in (("truth.json", str(tmp_path / "truth.json")), ("box", "box"), ("x0,y0,x1,y1",) * 2):
+        assert resolve_settings("emoji", None, [{"dataset": {"boxes": boxes}}]).dataset.boxes == recorded

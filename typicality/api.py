@@ -59,7 +59,7 @@ def settings_for(
     source: str | Path = "emoji",
     label: str | None = None,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     seed: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -71,7 +71,12 @@ def settings_for(
     named = {n: v for n, v in options.items() if n in OPTIONS and not isinstance(v, Mapping)}  # prompt is both
     sections = {name: value for name, value in options.items() if name not in named}
     layer = layer_of({"label": label} | named)
-    chosen = {"name": model, "device": device, "dtype": dtype, "offline": offline or None}
+    chosen = {
+        "name": None if model is None else str(model),
+        "device": device,
+        "dtype": dtype,
+        "offline": offline or None,
+    }
     layer["model"] = {name: value for name, value in chosen.items() if value is not None}
     if seed is not None:
         layer["seed"] = seed

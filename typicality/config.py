@@ -40,7 +40,7 @@ Text = Annotated[str, BeforeValidator(_text)]
 class Section(BaseModel):
     """A frozen group of settings that refuses names it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class DatasetSettings(Section):
@@ -272,7 +272,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     **{
         name: ("dataset", name)
         for name in (
-            "label", "bin", "group", "where", "label_separator", "image_column", "max_per_label", "strict",
+            "label", "bin", "group", "where", "label_separator", "image_column", "max_per_label", "strict", "boxes",
+            "masks",
         )
     },
     "prompt": ("prompt", "template"),
@@ -281,6 +282,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "keep_model": ("finetune", "keep"),
     "no_finetune": ("finetune", "enabled"),
     **{name: ("score", name) for name in ("draws", "protocol", "precision", "overlap")},
+    "patch": ("mine", "patch"),
+    "title": ("report", "title"),
 }  # fmt: skip
 """Options of the commands, and keywords of the functions of their names -> the setting that each one sets."""
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 from typicality.config import Settings, key_of
 from typicality.dataset.split import unit_hash
-from typicality.errors import InputError, InterruptedRun, OutputError
+from typicality.errors import InputError, InterruptedRun, OutputError, SettingsError
 from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor, element_index
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches, with_specificity
@@ -103,6 +103,20 @@ def check_settings(run: Run) -> None:
     patch_side(run.latents.size, mine.patch, base.factor)
     check_up_block(base.unet, mine.up_block)
     prompt_tokens(base.tokenizer, run.prompts.of_all(run.dataset.labels))
+
+
+def _check_model(run: Run) -> None:
+    """Refuse too few groups for the folds, models that cannot be kept, and to replace the model that is fine-tuned."""
+    folder, model = run.directory.folder.resolve(), run.settings.model
+    for name in (model.name, model.lora):
+        within = name is not None and Path(name).is_dir() and Path(name).resolve().is_relative_to(folder)
+        if within and (run.directory.fresh or run.settings.finetune.enabled):
+            raise SettingsError(
+                f"the model {name} lies in {folder}, and this run would replace it: choose another --out"
+            )
+    if run.folds > 1:
+        run.fold_of(next(iter(run.labels_of)))
+    _ = run.finetune_key
 
 
 def ensure_latents(run: Run) -> None:
@@ -610,7 +624,8 @@ def _working(
 ) -> Iterator[Run]:
     """Open a run and hold its lock; Ctrl-C becomes `InterruptedRun`, with everything finished kept.
 
-    A stage that it `needs` must have been done under these settings, or they are refused before they are recorded.
+    What cannot work is refused before anything is recorded or, with `fresh`, removed. A stage that it `needs` must have
+    been done under these settings.
     Where there are several processes, the others open the run when the main one has, and all begin together.
     """
     processes = processes_here()
@@ -620,7 +635,12 @@ def _working(
     with run.directory.lock():
         if needs is not None:
             run.check_done(needs)
-        run.directory.save()
+            run.check_images()
+        elif processes.main:
+            check_settings(run)
+            _check_model(run)
+        if processes.main:
+            run.begin()
         if processes.main:
             processes.wait()
         processes.wait()

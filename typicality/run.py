@@ -5,6 +5,7 @@ The stages themselves, and their order, are in pipeline.py.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections import Counter
@@ -192,6 +193,31 @@ class Run:
     def remember_settings(self, stage: str) -> None:
         """Note under which settings a stage stands, so that it can be told whether run.json still describes it."""
         self.directory.record["stages"].get(stage, {})["settings"] = settings_key(self.settings, stage)
+
+    def begin(self) -> None:
+        """Write the run's record, and where it starts anew, remove first what an earlier one has left.
+
+        The directory's lock is held, and what cannot work has been refused: a finished run is not lost to a typing
+        error, nor is a setting recorded that nothing can be done with.
+        """
+        if self.directory.fresh:
+            self.directory.clear()
+            self.__dict__.pop("latents", None)  # it has read what is gone
+        self.directory.save()
+
+    def check_images(self) -> None:
+        """Raise OutputError where images that were mined are no longer in the data set."""
+        path = self.directory.path("images.parquet")
+        if not path.is_file():
+            return
+        rows = pq.read_table(path, columns=["image_id", "file_name"]).to_pylist()
+        gone = {row["image_id"]: row["file_name"] for row in rows if row["image_id"] not in self.labels_of}
+        if gone:
+            raise OutputError(
+                f"{len(gone)} images of {self.directory.folder} are no longer in {self.dataset.name}, first "
+                f"{next(iter(gone.values()))}: put them back (or leave out the settings that leave them out), or run "
+                "`typicality mine` again"
+            )
 
     def check_done(self, stage: str, settings: Settings | None = None) -> None:
         """Raise OutputError unless a stage has been done, under the settings given or else those of this session."""
@@ -431,19 +457,19 @@ def resolve_settings(
     Folders and files are recorded by their absolute paths, so that a run can be used from any directory. A folder in
     the working directory that has the name of a built-in data set is not that data set, and does not get its settings.
     """
-    layers: list[Mapping[str, Any]] = []
+    overrides = list(overrides)
+    file = [] if config is None else [read_config(config)]
     recorded: Mapping[str, Any] = {}
     if source is not None and (record := run_record(source)) is not None:
         recorded = record["settings"]
-        layers.append(recorded)
+        layers: list[Mapping[str, Any]] = [recorded, *file]
     else:
-        name = source or "emoji"
+        named = merge({"dataset": {"source": "emoji"}}, *file, *overrides)["dataset"]
+        name = source if source is not None else str(named["source"]) if isinstance(named, Mapping) else "emoji"
         other = Path(name).expanduser().is_dir() and is_opened_here(name)
-        layers += [{} if other else config_of(name), {"dataset": {"source": name}}]
-    if config is not None:
-        layers.append(read_config(config))
+        layers = [{} if other else config_of(name), *file, {"dataset": {"source": name}}]
     merged = merge(*layers, *overrides)
-    for section, setting in (("dataset", "source"), ("model", "name"), ("model", "lora")):
+    for section, setting in (("dataset", "source"), ("dataset", "boxes"), ("model", "name"), ("model", "lora")):
         part = merged.get(section)
         value = part.get(setting) if isinstance(part, dict) else None
         if isinstance(value, str) and value != recorded.get(section, {}).get(setting):
@@ -456,7 +482,13 @@ def _absolute(text: str, setting: str) -> str:
     path = Path(text).expanduser()
     model = setting == "name" and text in (BASE, "auto")
     builtin = setting == "source" and is_opened_here(text) and not path.is_dir()
-    if not text.strip() or model or builtin or not path.exists():
+    if not text.strip() or model or builtin:
+        return text
+    if setting == "boxes":  # else a column, or several
+        there = path.is_file()
+    else:
+        there = path.exists() or (setting == "source" and any(glob.iglob(str(path))))
+    if not there:
         return text
     absolute = os.path.abspath(path)  # links keep their names, of which data sets are called
     return absolute if printable(absolute) == absolute else text
@@ -477,7 +509,8 @@ def open_run(
 ) -> Run:
     """Load the data set, open the run directory and check that the two belong together.
 
-    `dataset` takes the place of the one that the settings name: benchmarks change its labels or images.
+    Nothing is written or removed before `Run.begin`. `dataset` takes the place of the one that the settings name:
+    benchmarks change its labels or images.
 
     Raises
     ------
@@ -486,16 +519,14 @@ def open_run(
     dataset = load_dataset(settings.dataset) if dataset is None else dataset
     processes = processes_here()
     directory = RunDirectory(out or default_folder(dataset), processes, fresh and processes.main)
-    if fresh and processes.main:
-        with directory.lock():
-            directory.clear()
     before = directory.record.get("dataset")
     if before and (before["name"], before["label"]) != (dataset.name, dataset.label):
         raise OutputError(
             f"{directory.folder} holds a run of {before['name']} by {before['label']}, not of {dataset.name} by "
             f"{dataset.label}; choose another --out, or --fresh to replace it"
         )
-    _same_images(directory, dataset)
+    if not directory.fresh:
+        _same_images(directory, dataset)
     run = Run(settings, dataset, directory, progress)
     directory.record |= {
         "settings": settings.model_dump(),
@@ -517,9 +548,9 @@ def open_run(
 
 
 def _same_images(directory: RunDirectory, dataset: LabelledImages) -> None:
-    """Refuse a data set of which a finished run knows no single image: only its name is the same."""
-    path = directory.path("images.parquet")
-    if not path.is_file():
+    """Refuse a data set of which a run knows no single image, mined or fine-tuned: only its name is the same."""
+    path = next((p for p in (directory.path("images.parquet"), directory.path(*SEEN)) if p.is_file()), None)
+    if path is None:
         return
     known = set(pq.read_table(path, columns=["image_id"])["image_id"].to_pylist())
     if known and not any(image.image_id in known for image in dataset):
@@ -581,6 +612,7 @@ def open_finished(folder: Path, stage: str, settings: Settings | None = None, pr
     run.directory.record |= own
     if stage != "finetune" or run.settings.finetune.enabled:
         run.check_done(stage, recorded)
+    run.check_images()
     if missing := sum(image.image_id not in run.latents for image in run.dataset):
         raise OutputError(
             f"{folder} has no latents of {missing} of {len(run.dataset)} images: where the data set has grown, run "

@@ -195,7 +195,7 @@ class RunDirectory:
     ----------
     folder : made when missing
     processes : those of the run; only the main one writes the record
-    fresh : do not read what is there, for it is going to be cleared
+    fresh : do not read what is there, for it is going to be cleared, see `Run.begin`
 
     Raises
     ------
@@ -203,7 +203,7 @@ class RunDirectory:
     """
 
     def __init__(self, folder: Path, processes: Processes = ALONE, fresh: bool = False) -> None:
-        self.folder, self.processes, self._fresh = folder, processes, fresh
+        self.folder, self.processes, self.fresh = folder, processes, fresh
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".write-probe-{processes.rank}"
@@ -223,15 +223,17 @@ class RunDirectory:
         return self.folder.joinpath(*parts)
 
     def _may_be_used(self, fresh: bool) -> bool:
-        """Whether nothing here could be lost: a run, or nothing but what runs write. Not every run.json is a run's."""
+        """Whether nothing here could be lost: a run, or nothing at all. Not every run.json is a run's.
+
+        Runs write their record before anything else, and so a `model` or an `assets` without it is somebody's.
+        """
         others = [p.name for p in self.folder.iterdir() if not p.name.startswith((".lock", ".write-probe"))]
-        only_ours = all(name in OWNED or name.endswith(".tmp") for name in others)
         try:
-            return read_record(self.folder) is not None or (only_ours and not self.record_path.exists())
+            return read_record(self.folder) is not None or all(name.endswith(".tmp") for name in others)
         except OutputError:
             if not fresh:
                 raise
-            return only_ours
+            return all(name in OWNED or name.endswith(".tmp") for name in others)
 
     @staticmethod
     def _empty() -> dict[str, Any]:
@@ -254,14 +256,14 @@ class RunDirectory:
         self.record = self._read()
 
     def clear(self) -> None:
-        """Remove what runs write here, and nothing else."""
+        """Remove what runs write here, and nothing else, but for a record that says of no stage that it is done."""
+        write_json(self.record_path, self._empty())
         for name in OWNED:
             path = self.path(name)
             if path.is_dir():
                 shutil.rmtree(path)
-            else:
+            elif path != self.record_path:
                 path.unlink(missing_ok=True)
-        self.record = self._read()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -285,7 +287,7 @@ class RunDirectory:
                     f"another process is writing to {self.folder}; wait for it, or choose another --out"
                 ) from error
             remove_leftovers(self.folder)
-            if not self._fresh:
+            if not self.fresh:
                 self.record |= {name: value for name, value in self._read().items() if name in ("stages", "model")}
             yield
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 
-from typicality.cli.console import print_document, words
+import pytest
+
+from typicality.cli.console import print_document, print_json, words
 
 
 def test_settings_are_plain_words() -> None:
@@ -40,3 +44,14 @@ def test_a_document_has_a_line_an_entry_and_a_line_a_row(capsys) -> None:
         "  method hog  purity 0.4",
         "runs: none",
     ]
+
+
+def test_a_terminal_in_ascii_gets_escapes_and_json_stays_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    print_json({"é": "漢 😀 \\"})
+    print_document({"label": "é"})
+    out.flush()
+    document, text = out.buffer.getvalue().decode("ascii").rsplit("label", 1)
+    assert json.loads(document) == {"é": "漢 😀 \\"}
+    assert text == ": \\xe9\n"

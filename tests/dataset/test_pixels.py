@@ -165,3 +165,14 @@ def test_masks_are_bool_at_the_size_of_the_image(white: int, write: Write, load:
 def test_identical_bytes_have_one_identity() -> None:
     assert pixels.content_id(encoded(5)) == pixels.content_id(encoded(5)) != pixels.content_id(encoded(6))
     assert len(pixels.content_id(b"")) == 32
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_masks_of_more_than_8_bits_may_hold_indices(mode: str) -> None:
+    """1 of 65,535 is not black; and 60,000 beside 500 is white."""
+    for marked, other in ((1, 0), (15, 0), (60_000, 500)):
+        values = np.full((4, 6), other, np.uint16 if mode == "I;16" else np.int32)
+        values[1:3, 2:4] = marked
+        found = pixels.binary_mask(saved(Image.fromarray(values), "TIFF"))
+        assert found.sum() == 4, (mode, marked)
+        assert found[1:3, 2:4].all()

@@ -428,3 +428,48 @@ def test_listing_reads_ahead_by_a_bounded_number_of_images(monkeypatch) -> None:
         next(results)
     results.close()
     assert taken < 120
+
+
+def shards_of(folder: Path) -> Path:
+    """Four training images and two test images, as the hub names them."""
+    (folder / "data").mkdir(parents=True)
+    for split, numbers in (("train", range(4)), ("test", range(4, 6))):
+        cells = [{"bytes": encoded(number), "path": f"{number}.png"} for number in numbers]
+        table = pa.table({"image": pa.array(cells, IMAGE), "year": ["1921", "1923"] * (len(cells) // 2)})
+        pq.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def test_a_split_of_shards_is_taken_alone_and_one_that_is_not_there_refused(tmp_path: Path, load: Load) -> None:
+    folder = shards_of(tmp_path / "set")
+    assert [len(load(folder, label="year", split=split)) for split in ("train", "test")] == [4, 2]
+    with pytest.raises(DatasetError, match=r"'tset' is no split of .*'test'"):
+        load(folder, label="year", split="tset")
+
+
+def test_numbers_of_single_precision_are_labels_as_they_were_written(tmp_path: Path, load: Load) -> None:
+    """0.7 in float32 is 0.699999988 in double precision, which would be another label and another bin."""
+    for kind in (pa.float32(), pa.float16()):
+        values = pa.array([0.1, 0.2, 0.7, None], pa.float32()).cast(kind)
+        images = pa.array([{"bytes": encoded(number), "path": f"{number}.png"} for number in range(4)], IMAGE)
+        pq.write_table(pa.table({"image": images, "x": values}), tmp_path / "t.parquet")
+        assert load(tmp_path / "t.parquet", label="x").labels == ("0.1", "0.2", "0.7")
+        assert load(tmp_path / "t.parquet", label="x", bin=0.1).labels == ("0.1", "0.2", "0.7")
+
+
+def test_files_of_other_formats_are_counted_and_rare_suffixes_read(write: Write, load: Load) -> None:
+    root = write("a/1.png", 1, "a/2.apng", 2, "b/3.jpe", 3, "b/4.PNG", 4, "b/5.svg", 5, "b/c.dcm", 6)
+    dataset = load(root, label="folder")
+    assert len(dataset) == 4
+    assert any("2 files of formats that are not read, first b/5.svg" in text for text in dataset.warnings)
+
+
+@pytest.mark.parametrize(
+    "header", ["file_name;year;a", 'file_name;year;"a, b"', "sep=;\nfile_name;year;c", "file_name\tyear\tc"]
+)
+def test_what_separates_the_cells_is_read_off_the_header(tmp_path: Path, load: Load, header: str) -> None:
+    sign = "\t" if "\t" in header else ";"
+    four_images(tmp_path)
+    lines = "".join(f"{number}.png{sign}{year}{sign}x\n" for number, year in enumerate(YEARS))
+    (tmp_path / "metadata.csv").write_text(f"{header}\n{lines}")
+    assert load(tmp_path, label="year").labels == tuple(YEARS)

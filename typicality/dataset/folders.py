@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
 from typicality.dataset.labels import printable
-from typicality.dataset.pixels import IMAGE_SUFFIXES
+from typicality.dataset.pixels import IMAGE_SUFFIXES, UNKNOWN_SUFFIXES
 from typicality.dataset.places import FilePlace
 from typicality.dataset.rows import FOLDER, Row, Source, safe_name
 from typicality.dataset.tables import Table, image_column_of, open_table, rows_of
@@ -41,8 +41,8 @@ def _is_visible(path: Path) -> bool:
     return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
-def walk_images(root: Path) -> Iterator[Path]:
-    """Yield the image files below `root` in a fixed order; links are followed once.
+def walk_images(root: Path, suffixes: Container[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
+    """Yield the image files below `root` in a fixed order, or those that end otherwise; links are followed once.
 
     Hidden names are left out, and so are run directories below `root`: their pictures are made from the data.
     """
@@ -60,7 +60,7 @@ def walk_images(root: Path) -> Iterator[Path]:
             raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
         visible = [e for e in entries if _is_visible(e)]
         pending.extend(reversed([e for e in visible if e.is_dir() and not holds_run(e)]))
-        yield from (e for e in visible if e.suffix.lower() in IMAGE_SUFFIXES and not e.is_dir())
+        yield from (e for e in visible if e.suffix.lower() in suffixes and not e.is_dir())
 
 
 def tree_source(root: Path, name: str) -> Source:
@@ -79,14 +79,21 @@ def tree_source(root: Path, name: str) -> Source:
         )
     levels = tuple(f"{FOLDER}_{level + 1}" for level in range(depth)) if depth > 1 else ()
 
+    notes: list[str] = []
+
     def rows() -> Iterator[Row]:
+        if unknown := [path.relative_to(root).as_posix() for path in walk_images(root, UNKNOWN_SUFFIXES)]:
+            notes[:] = [
+                f"{len(unknown)} files of formats that are not read, first {printable(unknown[0])}: left out; convert "
+                "them to PNG or JPEG"
+            ]
         for path in walk_images(root):
             parts = path.relative_to(root).parts[:-1]
             values: dict[str, Any] = {FOLDER: parts[-1] if parts else None}
             values.update(zip(levels, parts, strict=False))
             yield Row(printable(path.relative_to(root).as_posix()), FilePlace(str(path)), values)
 
-    return Source(name, (FOLDER, *levels), rows, root, has_folders=depth > 0, own_labels=(FOLDER,))
+    return Source(name, (FOLDER, *levels), rows, root, has_folders=depth > 0, own_labels=(FOLDER,), notes=notes)
 
 
 def metadata_source(root: Path, tables: tuple[Path, ...], image_column: str | None, name: str) -> Source:

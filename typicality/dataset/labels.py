@@ -50,7 +50,7 @@ def number_of_text(text: str) -> float | None:
 
 
 def labels_of(value: Any, separator: str | None, bin_width: float | None, where: str) -> tuple[str, ...]:
-    """Return the labels in one cell, sorted and without repeats; () where the value is missing.
+    """Return the labels in one cell, sorted and without repeats; () where the value is missing, as empty or NaN.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def labels_of(value: Any, separator: str | None, bin_width: float | None, where:
     texts = [text_of(v) for v in values]
     if separator:
         texts = [text_of(part) for text in texts for part in text.split(separator)]
-    texts = [text for text in texts if text]
+    texts = [text for text in texts if text and text.casefold() != "nan"]
     if bin_width is not None:
         texts = [lower_edge(text, bin_width, where) for text in texts]
     return tuple(sorted(set(texts)))

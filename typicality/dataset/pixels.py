@@ -29,7 +29,11 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 IMAGE_FORMATS = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif")
-IMAGE_SUFFIXES = frozenset(f".{name}" for name in (*IMAGE_FORMATS, "jp2", "tga", "ico", "heic", "heif"))
+OTHER_FORMATS = ("jpe", "jif", "apng", "dib", "jp2", "j2k", "jpx", "tga", "ico", "heic", "heif")
+IMAGE_SUFFIXES = frozenset(f".{name}" for name in (*IMAGE_FORMATS, *OTHER_FORMATS))
+UNKNOWN_FORMATS = "svg dcm dicom nii psd jxl exr hdr raw dng nef cr2 arw svs mrxs".split()
+UNKNOWN_SUFFIXES = frozenset(f".{name}" for name in UNKNOWN_FORMATS)
+"""Of files that hold images which Pillow does not read: they are left out, and that is said."""
 
 # What Pillow's decoders raise on damaged files, besides OSError.
 DECODE_ERRORS = (
@@ -99,6 +103,10 @@ def binary_mask(data: bytes) -> np.ndarray:
         if image.mode == "P":  # indices matter, not the palette's colours
             values = np.asarray(image)
             return values > (0 if values.max(initial=0) <= 15 else 127)
+        if image.mode.startswith("I"):  # 16 or 32 bits: indices, unless they are too large
+            values = np.asarray(image)
+            if 0 < values.max(initial=0) <= 15:
+                return values > 0
         values = np.asarray(_flat_rgb(image).convert("L")) if image.mode not in ("L", "1") else np.asarray(image)
     if values.dtype == bool:
         return values

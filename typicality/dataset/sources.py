@@ -7,6 +7,7 @@ tars. A folder in the working directory thus wins over a built-in data set of th
 
 from __future__ import annotations
 
+import re
 from glob import glob
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from typicality.dataset.pixels import IMAGE_SUFFIXES
 from typicality.dataset.rows import Source, safe_name
 from typicality.errors import DatasetError, nearest
 
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 KINDS = (
     "a folder of images, a table (.csv, .tsv, .jsonl, .parquet), a .tar in WebDataset form, a saved Hugging Face "
     "data set, or hf://owner/name"
@@ -76,9 +78,23 @@ def _folder(root: Path, settings: DatasetSettings) -> Source:
     if (archives or shards) and next(folders.walk_images(root), None) is None:
         if archives:
             return tars.tar_source(archives, name)
-        of_split = tuple(p for p in shards if p.name.startswith(f"{settings.split}-"))
-        return tables.tables_source(of_split or shards, settings.image_column, name)
+        return tables.tables_source(_of_split(shards, settings.split), settings.image_column, name)
     return folders.tree_source(root, name)
+
+
+def _of_split(shards: tuple[Path, ...], split: str) -> tuple[Path, ...]:
+    """Return the shards of a split, which are named train-00000-of-00003.parquet; all where none is of any split."""
+    found: dict[str, list[Path]] = {}
+    for path in shards:
+        if match := SHARD.fullmatch(path.stem):
+            found.setdefault(match.group(1), []).append(path)
+    if not found:
+        return shards
+    if split not in found:
+        raise DatasetError(
+            f"dataset.split = {split!r} is no split of {shards[0].parent}: {nearest(split, list(found))}"
+        )
+    return tuple(found[split])
 
 
 def _file(path: Path, settings: DatasetSettings) -> Source:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,6 +23,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 FILE_NAMES = ("file_name", "filename", "file", "path", "filepath", "file_path")
 PATH_COLUMNS = (*FILE_NAMES, "image_path", "image_file", "image_name", "image_index", "image", "img", "image_id")
 SCAN_ROWS = 512  # Parquet rows in memory at once while listing
+SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
 csv.field_size_limit(2**27)
 
 
@@ -115,16 +118,17 @@ def _encoded_name(values: dict[str, Any], image_column: str) -> str:
 
 
 def _text_table(path: Path) -> Table:
-    """CSV or TSV in UTF-8, with a header; a CSV whose header has semicolons and no comma is split at those."""
+    """CSV or TSV in UTF-8, with a header; a CSV whose header has tabs or semicolons and no comma is split at those."""
 
     def lines() -> Iterator[list[str]]:
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 header = file.readline()
+                if told := SEPARATOR.fullmatch(header.strip()):  # as Excel writes before the header
+                    yield from csv.reader(file, delimiter=told.group(1))
+                    return
                 file.seek(0)
-                tab = path.suffix.lower() == ".tsv" or ("\t" in header and "," not in header)
-                semicolon = ";" in header and "," not in header
-                yield from csv.reader(file, delimiter="\t" if tab else ";" if semicolon else ",")
+                yield from csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else _delimiter(header))
         except UnicodeDecodeError as error:
             raise DatasetError(f"{path} is not in UTF-8: save it with that encoding") from error
         except csv.Error as error:
@@ -150,6 +154,12 @@ def _text_table(path: Path) -> Table:
                 yield dict(zip(columns, line + [""] * (len(columns) - len(line)), strict=True)), 0, number
 
     return Table(path, columns, (), cells)
+
+
+def _delimiter(header: str) -> str:
+    """Return what separates the column names of a header, not counting what stands in quotes."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return next((sign for sign in ",\t;" if sign in bare), ",")
 
 
 def _json_table(path: Path) -> Table:
@@ -182,6 +192,7 @@ def _parquet_table(path: Path) -> Table:
     others = [f.name for f in schema if f.name not in encoded]
     paths = [f"{f.name}.path" for f in schema if pa.types.is_struct(f.type) and f.name in encoded]
     names = class_names(schema)
+    narrow = [f.name for f in schema if f.type in (pa.float32(), pa.float16())]
 
     def cells() -> Iterator[tuple[dict[str, Any], int, int]]:
         wanted = others + paths
@@ -193,10 +204,18 @@ def _parquet_table(path: Path) -> Table:
                 row = 0
                 for batch in file.iter_batches(SCAN_ROWS, row_groups=[group], columns=wanted):
                     for values in batch.to_pylist():
+                        values |= {c: shortest(values[c], schema.field(c).type) for c in narrow}
                         yield {c: named(v, names.get(c)) for c, v in values.items()}, group, row
                         row += 1
 
     return Table(path, tuple(schema.names), encoded, cells)
+
+
+def shortest(value: float | None, kind: pa.DataType) -> float | None:
+    """Return a number of less than double precision as people write it: 0.7, not 0.699999988079071."""
+    if value is None:
+        return None
+    return float(str(np.float32(value) if kind == pa.float32() else np.float16(value)))
 
 
 def _holds_images(kind: pa.DataType) -> bool:

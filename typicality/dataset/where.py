@@ -59,7 +59,8 @@ def compile_where(expression: str, columns: Iterable[str]) -> Test:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         detail = getattr(error, "msg", None) or str(error) or "it is nested too deeply"
         raise DatasetError(
-            f"--where {expression!r} cannot be read ({detail}); write for instance \"camera == 'a' and year >= 1950\""
+            f"--where {expression!r} cannot be read ({detail}); write for instance \"camera == 'a' and year >= 1950\"; "
+            "a column whose name has spaces or is a word of Python is written in backticks: `class` == 'x'"
         ) from None
 
 

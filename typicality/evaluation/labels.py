@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -32,7 +32,7 @@ from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, InterruptedRun
 from typicality.evaluation.coverage import NORMAL_90, group_weights
 from typicality.metrics import average_precision
-from typicality.pipeline import ensure_latents, ensure_model
+from typicality.pipeline import check_settings, ensure_latents, ensure_model
 from typicality.progress import SILENT, Progress
 from typicality.run import Run, default_folder, open_run
 
@@ -135,6 +135,8 @@ def labels(
         raise InputError(f"--flip must be above 0 and below 0.5, not {flip}: most labels have to be right")
     if draws < 4 or draws % 2:
         raise InputError(f"--draws must be even and at least 4, not {draws}")
+    if how not in get_args(How):
+        raise InputError(f"--how is {' or '.join(get_args(How))}, not {how!r}")
     _need_cleanlab()
     clean, excluded = usable(load_dataset(settings.dataset), exclude)
     folder = out or default_folder(clean).with_name(f"{default_folder(clean).name}-labels")
@@ -145,6 +147,8 @@ def labels(
     count = len(clean.labels)
     try:
         with run.directory.lock():
+            check_settings(run)
+            run.begin()
             ensure_latents(run)
             features = run_features(run)
             folds = probe_folds(run)

@@ -129,7 +129,7 @@ def audit(
     if before["stages"].get("latents"):  # a look at the images is no reason to say something else of the run's model
         run.directory.record |= {name: before[name] for name in ("settings", "seed", "dataset")}
     with run.directory.lock():
-        run.directory.save()
+        run.begin()
         parts = _examine(run, draws, images_only, known, progress)
         findings = against_baseline(in_order(parts.findings), known)
         new = [finding for finding in findings if finding.new]
