@@ -57,7 +57,7 @@ def audit(
     from typicality.run import default_folder
     from typicality.store import write_text
 
-    if fail_on:
+    if fail_on is not None:
         parse_conditions(fail_on)
     if boxes is not None and Path(boxes).is_file():
         boxes = str(Path(boxes).resolve())  # it is kept in run.json, for commands from anywhere

@@ -183,7 +183,12 @@ class Data(Settable):
     ] = None
     where: Annotated[
         str | None,
-        typer.Option("--where", metavar="CONDITION", help="Keep rows, e.g. \"camera == 'a'\".", rich_help_panel=DATA),
+        typer.Option(
+            "--where",
+            metavar="CONDITION",
+            rich_help_panel=DATA,
+            help="Keep rows, e.g. \"camera == 'a'\"; a column such as `my camera` in backticks.",
+        ),
     ] = None
     label_separator: Annotated[
         str | None, typer.Option("--label-separator", help="Several labels an image, e.g. '|'.", rich_help_panel=DATA)

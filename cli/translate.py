@@ -105,8 +105,10 @@ def trends(
     write: Write = None,
 ) -> None:
     """When each visual element appears, peaks and vanishes over the labels; which labels look alike."""
+    from typicality.applications.trends.run import check_draws
     from typicality.applications.trends.run import trends as follow
 
+    check_draws(draws)
     common.pass_over("out", "fresh")
     settings = common.settings(str(existing_run(run)))
     if common.dry_run:

@@ -5,6 +5,7 @@ The data set has two labels of 16 images each and a column `photographer`, of wh
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -336,3 +337,60 @@ def test_impossible_settings_are_refused_before_any_work(tiny_folder: Path, tiny
         with pytest.raises(SettingsError, match=said):
             typicality.mine(tiny_folder, "folder", out=tmp_path / "run", **options(tiny_model, mine=wrong))
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# ---------------------------------------------------------------------------------- what a later call refuses
+
+
+def test_groups_that_were_renamed_are_another_split(copy: Path, tiny_model: Path) -> None:
+    """Images that the model has learned would count as held out: accuracy would be that of learning by heart."""
+    mine(tiny_model, dataset={"group": "photographer"})
+    table = Path("squares/metadata.csv")
+    names = {row["file_name"] for row in mine(tiny_model, dataset={"group": "photographer"}).images.to_pylist()}
+    table.write_text(re.sub(r",(\d)$", r",someone else \1", table.read_text(), flags=re.MULTILINE))
+    with pytest.raises(SettingsError, match=r"groups of \d+ images have changed"):
+        typicality.evaluate_classify("run", draws=2)
+    again = mine(tiny_model, dataset={"group": "photographer"})
+    assert {row["file_name"] for row in again.images.to_pylist()} == names
+    assert typicality.evaluate_classify("run", draws=2).n > 0
+
+
+def test_a_report_is_of_the_images_that_were_mined(copy: Path, tiny_model: Path) -> None:
+    """Others would be shown as if nothing were typical of them, and run.json would say that they had been mined."""
+    mine(tiny_model)
+    before = Path("run/run.json").read_bytes()
+    add(Path("squares"))
+    with pytest.raises(OutputError, match="have changed since run was mined; `typicality mine run`"):
+        typicality.report("run")
+    assert Path("run/run.json").read_bytes() == before
+    assert typicality.audit("run", images_only=True).document["dataset"]["n_images"] == 34
+    mine(tiny_model)
+    assert typicality.report("run").images.num_rows == 34
+
+
+def test_a_report_shows_what_took_part(copy: Path, tiny_model: Path) -> None:
+    """After --no-finetune no curves of a model that was not used; the stages are those of these settings, in order."""
+
+    def stages_shown(result: Result) -> list[str]:
+        page = result.report.read_text()
+        table = page[page.index("Stages of the run") :]
+        return re.findall(r"<th[^>]*scope=.row.[^>]*>([^<]+)<|<tr><td>([^<]+)<", table[: table.index("</table>")])
+
+    first = mine(tiny_model, score={"protocol": "adaptive"}, finetune={"steps": 4, "validate_every": 1})
+    assert "What the model learned about labels" in first.report.read_text()
+    second = mine(tiny_model, finetune={"enabled": False})
+    assert "What the model learned about labels" not in second.report.read_text()
+    names = ["".join(found) for found in stages_shown(second)]
+    assert names == ["latents", "score", "mine"], names
+
+
+def test_the_report_knows_which_images_were_learned(copy: Path, tiny_model: Path) -> None:
+    """Images that chose the step were not, nor those that came after a kept model was fine-tuned."""
+    first = mine(tiny_model)
+    held_out = {row["image_id"] for row in first.images.to_pylist() if row["held_out"]}
+    known = {image.image_id for image in open_finished(Path("run"), "mine").dataset}
+    learned = open_finished(Path("run"), "mine").trained_on or frozenset()
+    assert len(known - held_out - learned) == QUICK["finetune"]["validation_images"]
+    add(Path("squares"))
+    mine(tiny_model, finetune={"keep": True})
+    assert open_finished(Path("run"), "mine").trained_on == learned

@@ -131,3 +131,14 @@ def test_paths_of_settings_hold_from_anywhere(tmp_path: Path, monkeypatch: pytes
     assert resolve_settings("*.zip").dataset.source == "*.zip"
     for boxes, recorded in (("truth.json", str(tmp_path / "truth.json")), ("box", "box"), ("x0,y0,x1,y1",) * 2):
         assert resolve_settings("emoji", None, [{"dataset": {"boxes": boxes}}]).dataset.boxes == recorded
+
+
+def test_half_written_models_of_killed_runs_are_removed(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.save()
+    for part in (tmp_path / "model.part", tmp_path / "model" / "fold-1.part", tmp_path / "model" / "fold-0"):
+        part.mkdir(parents=True)
+        (part / "weights").touch()
+    with run.lock():
+        assert sorted(p.name for p in tmp_path.rglob("weights")) == ["weights"]
+    assert (tmp_path / "model" / "fold-0" / "weights").exists()

@@ -100,7 +100,7 @@ def check_settings(run: Run) -> None:
         tokenizer cannot hold or tell apart.
     """
     base, mine = run.base, run.settings.mine
-    patch_side(run.latents.size, mine.patch, base.factor)
+    patch_side(run.latents.short_side, mine.patch, base.factor)
     check_up_block(base.unet, mine.up_block)
     prompt_tokens(base.tokenizer, run.prompts.of_all(run.dataset.labels))
 
@@ -354,7 +354,7 @@ def _with_contrast(run: Run, image_id: str, own: Sequence[str]) -> tuple[str, ..
 def _selection(run: Run) -> PatchSelection:
     mine = run.settings.mine
     return PatchSelection(
-        side=patch_side(run.latents.size, mine.patch, run.base.factor),
+        side=patch_side(run.latents.short_side, mine.patch, run.base.factor),
         factor=run.base.factor,
         per_image=mine.per_image,
         per_label=mine.per_label,
@@ -528,7 +528,8 @@ def ensure_report(run: Run) -> Path:
             v = score.view
             return score.typicality, (v.left, v.top, v.left + v.width * v.scale_x, v.top + v.height * v.scale_y)
 
-        history = directory.record["stages"].get("finetune", {}).get("history", [])
+        stages = {name: entry for name, entry in directory.record["stages"].items() if _takes_part(name, settings)}
+        history = stages.get("finetune", {}).get("history", [])
         return write_report(
             ReportInput(
                 title=settings.report.title or f"What is typical of each {dataset.label} in {dataset.name}",
@@ -542,7 +543,7 @@ def ensure_report(run: Run) -> Path:
                 images=pq.read_table(directory.path("images.parquet")),
                 open_image=lambda image_id: dataset.open(images[image_id]),
                 open_map=open_map,
-                facts=directory.record,
+                facts=directory.record | {"stages": stages},
                 warnings=run.warnings(),
                 unreadable=tuple((u.file_name, u.reason) for u in dataset.unreadable),
                 duplicates=tuple(d.file_names for d in dataset.duplicates),
@@ -551,10 +552,19 @@ def ensure_report(run: Run) -> Path:
                 metadata={image.image_id: image.metadata for image in dataset},
                 features=np.load(directory.path("features.npy"), allow_pickle=False),
                 in_sample=not run.cross_fitted,
+                trained_on=run.trained_on,
                 folder=directory.folder,
             ),
             directory.folder,
         )
+
+
+def _takes_part(stage: str, settings: Settings) -> bool:
+    """Whether a report shows a stage: others are of the settings before, and the report's own is still running."""
+    of_adaptive = stage.split()[0] in ("select", "refine")
+    if stage == "report" or (stage == "finetune" and not settings.finetune.enabled):
+        return False
+    return not of_adaptive or settings.score.protocol == "adaptive"
 
 
 # ------------------------------------------------------------------------------------------ public functions
@@ -636,6 +646,7 @@ def _working(
         if needs is not None:
             run.check_done(needs)
             run.check_images()
+            run.check_mined()
         elif processes.main:
             check_settings(run)
             _check_model(run)

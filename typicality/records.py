@@ -57,11 +57,17 @@ class UnreadableImage:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Byte-identical files: one record stands for all of them. `labels` is their union."""
+    """Byte-identical files: one record stands for all of them. `labels` is their union.
+
+    Attributes
+    ----------
+    conflict : whether the files have different labels
+    """
 
     image_id: str
     file_names: tuple[str, ...]
     labels: tuple[str, ...]
+    conflict: bool = False
 
 
 @dataclass(frozen=True)

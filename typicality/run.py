@@ -37,6 +37,7 @@ from typicality.model.denoiser import (
     has_bfloat16,
 )
 from typicality.model.latents import LatentStore
+from typicality.model.training import parts_of
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
@@ -176,14 +177,27 @@ class Run:
 
     def remember_seen(self) -> None:
         """Write which images the models know, so that it can be told later whether they may be kept."""
+        single = self.folds == 1
+        validation = {i.image_id for i in parts_of(self.dataset, self.settings.finetune)[1]} if single else set()
         rows = [
             {
                 "image_id": image.image_id, "labels": list(image.labels), "group": image.group,
-                "held_out": image.image_id in self.held_out,
+                "held_out": image.image_id in self.held_out, "validation": image.image_id in validation,
             }
             for image in self.dataset
         ]  # fmt: skip
         write_table(self.directory.path(*SEEN), pa.Table.from_pylist(rows))
+
+    @property
+    def trained_on(self) -> frozenset[str] | None:
+        """Ids of the images that the only model learned from, which those that chose its step are not; or None."""
+        path = self.directory.path(*SEEN)
+        if not self.settings.finetune.enabled:
+            return frozenset()
+        if self.folds > 1 or not path.is_file():
+            return None
+        rows = pq.read_table(path).to_pylist()
+        return frozenset(r["image_id"] for r in rows if not r["held_out"] and not r.get("validation"))
 
     def forget_training_states(self) -> None:
         """Remove what finished or abandoned fine-tunings have left to be resumed."""
@@ -191,8 +205,11 @@ class Run:
             shutil.rmtree(state, ignore_errors=True)
 
     def remember_settings(self, stage: str) -> None:
-        """Note under which settings a stage stands, so that it can be told whether run.json still describes it."""
-        self.directory.record["stages"].get(stage, {})["settings"] = settings_key(self.settings, stage)
+        """Note under which settings, and when mined of which images, a stage stands: so it can be told if it holds."""
+        entry = self.directory.record["stages"].get(stage, {})
+        entry["settings"] = settings_key(self.settings, stage)
+        if stage == "mine":
+            entry["fingerprint"] = self.dataset.fingerprint
 
     def begin(self) -> None:
         """Write the run's record, and where it starts anew, remove first what an earlier one has left.
@@ -206,7 +223,10 @@ class Run:
         self.directory.save()
 
     def check_images(self) -> None:
-        """Raise OutputError where images that were mined are no longer in the data set."""
+        """Raise OutputError where images that were mined are no longer in the data set.
+
+        Others may have been added, and labels changed: see `check_mined`.
+        """
         path = self.directory.path("images.parquet")
         if not path.is_file():
             return
@@ -217,6 +237,36 @@ class Run:
                 f"{len(gone)} images of {self.directory.folder} are no longer in {self.dataset.name}, first "
                 f"{next(iter(gone.values()))}: put them back (or leave out the settings that leave them out), or run "
                 "`typicality mine` again"
+            )
+
+    def check_mined(self) -> None:
+        """Raise OutputError where images or labels are others than when the run was mined."""
+        entry = self.directory.record["stages"].get("mine", {})
+        if entry.get("fingerprint", self.dataset.fingerprint) != self.dataset.fingerprint:
+            raise OutputError(
+                f"images or labels of {self.dataset.name} have changed since {self.directory.folder} was mined; "
+                f"`typicality mine {self.directory.folder}` brings it up to date"
+            )
+
+    def check_groups(self) -> None:
+        """Raise SettingsError where images that the models of this run were fine-tuned on now count as held out.
+
+        Groups say who is held out, and in which fold: where their names have changed in the data set, what is measured
+        on "unseen" images would be measured on images that were learned by heart.
+        """
+        seen = _read_seen(self.directory.path(*SEEN)) if self.settings.finetune.enabled else None
+        if seen is None:
+            return
+        moved = [
+            image.file_name
+            for image in self.dataset
+            if image.image_id in seen and (seen[image.image_id][1:] != (image.group, image.image_id in self.held_out))
+        ]
+        if moved:
+            raise SettingsError(
+                f"groups of {len(moved)} images have changed since {self.directory.folder} was fine-tuned, first "
+                f"{moved[0]}: its model has seen images that would now count as unseen; run `typicality mine` again, "
+                "or use the groups of before"
             )
 
     def check_done(self, stage: str, settings: Settings | None = None) -> None:
@@ -613,6 +663,7 @@ def open_finished(folder: Path, stage: str, settings: Settings | None = None, pr
     if stage != "finetune" or run.settings.finetune.enabled:
         run.check_done(stage, recorded)
     run.check_images()
+    run.check_groups()
     if missing := sum(image.image_id not in run.latents for image in run.dataset):
         raise OutputError(
             f"{folder} has no latents of {missing} of {len(run.dataset)} images: where the data set has grown, run "

@@ -37,7 +37,7 @@ from typicality.processes import ALONE, Processes
 SCHEMA_VERSION = 1
 VERSIONED = ("typicality", "torch", "diffusers", "transformers", "numpy", "faiss-cpu", "scikit-learn", "pillow")
 OWNED = (
-    "run.json", "model", "latents", "scores", "elements.parquet", "clusters.parquet", "images.parquet",
+    "run.json", "model", "model.part", "latents", "scores", "elements.parquet", "clusters.parquet", "images.parquet",
     "features.npy", "index.faiss", "index.html", "grids", "assets", "training",
     "localization.parquet", "localize",
     "translate", "trends", "export", "evaluation",
@@ -103,9 +103,11 @@ def is_full_disk(error: OSError | SafetensorError) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files below `folder` that killed processes have left."""
+    """Remove the temporary files below `folder` that killed processes have left, and half-written models."""
     for temporary in folder.rglob(".*.tmp"):
         temporary.unlink(missing_ok=True)
+    for part in (folder / "model.part", *folder.glob("model/*.part")):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -317,6 +319,7 @@ class RunDirectory:
         }
         if same and "unet_evaluations" in previous:
             entry["unet_evaluations"] = previous["unet_evaluations"]
+        self.record["stages"].pop(name, None)  # stages stand in the order in which they were begun last
         self.record["stages"][name] = entry
         self.save()
         before, started = entry["seconds"], time.monotonic()

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.applications.mined import write_mined
+from typicality.applications.audit.findings import Finding
 from typicality.applications.diff import changes, diff, iou, match_elements, sound, spearman, write_page
 from typicality.errors import OutputError
 
@@ -127,16 +128,29 @@ def test_nested_changes_have_dotted_names() -> None:
 
 
 def test_findings_that_are_new_or_gone(runs: tuple[Path, Path]) -> None:
-    def write(run: Path, ids: str) -> None:
-        rows = [{"id": i, "severity": "high", "title": f"finding {i}"} for i in ids]
-        (run / "findings.json").write_text(json.dumps({"findings": rows}))
+    """A mark that is in one image more has another id, for that says which images they are; it is the same mark."""
 
-    write(runs[0], "ab")
+    def finding(identity: str, concerns: range, basis: Literal["name", "images"] = "name") -> Finding:
+        return Finding(
+            kind="same_place", severity="high", title=f"finding {identity}", explanation="", labels=("a",), score=0.9,
+            standard_error=None, p_value=0.001, evidence=(), identity=identity, basis=basis,
+            concerns=tuple(map(str, concerns)),
+        )  # fmt: skip
+
+    def write(run: Path, *findings: Finding) -> None:
+        (run / "findings.json").write_text(json.dumps({"findings": [f.as_dict() for f in findings]}))
+
+    kept = finding("b", range(9))
+    marks = [finding("mark", numbers, "images") for numbers in (range(20), range(21), range(100, 120))]
+    assert len({mark.id for mark in marks}) == 3
+    write(runs[0], finding("a", range(9)), kept, marks[0])
     assert not diff(*runs).findings_known
-    write(runs[1], "bc")
+    write(runs[1], kept, finding("c", range(9)), marks[1], marks[2])
     found = diff(*runs)
     assert found.findings_known
-    assert [(f.state, f.title) for f in found.findings] == [("new", "finding c"), ("gone", "finding a")]
+    assert [(f.state, f.id) for f in found.findings] == [
+        ("new", finding("c", range(9)).id), ("new", marks[2].id), ("gone", finding("a", range(9)).id),
+    ]  # fmt: skip
     (runs[1] / "findings.json").write_text("{")
     with pytest.raises(OutputError, match="typicality audit"):
         diff(*runs)

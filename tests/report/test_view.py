@@ -245,11 +245,11 @@ def test_facts_are_flattened_and_stages_told_apart() -> None:
         "seed": 3,
         "model": {"name": "base"},
         "settings": {"score": {"t_min": 0.1}},
-        "stages": {"score": {"seconds": 75}},
+        "stages": {"score": {"seconds": 75, "images": 1200, "state": "done", "peak_memory_mb": 900, "draws": 4}},
     }
     groups = {g.name: dict(g.rows) for g in fact_groups(facts)}
     assert groups == {"Run": {"Seed": "3"}, "Model": {"name": "base"}, "Settings: score": {"t_min": "0.1"}}
-    assert stages(facts)[0].seconds == "1 min 15 s"
+    assert (stages(facts)[0].seconds, stages(facts)[0].counts) == ("1 min 15 s", "images 1,200, draws 4")
 
 
 def test_the_most_alike_are_of_other_images_and_each_image_once(small: ReportInput) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from typicality.applications.audit.findings import baseline_of, id_of
 from typicality.config import resolve
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import InputError, OutputError
@@ -374,12 +375,21 @@ def finding_changes(before: Mapping[str, Row] | None, after: Mapping[str, Row] |
     """Findings that only one of two audits has; none where a run was not audited."""
     if before is None or after is None:
         return ()
-    new = [("new", i, after[i]) for i in after if i not in before]
-    gone = [("gone", i, before[i]) for i in before if i not in after]
+    only = [row for i, row in after.items() if i not in before]
+    left = baseline_of([row for i, row in before.items() if i not in after])
+    # ids of marks and elements hash the images that they concern: the same thing on one image more has another id
+    unnamed = {i: row for i, row in enumerate(only) if _name(row) != row["id"]}
+    same = left.same_things({i: (row["id"], _name(row), row.get("concerns", ())) for i, row in unnamed.items()})
+    new = [("new", row["id"], row) for i, row in enumerate(only) if i not in same]
+    gone = [("gone", i, before[i]) for i in left.severities if i not in same.values()]
     return tuple(
         FindingChange(state, i, str(row.get("severity", "")), clean(row.get("title", "")))
         for state, i, row in new + gone
     )
+
+
+def _name(row: Row) -> str:
+    return id_of(row["kind"], row["labels"], row.get("identity", ""))
 
 
 def spearman(ranks: np.ndarray) -> float | None:

@@ -51,7 +51,12 @@ class _Image:
     labels: set[str] = field(default_factory=set)
     boxes: set[NamedBox] = field(default_factory=set)
     files: dict[Place, str] = field(default_factory=dict)
-    conflict: bool = False
+    labels_of: dict[Place, set[str]] = field(default_factory=dict)
+
+    @property
+    def conflict(self) -> bool:
+        """Whether its files have different labels. Several rows of one file are several labels of it."""
+        return len({frozenset(labels) for labels in self.labels_of.values()}) > 1
 
 
 @dataclass
@@ -91,7 +96,7 @@ def load_dataset(settings: DatasetSettings) -> LabelledImages:
             "typical shows only in contrast, so at least two labels are needed"
         )
     duplicates = tuple(
-        Duplicate(image_id, tuple(sorted(image.files.values())), tuple(sorted(image.labels)))
+        Duplicate(image_id, tuple(sorted(image.files.values())), tuple(sorted(image.labels)), image.conflict)
         for image_id, image in sorted(images.items())
         if len(image.files) > 1
     )
@@ -194,7 +199,7 @@ def _read_all(rows: Iterable[_Labelled], strict: bool) -> tuple[dict[str, _Image
             continue
         image_id, width, height = result
         image = images.setdefault(image_id, _Image(item, width, height))
-        image.conflict |= bool(image.labels) and image.labels != set(item.labels)
+        image.labels_of.setdefault(item.row.place, set()).update(item.labels)
         image.labels.update(item.labels)
         image.boxes.update(item.boxes)
         image.files[item.row.place] = item.row.file_name

@@ -168,7 +168,7 @@ def estimator(
     totals = [run.dataset.number_of(label) for label in run.dataset.labels]
     share = max(mine.per_label / max(1.0, float(np.mean(totals))), SHARE)
     selection = PatchSelection(
-        side=patch_side(run.latents.size, mine.patch, run.base.factor), factor=run.base.factor,
+        side=patch_side(run.latents.short_side, mine.patch, run.base.factor), factor=run.base.factor,
         per_image=mine.per_image, per_label=10**9, share=min(1.0, share / mine.per_image),
     )  # fmt: skip
     sizes = {image.image_id: (image.width, image.height) for image in run.dataset}

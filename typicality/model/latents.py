@@ -58,6 +58,11 @@ class LatentStore:
         self._open: OrderedDict[str, Any] = OrderedDict()
         self.reload()
 
+    @property
+    def short_side(self) -> int:
+        """Short side of images as the model sees them, in pixels: `size` rounded down to a multiple of `step`."""
+        return view_shape(self.size, self.size, self.size, self.step, self.max_aspect)[0]
+
     @cached_property
     def mirrored(self) -> LatentStore:
         """Latents of the mirror images. They are encoded apart: the mirror image of a latent is no image's latent."""

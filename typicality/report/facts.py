@@ -59,6 +59,10 @@ def fact_groups(facts: Mapping[str, Any]) -> tuple[FactGroup, ...]:
     return first + tuple(group for group in groups if group.rows)
 
 
+NOT_COUNTED = ("unet_evaluations", "peak_memory_mb", "seconds")
+"""Numbers of a stage that have columns of their own."""
+
+
 def stages(facts: Mapping[str, Any]) -> tuple[Stage, ...]:
     """Return the stages in the order they ran."""
     given = facts.get("stages")
@@ -68,14 +72,13 @@ def stages(facts: Mapping[str, Any]) -> tuple[Stage, ...]:
 
 
 def _stage(name: str, stage: Mapping[str, Any]) -> Stage:
-    counts = stage.get("counts")
-    counted = ", ".join(f"{clean(n)} {_value(v)}" for n, v in counts.items()) if isinstance(counts, Mapping) else ""
+    counts = {n: v for n, v in stage.items() if n not in NOT_COUNTED and type(v) is int}
     seconds, evaluations, memory = (stage.get(n) for n in ("seconds", "unet_evaluations", "peak_memory_mb"))
     return Stage(
         name=clean(name),
         state=clean(stage.get("state", "")) if stage.get("state") else "",
         seconds=duration(seconds) if isinstance(seconds, int | float) else "",
-        counts=counted or (_value(counts) if counts is not None and not isinstance(counts, Mapping) else ""),
+        counts=", ".join(f"{clean(n).replace('_', ' ')} {count(v)}" for n, v in counts.items()),
         evaluations=count(evaluations) if isinstance(evaluations, int | float) else "",
         memory=f"{count(memory)} MB" if isinstance(memory, int | float) else "",
     )

@@ -82,6 +82,7 @@ class ReportInput:
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     features: np.ndarray | None = None
     in_sample: bool = True
+    trained_on: frozenset[str] | None = None
     folder: Path | None = None
 
 
@@ -437,7 +438,9 @@ class _Builder:
                     groups[row["image_id"]] = clean(row["group"])
                     told[row["image_id"]].add(clean(row["label"]))
                     if row.get("held_out") is not None:
-                        seen[row["image_id"]] = self.data.in_sample and not row["held_out"]
+                        learned = self.data.trained_on
+                        known = not row["held_out"] if learned is None else row["image_id"] in learned
+                        seen[row["image_id"]] = self.data.in_sample and known
         return tuple(
             SourceImage(
                 image_id,

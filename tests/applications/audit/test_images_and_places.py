@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -392,6 +393,30 @@ def test_the_same_picture_under_two_labels(tmp_path):
     assert [f.title for f in findings] == ["the same picture carries different labels"]
     assert share == pytest.approx(10 / 45)
     assert findings[0].severity == "high"
+
+
+def test_the_same_file_under_two_labels(tmp_path):
+    """Equal bytes are one image with both labels, which no near-duplicate shows; a table may name a file twice."""
+    write_images(tmp_path / "x", unchanged, each=20, labels=("a", "b"))
+    for i in range(2):
+        shutil.copy(tmp_path / "x" / "a" / f"{i}.png", tmp_path / "x" / "b" / f"copy-{i}.png")
+        shutil.copy(tmp_path / "x" / "b" / f"{i}.png", tmp_path / "x" / "b" / f"twin-{i}.png")
+    dataset = load(tmp_path / "x")
+    copies = {d.image_id for d in dataset.duplicates if d.conflict}
+    assert (len(dataset.duplicates), len(copies)) == (4, 2)
+    facts = examine(dataset, list(dataset))
+    findings, share = duplicate_findings(facts, near_duplicates(facts), [], {}, False, copies=copies)
+    assert [f.title for f in findings] == ["the same picture carries different labels"]
+    assert share == pytest.approx(2 / 40)
+    assert set(findings[0].concerns) == copies == {e.image_id for e in findings[0].evidence}
+    assert "2 files that have copies" in findings[0].explanation
+    rows = [f"a/{i}.png,{label}" for i in range(8) for label in "ab"] + [
+        "a/0.png,a",
+        "b/copy-0.png,a",
+        "b/copy-0.png,b",
+    ]
+    (tmp_path / "x" / "metadata.csv").write_text("\n".join(["file_name,kind", *rows]))
+    assert [d.conflict for d in load(tmp_path / "x", label="kind").duplicates] == [False]
 
 
 def test_exposure_changes_no_detail():

@@ -108,6 +108,19 @@ def test_random_labels_give_no_label_errors():
         assert measures["confusable_labels"] <= 1
 
 
+def test_of_labels_at_chance_no_image_is_called_wrong():
+    """Where no image fits its label, some misfit by more than others, and a fit of the noise may call them wrong."""
+    scores, _ = simulated(effect=0.0)
+    errors = replace(label_error_score(scores), reported=np.arange(N) % 9 == 0)
+    found, measures, _ = label_findings(scores, errors, {i: image_of(i) for i in scores.image_ids})
+    chance = {label for f in found if f.kind == "chance_labels" for label in f.labels}
+    wrong = {label for f in found if f.kind == "label_error" for label in f.labels}
+    assert len(chance) >= 3
+    assert wrong == set(LABELS) - chance
+    told = [k for k, label in enumerate(LABELS) if label not in chance]
+    assert measures["label_errors"] == pytest.approx((errors.reported & scores.given[:, told].any(1)).sum() / N)
+
+
 def test_chance_p_values_are_uniform_under_the_null_and_small_under_an_effect():
     null = np.concatenate([chance_p_values(simulated(0.0, seed=seed)[0]) for seed in range(30)])
     assert 0.01 <= (null <= 0.1).mean() <= 0.2

@@ -116,7 +116,7 @@ def audit(
     ------
     InputError : with one message that says what to change.
     """
-    conditions = parse_conditions(fail_on) if fail_on else []
+    conditions = parse_conditions(fail_on) if fail_on is not None else []
     if images_only and (needed := [c for c in conditions if isinstance(c, Comparison) and c.measure in OF_LABELS]):
         raise SettingsError(f"--fail-on {needed[0].text!r} needs the model: leave out --images-only")
     known = read_baseline(baseline) if baseline is not None else NO_BASELINE
@@ -158,7 +158,15 @@ def audit(
                 folder, run.dataset.name, run.dataset.label, {i: image.file_name for i, image in images.items()},
                 lambda image_id: run.dataset.open(images[image_id]), settings.report,
             )  # fmt: skip
-    if mined:
+    if mined and run.directory.record["stages"]["mine"].get("fingerprint", run.dataset.fingerprint) != (
+        run.dataset.fingerprint
+    ):
+        report = run.directory.path("index.html")
+        progress.say(
+            f"not in the report: images or labels have changed since {folder} was mined; findings are in "
+            f"{run.directory.path('findings.json')}"
+        )
+    elif mined:
         of_run = resolve_settings(str(folder)) if images_only else settings
         report = pipeline.report(of_run, folder, progress).report
     for sentence in unchecked:
@@ -207,7 +215,8 @@ def _examine(run: Run, draws: int, images_only: bool, known: Baseline, progress:
         except DatasetError as error:  # a model cannot be trained then, but images can be looked at
             sides = {}
             parts.notes.append(f"Near-duplicates were not looked for across folds: {error}.")
-        findings, share = duplicate_findings(facts, near_duplicates(facts), columns, sides, grouped, known)
+        copies = {duplicate.image_id for duplicate in dataset.duplicates if duplicate.conflict}
+        findings, share = duplicate_findings(facts, near_duplicates(facts), columns, sides, grouped, known, copies)
         giveaways, effect = giveaway_findings(facts, dataset.labels, run.settings.seed, known)
         parts.findings += [*findings, *giveaways]
         parts.findings += [*mark_findings(facts, dataset.labels), *text_findings(facts, dataset.labels)]
@@ -304,11 +313,11 @@ def label_findings(
     -------
     findings, the measures of `--fail-on` without what the baseline knows, and all confusable pairs
     """
-    findings = _wrong_labels(scores, errors, images, known)
-    suspects = {i for f in findings for i in f.concerns if i not in known.concerned(f.id)}
     p_values = adjusted_p_values(chance_p_values(scores))
     judged = np.isfinite(p_values)
     chance = [label for label, p in zip(scores.labels, p_values, strict=True) if p > REPORTED]
+    findings = _wrong_labels(scores, errors, images, known, chance)
+    suspects = {i for f in findings for i in f.concerns if i not in known.concerned(f.id)}
     at_chance = id_of("chance_labels", (), "chance")
     if chance:
         share = len(chance) / judged.sum()
@@ -318,7 +327,8 @@ def label_findings(
                 title=f"{len(chance)} of {judged.sum()} labels cannot be told from chance",
                 explanation=f"Images of {', '.join(map(repr, chance[:12]))}{' and others' if len(chance) > 12 else ''} "
                 "do not fit their label better than other images do: the label is not in the picture, there are too "
-                "few images, or the model is too small or too little trained to see it.",
+                "few images, or the model is too small or too little trained to see it. So nothing is said of single "
+                "images of theirs.",
                 labels=tuple(chance), score=share, standard_error=None,
                 p_value=None, evidence=(), identity="chance", concerns=tuple(chance),
                 details={"p_values": {c: float(p_values[scores.labels.index(c)]) for c in chance[:50]}},
@@ -350,11 +360,16 @@ def _confusable(labels: tuple[str, str], confusion: float, error: float) -> Find
 
 
 def _wrong_labels(
-    scores: LabelScores, errors: LabelErrors, images: dict[str, LabelledImage], known: Baseline
+    scores: LabelScores, errors: LabelErrors, images: dict[str, LabelledImage], known: Baseline, chance: Sequence[str]
 ) -> list[Finding]:
-    """A finding a label with images whose label is likely wrong; those that the baseline has are shown last."""
+    """A finding a label with images whose label is likely wrong; those that the baseline has are shown last.
+
+    Of labels at `chance` nothing can be said: where no image fits its label, some misfit by more than others.
+    """
     findings = []
     for k, label in enumerate(scores.labels):
+        if label in chance:
+            continue
         own = np.flatnonzero(scores.given[:, k])
         wrong = [int(i) for i in own if errors.reported[i]]
         if not wrong:

@@ -14,7 +14,7 @@ the frames of one camera a leak to another one would be crowded out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -145,6 +145,7 @@ def duplicate_findings(
     side_of: Mapping[str, object],
     group_column: bool,
     known: Baseline = NO_BASELINE,
+    copies: Collection[str] = (),
 ) -> tuple[list[Finding], float]:
     """Say across which boundaries near-duplicates lie.
 
@@ -156,6 +157,7 @@ def duplicate_findings(
     side_of : image_id -> its fold, or its side of the split; images that are not in it are on no side
     group_column : whether the data set has groups
     known : images that a finding concerned already are shown last, and do not count in the share
+    copies : ids of images of which there are several files, the same byte for byte, with different labels
 
     Returns
     -------
@@ -168,6 +170,7 @@ def duplicate_findings(
     def across(
         of: Callable[[LabelledImage], object], title: str, explanation: str, identity: str,
         among: np.ndarray | None = None, counts: bool = True, p_value: float | None = None,
+        alone: Sequence[int] = (),
     ) -> None:  # fmt: skip
         values = [of(image) for image in images]
         crossing = [
@@ -175,9 +178,9 @@ def duplicate_findings(
             for k in (range(len(found.pairs)) if among is None else np.flatnonzero(among))
             if None not in (ends := [values[i] for i in found.pairs[k]]) and ends[0] != ends[1]
         ]
-        if len(crossing) < SMALLEST and len(crossing) < 0.02 * len(images):
+        if not alone and len(crossing) < SMALLEST and len(crossing) < 0.02 * len(images):
             return
-        members = np.unique(found.pairs[crossing])
+        members = np.union1d(found.pairs[crossing], np.array(alone, dtype=int)).astype(int)
         old = known.concerned(id_of("near_duplicates", (), identity))
         fresh = {int(i) for i in members if images[i].image_id not in old}
         if counts:
@@ -199,25 +202,32 @@ def duplicate_findings(
                 score=share,
                 standard_error=None,
                 p_value=p_value,
-                evidence=_evidence(images, found, shown),
+                evidence=(
+                    *(show(images[i]) for i in sorted(alone, key=lambda i: i not in fresh)[:EVIDENCE]),
+                    *_evidence(images, found, shown, EVIDENCE - len(alone)),
+                ),
                 identity=identity,
                 concerns=tuple(images[i].image_id for i in members),
                 details={
                     "images": len(members),
                     "pairs": len(crossing),
+                    "copies": len(alone),
                     "threshold": found.threshold,
                     "most frequent": _frequent(values, found.pairs[crossing]),
                 },
             )
         )
 
+    same = [i for i, image in enumerate(images) if image.image_id in copies]
     across(
         lambda i: i.labels,
         "the same picture carries different labels",
-        "{images} images ({share}) are the same to the eye as an image with another label ({pairs} pairs): one of the "
-        "labels is wrong, or what tells them apart is very small.",
+        "{images} images ({share}) are the same to the eye as an image with another label ({pairs} pairs"
+        + (f", and {len(same)} files that have copies byte for byte" if same else "")
+        + "): one of the labels is wrong, or what tells them apart is very small.",
         "labels",
         found.identical,
+        alone=same,
     )
     across(
         lambda i: side_of.get(i.image_id),
@@ -302,13 +312,15 @@ def _text(value: object) -> str:
     return " | ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _evidence(images: Sequence[LabelledImage], found: NearDuplicates, chosen: Sequence[int]) -> tuple[Evidence, ...]:
+def _evidence(
+    images: Sequence[LabelledImage], found: NearDuplicates, chosen: Sequence[int], most: int
+) -> tuple[Evidence, ...]:
     """Pairs side by side, of images that were not shown yet."""
     shown: dict[int, None] = {}
     for k in chosen:
+        if len(shown) >= most:
+            break
         a, b = (int(i) for i in found.pairs[k])
         if a not in shown and b not in shown:
             shown |= {a: None, b: None}
-        if len(shown) >= EVIDENCE:
-            break
     return tuple(show(images[i]) for i in shown)

@@ -10,7 +10,7 @@ Windows are compared by the correlation of their colours, on 64 x 64 copies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -335,14 +335,17 @@ def column_findings(
     """Elements that one value of another column explains, and columns that go with the label as a whole.
 
     For every element and value Fisher's exact test among the images of the element's label; Benjamini-Hochberg over
-    all. Columns in which nearly every image has a value of its own, and the label in other words, are left out.
+    all, and over the columns apart from these. Columns in which nearly every image has a value of its own, and the
+    label in other words, are left out.
     """
-    findings, tested = [], []
+    tested = []
+    told: dict[str, tuple[float, float, float, int]] = {}
     for column in columns:
         values = np.array([text_of(image.metadata.get(column)) for image in facts.images], dtype=str)
         if column == label or not _usable(values, facts):
             continue
-        findings += _explains_label(facts, column, values)
+        if (found := _told_by_label(facts, values)) is not None:
+            told[column] = found
         for element in elements:
             own = facts.carries(element.label)
             members = np.zeros(len(facts), dtype=bool)
@@ -353,6 +356,7 @@ def column_findings(
                     continue
                 precision, score, error, p_value = association(members[own], has[own], facts.groups[own])
                 tested.append((element, column, str(value), precision, score, error, p_value))
+    findings = _told(told)
     adjusted = adjusted_p_values(np.array([row[-1] for row in tested])) if tested else np.zeros(0)
     best: dict[tuple[str, int], Finding] = {}
     for (element, column, value, precision, score, error, _), p_value in zip(tested, adjusted, strict=True):
@@ -387,15 +391,20 @@ def _usable(values: np.ndarray, facts: ImageFacts) -> bool:
     return bool(any(len(np.unique(labels[values == value])) > 1 for value in distinct))
 
 
-def _explains_label(facts: ImageFacts, column: str, values: np.ndarray) -> list[Finding]:
-    """How much of the column's value the label tells: mutual information over entropy, by permutation over images."""
+def _told_by_label(facts: ImageFacts, values: np.ndarray) -> tuple[float, float, float, int] | None:
+    """How much of a column's value the label tells: mutual information over entropy, by permutation over images.
+
+    Returns
+    -------
+    the share, chance taken off, its error, the p-value, and the number of values; None where nothing could be told
+    """
     labels = np.array(["|".join(image.labels) for image in facts.images], dtype=str)
     _, first = np.unique(np.stack([facts.groups.astype(str), labels, values]), axis=1, return_index=True)
     known = first[values[first] != ""]
     a = np.unique(labels[known], return_inverse=True)[1]
     b = np.unique(values[known], return_inverse=True)[1]
     if len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
-        return []
+        return None
     rng = np.random.default_rng(0)
     observed = shared_information(a, b)
     null = np.array([shared_information(rng.permutation(a), b) for _ in range(199)])
@@ -405,8 +414,12 @@ def _explains_label(facts: ImageFacts, column: str, values: np.ndarray) -> list[
     p_value = (
         float(max(norm.sf(z) * 3, 1e-12)) if observed > null.max() else float((1 + (null >= observed).sum()) / 200)
     )
-    if p_value > REPORTED or score < 0.1:
-        return []
+    return score, float(null.std(ddof=1)), p_value, len(np.unique(b))
+
+
+def _told(columns: Mapping[str, tuple[float, float, float, int]]) -> list[Finding]:
+    """Findings of columns that go with the label, of those that `_told_by_label` has tested."""
+    adjusted = adjusted_p_values(np.array([row[2] for row in columns.values()])) if columns else np.zeros(0)
     return [
         Finding(
             kind="other_column", severity=severity_of("other_column", score, p_value),
@@ -414,9 +427,11 @@ def _explains_label(facts: ImageFacts, column: str, values: np.ndarray) -> list[
             explanation=f"The label tells {score:.0%} of what there is to know about {column}, chance taken off. What "
             f"is typical of a label may be what is typical of its {column}: balance the two, give the column as "
             "--group, or audit within one value with --where.",
-            labels=(), score=score, standard_error=float(null.std(ddof=1)), p_value=p_value, evidence=(),
-            identity=f"column {column}", details={"column": column, "values": len(np.unique(b))},
+            labels=(), score=score, standard_error=error, p_value=p_value, evidence=(),
+            identity=f"column {column}", details={"column": column, "values": values},
         )
+        for (column, (score, error, _, values)), p_value in zip(columns.items(), map(float, adjusted), strict=True)
+        if p_value <= REPORTED and score >= 0.1
     ]  # fmt: skip
 
 

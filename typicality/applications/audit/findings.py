@@ -240,18 +240,24 @@ class Baseline:
 
     def recognise(self, findings: Sequence[Finding]) -> list[Finding]:
         """Give findings that `basis` does not tell by name the id that the same thing has here, the likest first."""
+        unnamed = {i: f for i, f in enumerate(findings) if f.basis != "name"}
+        known_as = self.same_things({i: (f.id, f.name, f.concerns) for i, f in unnamed.items()})
+        return [replace(finding, known_as=known_as.get(i, "")) for i, finding in enumerate(findings)]
+
+    def same_things(self, findings: Mapping[int, tuple[str, str, Sequence[str]]]) -> dict[int, str]:
+        """Return the id that the same thing has here, of findings by position: id, name and what each concerns."""
         likeness = []
-        for i, finding in enumerate(findings):
-            own = set(finding.concerns)
-            for there in self.names if finding.basis != "name" else ():
-                shared = len(own & self.concerned(there)) if self.names[there] == finding.name else 0
+        for i, (own_id, name, concerns) in findings.items():
+            own = set(concerns)
+            for there in self.names:
+                shared = len(own & self.concerned(there)) if self.names[there] == name else 0
                 if shared and shared >= SAME_THING * min(len(own), len(self.concerned(there))):
-                    likeness.append((-shared, finding.id != there, finding.id, i, there))
+                    likeness.append((-shared, own_id != there, own_id, i, there))
         known_as: dict[int, str] = {}
         for *_, i, there in sorted(likeness):
             if i not in known_as and there not in known_as.values():
                 known_as[i] = there
-        return [replace(finding, known_as=known_as.get(i, "")) for i, finding in enumerate(findings)]
+        return known_as
 
 
 NO_BASELINE = Baseline()
@@ -271,17 +277,21 @@ def read_baseline(path: Path) -> Baseline:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        rows = document["findings"]
-        return Baseline(
-            {str(row["id"]): SEVERITIES[SEVERITIES.index(row["severity"])] for row in rows},
-            {str(row["id"]): frozenset(map(str, row.get("concerns", row["image_ids"]))) for row in rows},
-            {str(row["id"]): id_of(row["kind"], row["labels"], row["identity"]) for row in rows if "identity" in row},
-            frozenset(frozenset(map(str, pair)) for pair in document.get("confusable", ())),
-        )
+        return baseline_of(document["findings"], document.get("confusable", ()))
     except OSError as error:
         raise InputError(f"cannot read the baseline {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no findings.json of `typicality audit`: {error!r}") from error
+
+
+def baseline_of(rows: Sequence[Mapping[str, Any]], confusable: Iterable[Iterable[str]] = ()) -> Baseline:
+    """Return what rows of a findings.json say."""
+    return Baseline(
+        {str(row["id"]): SEVERITIES[SEVERITIES.index(row["severity"])] for row in rows},
+        {str(row["id"]): frozenset(map(str, row.get("concerns", row["image_ids"]))) for row in rows},
+        {str(row["id"]): id_of(row["kind"], row["labels"], row["identity"]) for row in rows if "identity" in row},
+        frozenset(frozenset(map(str, pair)) for pair in confusable),
+    )
 
 
 def counts_of(findings: Iterable[Finding]) -> dict[str, int]:

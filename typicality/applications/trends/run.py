@@ -91,6 +91,11 @@ class Sample:
     group_names: list[str]
 
 
+def check_draws(draws: int) -> None:
+    if draws < 2 or draws % 2:
+        raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {draws}")
+
+
 def trends(
     folder: Path,
     images: int = 400,
@@ -114,8 +119,9 @@ def trends(
     Raises
     ------
     OutputError : when `folder` is no run, or has not been mined.
-    InputError : when there are too few groups for two halves.
+    InputError : when there are too few groups for two halves; for draws that cannot be.
     """
+    check_draws(draws)
     run = open_finished(folder, "mine", settings, progress)
     with run.directory.lock():
         found = _trends(run, images, members, draws, permutations)
