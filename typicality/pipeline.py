@@ -26,9 +26,10 @@ import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 
+from typicality.checks import check_model, check_settings
 from typicality.config import Settings, key_of
 from typicality.dataset.split import unit_hash
-from typicality.errors import InputError, InterruptedRun, OutputError, SettingsError
+from typicality.errors import InputError, InterruptedRun, OutputError
 from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor, element_index
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches, with_specificity
@@ -39,7 +40,7 @@ from typicality.model.calibration import CALIBRATION
 from typicality.model.card import model_card
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.crossfit import CrossFit
-from typicality.model.denoiser import Denoiser, check_up_block, prompt_tokens
+from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import Finetuner
 from typicality.model.training import TrainingSet, parts_of
 from typicality.plan import controls_of, first_jobs
@@ -89,34 +90,6 @@ def once(run: Run, stage: Callable[[Run], Any]) -> None:
     run.directory.processes.wait()
     if not run.directory.processes.main:
         run.directory.reload()
-
-
-def check_settings(run: Run) -> None:
-    """Refuse, before any work, what only the loaded model can tell to be impossible.
-
-    Raises
-    ------
-    SettingsError : for a patch larger than the image, a block that the UNet does not have, or prompts that the
-        tokenizer cannot hold or tell apart.
-    """
-    base, mine = run.base, run.settings.mine
-    patch_side(run.latents.short_side, mine.patch, base.factor)
-    check_up_block(base.unet, mine.up_block)
-    prompt_tokens(base.tokenizer, run.prompts.of_all(run.dataset.labels))
-
-
-def _check_model(run: Run) -> None:
-    """Refuse too few groups for the folds, models that cannot be kept, and to replace the model that is fine-tuned."""
-    folder, model = run.directory.folder.resolve(), run.settings.model
-    for name in (model.name, model.lora):
-        within = name is not None and Path(name).is_dir() and Path(name).resolve().is_relative_to(folder)
-        if within and (run.directory.fresh or run.settings.finetune.enabled):
-            raise SettingsError(
-                f"the model {name} lies in {folder}, and this run would replace it: choose another --out"
-            )
-    if run.folds > 1:
-        run.fold_of(next(iter(run.labels_of)))
-    _ = run.finetune_key
 
 
 def ensure_latents(run: Run) -> None:
@@ -649,7 +622,7 @@ def _working(
             run.check_mined()
         elif processes.main:
             check_settings(run)
-            _check_model(run)
+            check_model(run)
         if processes.main:
             run.begin()
         if processes.main:

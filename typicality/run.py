@@ -5,8 +5,6 @@ The stages themselves, and their order, are in pipeline.py.
 
 from __future__ import annotations
 
-import glob
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,7 +19,6 @@ import torch
 
 from typicality.config import ModelSettings, Settings, config_of, key_of, merge, read_config, resolve
 from typicality.dataset import LabelledImages, is_opened_here, load_dataset
-from typicality.dataset.labels import printable
 from typicality.errors import OutputError, SettingsError
 from typicality.model import recipe
 from typicality.model.card import is_fine_tuned
@@ -38,6 +35,7 @@ from typicality.model.denoiser import (
 )
 from typicality.model.latents import LatentStore
 from typicality.model.training import parts_of
+from typicality.paths import absolute
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
@@ -223,10 +221,7 @@ class Run:
         self.directory.save()
 
     def check_images(self) -> None:
-        """Raise OutputError where images that were mined are no longer in the data set.
-
-        Others may have been added, and labels changed: see `check_mined`.
-        """
+        """Raise OutputError where images that were mined are no longer in the data set; see `check_mined`, too."""
         path = self.directory.path("images.parquet")
         if not path.is_file():
             return
@@ -257,11 +252,8 @@ class Run:
         seen = _read_seen(self.directory.path(*SEEN)) if self.settings.finetune.enabled else None
         if seen is None:
             return
-        moved = [
-            image.file_name
-            for image in self.dataset
-            if image.image_id in seen and (seen[image.image_id][1:] != (image.group, image.image_id in self.held_out))
-        ]
+        known = [image for image in self.dataset if image.image_id in seen]
+        moved = [i.file_name for i in known if seen[i.image_id][1:] != (i.group, i.image_id in self.held_out)]
         if moved:
             raise SettingsError(
                 f"groups of {len(moved)} images have changed since {self.directory.folder} was fine-tuned, first "
@@ -523,25 +515,8 @@ def resolve_settings(
         part = merged.get(section)
         value = part.get(setting) if isinstance(part, dict) else None
         if isinstance(value, str) and value != recorded.get(section, {}).get(setting):
-            merged[section][setting] = _absolute(value, setting)
+            merged[section][setting] = absolute(value, setting)
     return resolve(merged)
-
-
-def _absolute(text: str, setting: str) -> str:
-    """Return the absolute path of what is there, or the text where it is a name, or could not be written elsewhere."""
-    path = Path(text).expanduser()
-    model = setting == "name" and text in (BASE, "auto")
-    builtin = setting == "source" and is_opened_here(text) and not path.is_dir()
-    if not text.strip() or model or builtin:
-        return text
-    if setting == "boxes":  # else a column, or several
-        there = path.is_file()
-    else:
-        there = path.exists() or (setting == "source" and any(glob.iglob(str(path))))
-    if not there:
-        return text
-    absolute = os.path.abspath(path)  # links keep their names, of which data sets are called
-    return absolute if printable(absolute) == absolute else text
 
 
 def default_folder(dataset: LabelledImages) -> Path:

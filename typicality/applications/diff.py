@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from typicality.applications.audit.findings import baseline_of, id_of
 from typicality.config import resolve
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import InputError, OutputError
+from typicality.findings import concerns_of, name_of, same_things
 from typicality.mining.significance import tested_p_value
 from typicality.report.pictures import LEVELS, Crop, draw_crop
 from typicality.report.render import page_of
@@ -376,20 +376,18 @@ def finding_changes(before: Mapping[str, Row] | None, after: Mapping[str, Row] |
     if before is None or after is None:
         return ()
     only = [row for i, row in after.items() if i not in before]
-    left = baseline_of([row for i, row in before.items() if i not in after])
+    left = {i: row for i, row in before.items() if i not in after}
     # ids of marks and elements hash the images that they concern: the same thing on one image more has another id
-    unnamed = {i: row for i, row in enumerate(only) if _name(row) != row["id"]}
-    same = left.same_things({i: (row["id"], _name(row), row.get("concerns", ())) for i, row in unnamed.items()})
+    unnamed = {i: (row["id"], name_of(row), sorted(concerns_of(row))) for i, row in enumerate(only)}
+    unnamed = {i: found for i, found in unnamed.items() if found[0] != found[1]}
+    names = {i: name_of(row) for i, row in left.items()}
+    same = same_things(unnamed, names, {i: concerns_of(row) for i, row in left.items()})
     new = [("new", row["id"], row) for i, row in enumerate(only) if i not in same]
-    gone = [("gone", i, before[i]) for i in left.severities if i not in same.values()]
+    gone = [("gone", i, row) for i, row in left.items() if i not in same.values()]
     return tuple(
         FindingChange(state, i, str(row.get("severity", "")), clean(row.get("title", "")))
         for state, i, row in new + gone
     )
-
-
-def _name(row: Row) -> str:
-    return id_of(row["kind"], row["labels"], row.get("identity", ""))
 
 
 def spearman(ranks: np.ndarray) -> float | None:

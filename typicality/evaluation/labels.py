@@ -26,13 +26,14 @@ from sklearn.metrics import roc_auc_score
 
 from typicality.applications.audit.labels import label_error_score, label_scores
 from typicality.applications.audit.probe import LEAST, out_of_fold, probe_folds, run_features
+from typicality.checks import check_settings
 from typicality.config import Settings, key_of
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, InterruptedRun
 from typicality.evaluation.coverage import NORMAL_90, group_weights
 from typicality.metrics import average_precision
-from typicality.pipeline import check_settings, ensure_latents, ensure_model
+from typicality.pipeline import ensure_latents, ensure_model
 from typicality.progress import SILENT, Progress
 from typicality.run import Run, default_folder, open_run
 

@@ -48,7 +48,6 @@ p > 0.05 is not made in the first place, except where it says that something cou
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -60,6 +59,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from typicality.errors import InputError
+from typicality.findings import concerns_of, id_of, name_of, same_things
 from typicality.records import Box, LabelledImage
 from typicality.store import write_table, write_text
 
@@ -102,8 +102,6 @@ GROWN = {"shortcut": 0.25}
 """Family -> share of a finding's images that may be unknown to the baseline before the finding is new; else 0."""
 GROWN_ELEMENT = 0.5
 """The same of an element, whose members a model chooses."""
-SAME_THING = 0.5
-"""Share of the images of the smaller of two findings that the other one must concern, too, to be of the same thing."""
 LEVELS = (0.001, 0.01)
 REPORTED = 0.05
 
@@ -179,14 +177,6 @@ class Finding:
         }
 
 
-def id_of(kind: str, labels: Iterable[str], identity: str, concerns: Iterable[str] = (), ordinal: int = 1) -> str:
-    """Return the id of a finding. Which labels are at chance is what `chance_labels` concerns, and not part of it."""
-    named = [] if kind == "chance_labels" else sorted(labels)
-    further = [part for part in (sorted(concerns), ordinal) if part not in ([], 1)]
-    content = json.dumps([kind, named, identity, *further], ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
 def severity_of(kind: str, score: float, p_value: float | None) -> Severity:
     """Return the severity by the documented thresholds; without a p-value the effect alone decides."""
     p = 0.0 if p_value is None else p_value
@@ -241,23 +231,8 @@ class Baseline:
     def recognise(self, findings: Sequence[Finding]) -> list[Finding]:
         """Give findings that `basis` does not tell by name the id that the same thing has here, the likest first."""
         unnamed = {i: f for i, f in enumerate(findings) if f.basis != "name"}
-        known_as = self.same_things({i: (f.id, f.name, f.concerns) for i, f in unnamed.items()})
+        known_as = same_things({i: (f.id, f.name, f.concerns) for i, f in unnamed.items()}, self.names, self.concerns)
         return [replace(finding, known_as=known_as.get(i, "")) for i, finding in enumerate(findings)]
-
-    def same_things(self, findings: Mapping[int, tuple[str, str, Sequence[str]]]) -> dict[int, str]:
-        """Return the id that the same thing has here, of findings by position: id, name and what each concerns."""
-        likeness = []
-        for i, (own_id, name, concerns) in findings.items():
-            own = set(concerns)
-            for there in self.names:
-                shared = len(own & self.concerned(there)) if self.names[there] == name else 0
-                if shared and shared >= SAME_THING * min(len(own), len(self.concerned(there))):
-                    likeness.append((-shared, own_id != there, own_id, i, there))
-        known_as: dict[int, str] = {}
-        for *_, i, there in sorted(likeness):
-            if i not in known_as and there not in known_as.values():
-                known_as[i] = there
-        return known_as
 
 
 NO_BASELINE = Baseline()
@@ -277,21 +252,17 @@ def read_baseline(path: Path) -> Baseline:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return baseline_of(document["findings"], document.get("confusable", ()))
+        rows = document["findings"]
+        return Baseline(
+            {str(row["id"]): SEVERITIES[SEVERITIES.index(row["severity"])] for row in rows},
+            {str(row["id"]): concerns_of(row) for row in rows},
+            {str(row["id"]): name_of(row) for row in rows if "identity" in row},
+            frozenset(frozenset(map(str, pair)) for pair in document.get("confusable", ())),
+        )
     except OSError as error:
         raise InputError(f"cannot read the baseline {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no findings.json of `typicality audit`: {error!r}") from error
-
-
-def baseline_of(rows: Sequence[Mapping[str, Any]], confusable: Iterable[Iterable[str]] = ()) -> Baseline:
-    """Return what rows of a findings.json say."""
-    return Baseline(
-        {str(row["id"]): SEVERITIES[SEVERITIES.index(row["severity"])] for row in rows},
-        {str(row["id"]): frozenset(map(str, row.get("concerns", row["image_ids"]))) for row in rows},
-        {str(row["id"]): id_of(row["kind"], row["labels"], row["identity"]) for row in rows if "identity" in row},
-        frozenset(frozenset(map(str, pair)) for pair in confusable),
-    )
 
 
 def counts_of(findings: Iterable[Finding]) -> dict[str, int]:

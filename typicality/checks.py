@@ -1,0 +1,38 @@
+"""What is refused before any work: nothing has been recorded or removed then (`Run.begin`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typicality.errors import SettingsError
+from typicality.mining.patches import patch_side
+from typicality.model.denoiser import check_up_block, prompt_tokens
+from typicality.run import Run
+
+
+def check_settings(run: Run) -> None:
+    """Refuse, before any work, what only the loaded model can tell to be impossible.
+
+    Raises
+    ------
+    SettingsError : for a patch larger than the image, a block that the UNet does not have, or prompts that the
+        tokenizer cannot hold or tell apart.
+    """
+    base, mine = run.base, run.settings.mine
+    patch_side(run.latents.short_side, mine.patch, base.factor)
+    check_up_block(base.unet, mine.up_block)
+    prompt_tokens(base.tokenizer, run.prompts.of_all(run.dataset.labels))
+
+
+def check_model(run: Run) -> None:
+    """Refuse too few groups for the folds, models that cannot be kept, and to replace the model that is fine-tuned."""
+    folder, model = run.directory.folder.resolve(), run.settings.model
+    for name in (model.name, model.lora):
+        within = name is not None and Path(name).is_dir() and Path(name).resolve().is_relative_to(folder)
+        if within and (run.directory.fresh or run.settings.finetune.enabled):
+            raise SettingsError(
+                f"the model {name} lies in {folder}, and this run would replace it: choose another --out"
+            )
+    if run.folds > 1:
+        run.fold_of(next(iter(run.labels_of)))
+    _ = run.finetune_key
