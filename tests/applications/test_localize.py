@@ -619,10 +619,14 @@ def test_evaluation_compares_ours_with_rivals_and_the_model_before(tuned_folder:
     result = evaluate(settings, folder, Options("clean", 2), epochs=1, picture=picture)
     rows = {(row["label"], row["method"]): row for row in result["rows"]}
     assert {label for label, _ in rows} == set(LABELS)
-    for method in ("ours", *RIVALS, "ours, not fine-tuned", "typicality as published"):
+    for method in ("ours", "bias", *RIVALS, "ours, not fine-tuned", "typicality as published"):
         precisions = [rows[label, method]["average_precision"] for label in LABELS]
         assert result["macro"][method] == pytest.approx(np.mean(precisions), abs=1e-3)
-    assert RIVALS == ("error", "bias", "shift", "gradcam")  # all that a map without our combination can be
+    without = result["best_without_labels"]
+    assert result["macro_ap_without_labels"] == max(result["macro"]["error"], result["macro"]["bias"])
+    assert result["gain_without_labels"] == pytest.approx(result["macro_ap"] / result["macro"][without] - 1, abs=1e-2)
+    low, high = result["gain_without_labels_interval"]
+    assert low <= result["gain_without_labels"] <= high
     assert result["macro_ap_best_rival"] == max(result["macro"][name] for name in RIVALS)
     low, high = result["macro_ap_interval"]
     assert low <= result["macro_ap"] <= high

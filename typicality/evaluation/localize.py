@@ -6,9 +6,11 @@ judge and none chooses for itself; measures are means over the turns. Rivals cho
 grid:
 
 - `error`: the plain denoising error L(null), which knows no label (the paper does not compare with it);
-- `bias`: the square of its mean residual over draws, which knows no label either;
 - `shift`: D^2 at the label scale 1, how much the label changes the prediction, without a sign;
 - `gradcam`: Grad-CAM of a small CNN, trained on the same images and the same image-level labels.
+
+`bias`, the square of the mean residual over draws, is an ingredient of ours that knows no label either. What labels are
+worth is the gain over the better of `error` and `bias`, which is said beside the gain over the rivals.
 
 `ours` combines a map of the label with one of error; its ingredients alone are measured too, under their own names.
 `ours, not fine-tuned` is the same recipe with the model before fine-tuning; `ours, not fine-tuned, own choice` may
@@ -61,7 +63,8 @@ from typicality.store import write_arrays, write_json, write_whole
 OURS, UNTRAINED, UNTRAINED_OWN = "ours", "ours, not fine-tuned", "ours, not fine-tuned, own choice"
 PUBLISHED_BASE = f"{PUBLISHED}, not fine-tuned"
 ERROR, BIAS, SHIFT, GRADCAM = "error", "bias", "shift", "gradcam"
-RIVALS = (ERROR, BIAS, SHIFT, GRADCAM)
+RIVALS = (ERROR, SHIFT, GRADCAM)
+WITHOUT_LABELS = (ERROR, BIAS)
 RESAMPLES = 200
 CASES = ("best", "median", "worst")
 TURNS = 3
@@ -118,6 +121,7 @@ def localize(
     Returns
     -------
     macro_ap, geometric_mean_lift, best_rival, macro_ap_best_rival, gain (macro_ap / macro_ap_best_rival - 1),
+    best_without_labels, macro_ap_without_labels, gain_without_labels (the same over the better map without labels),
     above_base (labels for which fine-tuning helped), above_base_by (how much average precision it added, with an
     interval), macro (by method), macro_ap_interval, macro_interval (by method), gain_interval, rows (a label and
     method, means over turns, with average_precision_interval), cnn (epochs and held-out accuracy of the CNN behind
@@ -148,7 +152,7 @@ def localize(
         rows = [row for row, _ in measured]
         resampled = {(row["label"], row["method"]): values for row, values in measured}
         result = _summary(rows, turns, options)
-        result |= _intervals(rows, resampled, result["best_rival"])
+        result |= _intervals(rows, resampled, result["best_rival"], result["best_without_labels"])
         result["cnn"] = cnn
         result["rows"] = result.pop("rows")  # last: it is long
         result["seconds"] = round(time.monotonic() - started, 1)
@@ -403,17 +407,18 @@ def _summary(rows: Sequence[Mapping[str, Any]], turns: Turns, options: Options) 
         name: round(float(np.mean([r["average_precision"] for r in found.values()])), 4)
         for name, found in by_method.items()
     }
-    rival = max(RIVALS, key=lambda name: macro[name])
+    rival, plain = (max(names, key=lambda name: macro[name]) for names in (RIVALS, WITHOUT_LABELS))
     ours = by_method[OURS]
     result: dict[str, Any] = {
         "macro_ap": macro[OURS],
         "best_rival": rival,
         "macro_ap_best_rival": macro[rival],
         "gain": round(macro[OURS] / macro[rival] - 1, 4) if macro[rival] else None,
-        "geometric_mean_lift": round(metrics.geometric_mean(r["lift"] for r in ours.values()), 3),
-        "geometric_mean_lift_best_rival": round(
-            metrics.geometric_mean(r["lift"] for r in by_method[rival].values()), 3
-        ),
+        "best_without_labels": plain,
+        "macro_ap_without_labels": macro[plain],
+        "gain_without_labels": round(macro[OURS] / macro[plain] - 1, 4) if macro[plain] else None,
+        "geometric_mean_lift": _mean_lift(ours.values()),
+        "geometric_mean_lift_best_rival": _mean_lift(by_method[rival].values()),
         "pointing": round(float(np.mean([r["pointing"] for r in ours.values()])), 4),
         "images": len(turns.known.images),
         "turns": TURNS,
@@ -436,15 +441,20 @@ def _mean_lift(rows: Iterable[Mapping[str, Any]]) -> float:
 
 
 def _intervals(
-    rows: Sequence[Mapping[str, Any]], resampled: Mapping[tuple[str, str], np.ndarray], rival: str
+    rows: Sequence[Mapping[str, Any]], resampled: Mapping[tuple[str, str], np.ndarray], rival: str, plain: str
 ) -> dict[str, Any]:
     """Return intervals of what `_summary` says; a resample counts where every label has something marked."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
     macro = {name: np.mean([resampled[label, name] for label in labels], axis=0) for _, name in resampled}
-    gain = np.divide(macro[OURS], macro[rival], out=np.full(RESAMPLES, np.nan), where=macro[rival] > 0) - 1
+
+    def gain(name: str) -> list[float] | None:
+        other = macro[name]
+        return _bounds(np.divide(macro[OURS], other, out=np.full(RESAMPLES, np.nan), where=other > 0) - 1)
+
     found: dict[str, Any] = {
         "macro_ap_interval": _bounds(macro[OURS]),
-        "gain_interval": _bounds(gain),
+        "gain_interval": gain(rival),
+        "gain_without_labels_interval": gain(plain),
         "macro_interval": {name: _bounds(values) for name, values in macro.items()},
     }
     if UNTRAINED in macro:
@@ -469,7 +479,7 @@ def _draw(run: Run, turns: Turns, methods: Sequence[Method], labels: Sequence[st
     from typicality.applications.localize.pictures import heat, outlined
 
     named = {m.name: m for m in methods}
-    shown = [named[OURS], *(named[name] for name in RIVALS)]
+    shown = [named[OURS], *(named[name] for name in dict.fromkeys((*WITHOUT_LABELS, *RIVALS)))]
     images = {i.image_id: i for i in run.dataset}
     cases = [case for label in labels for case in _cases(run, turns, named[OURS], label)]
     figure = Figure(figsize=(2 * (1 + len(shown)) + 1.2, 1.9 * len(cases)), layout="constrained", dpi=80)
