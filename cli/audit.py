@@ -59,8 +59,6 @@ def audit(
 
     if fail_on is not None:
         parse_conditions(fail_on)
-    if boxes is not None and Path(boxes).is_file():
-        boxes = str(Path(boxes).resolve())  # it is kept in run.json, for commands from anywhere
     truth = {"dataset": given(masks=masks, boxes=boxes)}
     settings = common.settings(dataset, data.layer(), truth, training.layer(), scoring.layer())
     folder = common.folder(dataset)

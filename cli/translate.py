@@ -105,8 +105,8 @@ def trends(
     write: Write = None,
 ) -> None:
     """When each visual element appears, peaks and vanishes over the labels; which labels look alike."""
-    from typicality.applications.trends.run import check_draws
     from typicality.applications.trends.run import trends as follow
+    from typicality.scoring.noise import check_draws
 
     check_draws(draws)
     common.pass_over("out", "fresh")

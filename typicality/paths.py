@@ -24,5 +24,5 @@ def absolute(text: str, setting: str) -> str:
         there = path.exists() or (setting == "source" and any(glob.iglob(str(path))))
     if not there:
         return text
-    absolute = os.path.abspath(path)  # links keep their names, of which data sets are called
-    return absolute if printable(absolute) == absolute else text
+    whole = os.path.abspath(path)  # links keep their names, of which data sets are called
+    return whole if printable(whole) == whole else text

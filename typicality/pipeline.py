@@ -94,7 +94,6 @@ def once(run: Run, stage: Callable[[Run], Any]) -> None:
 
 def ensure_latents(run: Run) -> None:
     """Encode every image that has no latent yet, and its mirror image where fine-tuning takes it."""
-    check_settings(run)
     tuning = run.settings.finetune
     stores = [run.latents, run.latents.mirrored] if tuning.enabled and tuning.flip else [run.latents]
     key = key_of([run.latents.folder.name, run.dataset.fingerprint])
@@ -625,7 +624,6 @@ def _working(
             check_model(run)
         if processes.main:
             run.begin()
-        if processes.main:
             processes.wait()
         processes.wait()
         try:

@@ -30,6 +30,7 @@ def renew_report(run: Run) -> Path | None:
     mined.take_model(run)
     try:
         mined.check_done("mine")
+        mined.check_mined()
     except OutputError as error:  # what the application found is written all the same
         run.progress.say(f"not in the report yet: {error}")
         return None

@@ -70,7 +70,11 @@ def tree_source(root: Path, name: str) -> Source:
     level, `folder_1`, `folder_2`, ... are the names along the path from the root.
     """
     depth, found = 0, False
-    for path in walk_images(root):
+    unknown: list[str] = []
+    for path in walk_images(root, IMAGE_SUFFIXES | UNKNOWN_SUFFIXES):
+        if path.suffix.lower() in UNKNOWN_SUFFIXES:
+            unknown.append(path.relative_to(root).as_posix())
+            continue
         found = True
         depth = max(depth, len(path.relative_to(root).parts) - 1)
     if not found:
@@ -79,14 +83,14 @@ def tree_source(root: Path, name: str) -> Source:
         )
     levels = tuple(f"{FOLDER}_{level + 1}" for level in range(depth)) if depth > 1 else ()
 
-    notes: list[str] = []
+    notes = []
+    if unknown:
+        notes.append(
+            f"{len(unknown)} files of formats that are not read, first {printable(unknown[0])}: left out; convert them "
+            "to PNG or JPEG"
+        )
 
     def rows() -> Iterator[Row]:
-        if unknown := [path.relative_to(root).as_posix() for path in walk_images(root, UNKNOWN_SUFFIXES)]:
-            notes[:] = [
-                f"{len(unknown)} files of formats that are not read, first {printable(unknown[0])}: left out; convert "
-                "them to PNG or JPEG"
-            ]
         for path in walk_images(root):
             parts = path.relative_to(root).parts[:-1]
             values: dict[str, Any] = {FOLDER: parts[-1] if parts else None}

@@ -48,10 +48,13 @@ class _Image:
     first: _Labelled
     width: int
     height: int
-    labels: set[str] = field(default_factory=set)
     boxes: set[NamedBox] = field(default_factory=set)
     files: dict[Place, str] = field(default_factory=dict)
     labels_of: dict[Place, set[str]] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> set[str]:
+        return set().union(*self.labels_of.values())
 
     @property
     def conflict(self) -> bool:
@@ -200,7 +203,6 @@ def _read_all(rows: Iterable[_Labelled], strict: bool) -> tuple[dict[str, _Image
         image_id, width, height = result
         image = images.setdefault(image_id, _Image(item, width, height))
         image.labels_of.setdefault(item.row.place, set()).update(item.labels)
-        image.labels.update(item.labels)
         image.boxes.update(item.boxes)
         image.files[item.row.place] = item.row.file_name
         if item.row.file_name < image.first.row.file_name:

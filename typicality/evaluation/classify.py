@@ -23,6 +23,7 @@ from typicality.pipeline import scorer
 from typicality.progress import SILENT, Progress
 from typicality.run import Run, existing_record, open_finished
 from typicality.scoring.estimator import label_evidence
+from typicality.scoring.noise import check_draws
 from typicality.scoring.scorer import Job
 
 PURPOSE = "classify"
@@ -74,8 +75,7 @@ def classify(
     InputError : when nothing was held out, or `draws` is not even.
     """
     existing_record(folder)
-    if draws < 2 or draws % 2:
-        raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {draws}")
+    check_draws(draws)
     return classify_held_out(open_finished(folder, "finetune", settings, progress), draws, progress)
 
 

@@ -53,6 +53,7 @@ from typicality.evaluation.coverage import (
 from typicality.evaluation.detection import DIFT, OURS, TYPICALITY, ElementSet, Workbench
 from typicality.progress import SILENT, Progress
 from typicality.run import open_finished
+from typicality.scoring.noise import check_draws
 
 RESAMPLES = 200
 STYLES = {TYPICALITY: "-", DIFT: ":"}
@@ -168,8 +169,7 @@ def elements(
     started = time.monotonic()
     if min(count, seeds, images, epochs, paper_draws - 1) < 1:
         raise InputError("--elements, --seeds, --images and --epochs must be at least 1, and --paper-draws 2")
-    if draws < 2 or draws % 2:
-        raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {draws}")
+    check_draws(draws)
     run = open_finished(folder, "mine", settings, progress)
     with run.directory.lock():
         work = Workbench(run, images, progress, paper_draws, draws)

@@ -191,7 +191,7 @@ class _Chooser:
             self.by_turn.append({label: found.get(label, []) for label in labels})
         group_of = {image.image_id: image.group for image in turns.known.images}
         self.groups = [
-            [len({group_of[e.image_id] for e in found}) for found in by_label.values()] for by_label in self.by_turn
+            [len({group_of[e.image_id] for e in evidence}) for evidence in found.values()] for found in self.by_turn
         ]
 
     def method(self, name: str, family: Sequence[tuple[str, ...]], ranges: int) -> Method:

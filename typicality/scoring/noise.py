@@ -14,6 +14,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from typicality.errors import InputError
+
+
+def check_draws(draws: int) -> None:
+    """Refuse numbers of draws that are no antithetic pairs.
+
+    Raises
+    ------
+    InputError
+    """
+    if draws < 2 or draws % 2:
+        raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {draws}")
+
 
 def image_generator(image_id: str, seed: int, purpose: str) -> torch.Generator:
     """Return a CPU generator that is a function of its arguments alone."""

@@ -8,7 +8,7 @@ first and can be had alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ from typicality.errors import DatasetError, OutputError, SettingsError
 from typicality.mining.significance import adjusted_p_values
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
+from typicality.renewal import renew_report
 from typicality.report.checks import write_checks
 from typicality.run import Run, default_folder, open_run, resolve_settings, run_record
 from typicality.scoring.shards import ScoreReader
@@ -151,24 +152,15 @@ def audit(
             "findings": [finding.as_dict() for finding in findings],
         }  # fmt: skip
         write_findings(folder, document)
-        mined = run.directory.record["stages"].get("mine", {}).get("state") == "done"
-        if not mined:
+        if run.directory.record["stages"].get("mine", {}).get("state") == "done":
+            of_run = replace(run, settings=resolve_settings(str(folder))) if images_only else run
+            report = renew_report(of_run) or run.directory.path("index.html")
+        else:
             images = {image.image_id: image for image in run.dataset}
             report = write_checks(
                 folder, run.dataset.name, run.dataset.label, {i: image.file_name for i, image in images.items()},
                 lambda image_id: run.dataset.open(images[image_id]), settings.report,
             )  # fmt: skip
-    if mined and run.directory.record["stages"]["mine"].get("fingerprint", run.dataset.fingerprint) != (
-        run.dataset.fingerprint
-    ):
-        report = run.directory.path("index.html")
-        progress.say(
-            f"not in the report: images or labels have changed since {folder} was mined; findings are in "
-            f"{run.directory.path('findings.json')}"
-        )
-    elif mined:
-        of_run = resolve_settings(str(folder)) if images_only else settings
-        report = pipeline.report(of_run, folder, progress).report
     for sentence in unchecked:
         progress.say(sentence)
     return Audit(folder, report, document, tuple(findings), tuple(breaches(conditions, findings, measures)))

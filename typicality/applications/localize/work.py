@@ -37,6 +37,7 @@ from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.renewal import renew_report
 from typicality.run import Run, existing_record, open_finished
+from typicality.scoring.noise import check_draws
 from typicality.store import write_arrays, write_json, write_table
 
 SHARE = 0.3
@@ -90,8 +91,7 @@ class Options:
         """Raise InputError where a value cannot work."""
         if self.against is not None and self.against not in labels:
             raise InputError(f"--against: there is no label {self.against!r}; {nearest(self.against, labels)}")
-        if self.draws < 2 or self.draws % 2:
-            raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {self.draws}")
+        check_draws(self.draws)
         for low, high in self.ranges:
             if not 0 <= low < high <= 1:
                 raise InputError(f"--range takes LOW:HIGH with 0 <= LOW < HIGH <= 1, not {low:g}:{high:g}")

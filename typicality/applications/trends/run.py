@@ -35,6 +35,7 @@ from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.renewal import renew_report
 from typicality.run import Run, open_finished
+from typicality.scoring.noise import check_draws
 from typicality.scoring.scorer import Job
 from typicality.store import write_table, write_text
 
@@ -89,11 +90,6 @@ class Sample:
     label: np.ndarray
     group: np.ndarray
     group_names: list[str]
-
-
-def check_draws(draws: int) -> None:
-    if draws < 2 or draws % 2:
-        raise InputError(f"--draws must be even and at least 2 (antithetic pairs), not {draws}")
 
 
 def trends(
