@@ -19,9 +19,9 @@ from typicality.applications.translate.methods import (
 )
 from typicality.applications.translate.posterior_mean import posterior_mean
 from typicality.applications.translate.sdedit import sdedit
-from typicality.applications.translate.steps import SOURCE, TARGET, ddim_step, grid_of, guided
 from typicality.errors import SettingsError
 from typicality.model.denoiser import Denoiser
+from typicality.model.sampling import SOURCE, TARGET, ddim_step, grid_of, guided
 
 CPU = torch.device("cpu")
 PROMPTS = ["an image", "an image of red", "an image of blue"]

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from typicality.applications.translate.steps import NULL, SOURCE, TARGET, Grid
 from typicality.model.denoiser import Denoiser
+from typicality.model.sampling import NULL, SOURCE, TARGET, Grid
 
 
 def delta(

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from typicality.applications.translate.steps import SOURCE, TARGET, Grid, ddpm_mean, guided
 from typicality.model.denoiser import Denoiser
+from typicality.model.sampling import SOURCE, TARGET, Grid, ddpm_mean, guided
 
 
 def edit_friendly(

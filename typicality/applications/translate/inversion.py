@@ -18,8 +18,8 @@ from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from typicality.applications.translate.steps import SOURCE, TARGET, Grid, ddim_step, guided
 from typicality.model.denoiser import Denoiser
+from typicality.model.sampling import SOURCE, TARGET, Grid, ddim_step, guided
 
 ATTENTION_SHARE = 0.5 / 0.8
 """Steps with injected attention, as a share of those with injected features: the published 50% and 80%."""

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from typicality.applications.translate.steps import TARGET, Grid, clean, guided
 from typicality.model.denoiser import Denoiser
+from typicality.model.sampling import TARGET, Grid, clean, guided
 
 
 def posterior_mean(

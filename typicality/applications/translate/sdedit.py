@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from typicality.applications.translate.steps import TARGET, Grid, ddim_step, guided
 from typicality.model.denoiser import Denoiser
+from typicality.model.sampling import TARGET, Grid, ddim_step, guided
 
 
 def sdedit(

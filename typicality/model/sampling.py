@@ -1,4 +1,4 @@
-"""What the samplers share: a grid of timesteps, guided predictions, and the steps of DDIM and DDPM.
+"""What samplers share: a grid of timesteps, guided predictions, and the steps of DDIM and DDPM.
 
 Notation: abar_t is the cumulative product of the schedule, s_t = sqrt((1 - abar_t) / abar_t) its noise-to-signal
 ratio; a latent at t is z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps. A clean latent counts as one at the smallest
