@@ -51,7 +51,7 @@ from typicality.report.render import write_report
 from typicality.report.view import ReportInput
 from typicality.run import Run, open_run
 from typicality.scoring.adaptive import effort_of
-from typicality.scoring.scorer import Job, Scorer
+from typicality.scoring.scorer import Job, Scorer, UnitMaps
 from typicality.scoring.shards import ScoreReader
 from typicality.store import hash_of_files, is_full_disk, write_table, write_whole
 
@@ -248,7 +248,7 @@ class _FoldedScorer(Scorer):
     of: Callable[[int], Scorer]
     run: Run
 
-    def maps_on_device(self, jobs: Sequence[Job]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def maps_on_device(self, jobs: Sequence[Job]) -> UnitMaps:
         folds = [self.run.fold_of(job.image_id) for job in jobs]
         order = sorted(range(len(jobs)), key=folds.__getitem__)
         parts = [
@@ -256,8 +256,7 @@ class _FoldedScorer(Scorer):
             for fold, same in groupby(order, key=folds.__getitem__)
         ]
         back = torch.argsort(torch.tensor(order)).to(self.denoiser.device)
-        differences, shifts, losses = (torch.cat(maps)[back] for maps in zip(*parts, strict=True))
-        return differences, shifts, losses
+        return UnitMaps(*(torch.cat(maps)[back] for maps in zip(*parts, strict=True)))
 
 
 def ensure_scores(run: Run) -> None:

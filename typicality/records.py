@@ -110,6 +110,9 @@ class ScoreMap:
         of the squared box mean of T; together with `typicality` the variance of any box's score
     shrinkage : (h, w) float32, mean of D^2, the squared difference of the two predictions
     null_loss : (h, w) float32, mean of L(null), the plain denoising error
+    even : (h, w) float32, mean of the part of T that both signs of a noise share (scoring/estimator.py); None where it
+        is not known
+    even_share : (sides,) float32, the share of that part in the noise of boxes of each side of `squares`, in order
     """
 
     image_id: str
@@ -120,6 +123,8 @@ class ScoreMap:
     squares: Mapping[int, np.ndarray]
     shrinkage: np.ndarray
     null_loss: np.ndarray
+    even: np.ndarray | None = None
+    even_share: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

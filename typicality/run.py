@@ -408,7 +408,7 @@ class Run:
         key = key_of(
             [
                 self.weights_key, self.latents.folder.name, self.settings.prompt.model_dump(), purpose, draws,
-                score.protocol == "paper", score.t_min, score.t_max, self.settings.seed, str(self.dtype),
+                score.protocol == "paper", score.t_min, score.t_max, self.settings.seed, str(self.dtype), "even",
             ]
         )  # fmt: skip
         return self.directory.path("scores", f"{purpose.replace(' ', '-')}-{key}")

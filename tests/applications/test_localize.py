@@ -143,7 +143,7 @@ def test_a_pass_agrees_with_the_scorer_on_what_both_measure(run_folder: Path):
     mine = Pass(run.denoiser, run.latents, states, labels, plan, 0, "clean", batch_size=16)
     rows = {label: maps for _, label, maps in mine([(image_id, LABELS)])}
     other = replace(scorer(run, "localize 0.1-0.7", 8), plan=plan)
-    gains, shifts, losses = other.unit_maps([Job(image_id, (*LABELS, "clean"))])
+    gains, shifts, losses, _ = other.unit_maps([Job(image_id, (*LABELS, "clean"))])
     for j, label in enumerate(LABELS):
         np.testing.assert_allclose(rows[label]["typicality"], gains[0, j].mean(0), atol=1e-5)
         np.testing.assert_allclose(rows[label]["shift"], shifts[0, j].mean(0), atol=1e-5)

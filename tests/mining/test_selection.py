@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pytest
 
 from tests.scoring.synthetic import Pass, World
 from typicality.evaluation.estimator import overlap
@@ -63,6 +64,31 @@ def test_adaptive_beats_equal_draws_at_equal_cost_and_keeps_to_its_budget() -> N
         assert chosen.rounds[-1].expected_overlap > chosen.rounds[0].expected_overlap
         assert sum(r.draws for r in chosen.rounds) == draws * len(one.labels_of)
     assert sum(ours) > sum(equal) + 0.1
+
+
+def test_an_odd_part_of_noise_alone_is_hardly_ranked_by() -> None:
+    """Half of the noise is odd, and boxes do not differ in it: who knows the parts finds more of the best.
+
+    The weight of the odd part is its worth n r / (1 + n r), r being the spread between boxes over the noise of a unit.
+    """
+    with_parts, without = [], []
+    for seed in range(3):
+        one = World(images=70, seed=seed, odd=1.0, noise=1.0)
+        best = truth_of(one)
+        first = one.maps(one.jobs(), "first", 2)
+        prior = Prior.fit(first, SELECTION.side)
+        assert prior.even["a"] == pytest.approx(0.5, abs=0.1)
+        assert prior.odd["a"] < 0.2
+        blind = Pass({key: replace(m, even=None, even_share=None) for key, m in first.rows.items()})
+        assert Prior.fit(blind, SELECTION.side).even["a"] == 1.0
+        for found, maps in ((with_parts, first), (without, blind)):
+            chosen = select(maps, no_more, SELECTION, Effort(0, 0.0, 4), 4, size_of)
+            found.append(overlap(best, chosen.patches))
+    assert sum(with_parts) > sum(without) + 0.1
+
+
+def no_more(level: int, draws: int, jobs: Sequence[Job]) -> Pass:
+    raise AssertionError("no round was wanted")
 
 
 def test_the_order_of_the_stream_changes_nothing() -> None:

@@ -40,6 +40,7 @@ class World:
     images: int = 120
     labels: tuple[str, ...] = ("a", "b")
     noise: float = 1.35
+    odd: float = 0.0
     seed: int = 0
     drawn: int = 0
     heavy: bool = True
@@ -66,18 +67,25 @@ class World:
         noise = self.amplitude(image_id) * smooth(rng, n, 0.7) * shock * self.noise
         return self.truth(image_id) * level + noise
 
+    def odd_units(self, image_id: str, purpose: str, n: int) -> np.ndarray:
+        """(n, SIZE, SIZE) odd parts, noise alone, in units of the even part's: `odd` times as large."""
+        rng = rng_of("odd", self.seed, image_id, purpose)
+        return self.amplitude(image_id) * smooth(rng, n, 0.7) * self.noise * self.odd
+
     def maps(self, jobs: Sequence[Job], purpose: str, n: int, stratified: bool = True) -> Pass:
         found = Pass()
         for job in jobs:
             self.drawn += 2 * n
             units = torch.tensor(self.units(job.image_id, purpose, n, stratified), dtype=torch.float32)
             shift = torch.tensor(self.amplitude(job.image_id) ** 2 * 100, dtype=torch.float32)
-            moments = moments_of(units, shift.expand(units.shape), torch.full(units.shape, 0.1))
+            odd = torch.tensor(self.odd_units(job.image_id, purpose, n), dtype=torch.float32)
+            moments = moments_of(units + odd, shift.expand(units.shape), torch.full(units.shape, 0.1), units)
             for label in job.labels:
                 found.rows[job.image_id, label] = ScoreMap(
                     job.image_id, label, ModelView(64, 64, 1.0, 1.0, 0.0, 0.0), moments.n,
                     moments.typicality.numpy(), {k: s.numpy() for k, s in moments.squares.items()},
-                    moments.shrinkage.numpy(), moments.null_loss.numpy(),
+                    moments.shrinkage.numpy(), moments.null_loss.numpy(), moments.even.numpy(),
+                    moments.even_share.numpy(),
                 )  # fmt: skip
         return found
 

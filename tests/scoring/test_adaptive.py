@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import polygamma
@@ -44,6 +46,11 @@ def test_pooling_weights_by_units_and_keeps_variances() -> None:
     jobs = world.jobs()
     two, four = (world.maps(jobs, str(n), n).get("a0000", "a") for n in (2, 4))
     both = pooled([two, four])
+    assert two.even is not None
+    assert four.even is not None
+    assert both.even is not None
+    np.testing.assert_allclose(both.even, (2 * two.even + 4 * four.even) / 6, rtol=1e-4)
+    assert pooled([two, replace(four, even=None)]).even is None
     assert both.n_pairs == 6
     np.testing.assert_allclose(both.typicality, (two.typicality + 2 * four.typicality) / 3, rtol=1e-5, atol=1e-9)
 

@@ -11,6 +11,7 @@ from typicality.scoring.estimator import (
     box_mean,
     denoising_loss,
     dyadic_sides,
+    even_part,
     label_evidence,
     loss_difference,
     moments_of,
@@ -26,6 +27,34 @@ def test_one_cell_by_hand() -> None:
     assert loss_difference(eps, null, label).item() == 15 / 16
     assert squared_shift(null, label).item() == 9 / 16
     assert denoising_loss(eps, null).item() == 1.0
+
+
+def test_even_part_by_hand() -> None:
+    """One cell, eps = 1 and -1, the null predicts 0, the label 0.5 and 0.1.
+
+    D = 0.5 and 0.1 (even 0.3), q = 2 eps - e_c - e_null = 1.5 and -2.1 (even -0.3): the even part is -0.09.
+    T = 0.75 and -0.21, 0.27 in the mean, of which the odd part D_o q_o = 0.2 * 1.8 is the rest.
+    """
+    eps, label = (torch.tensor(v).view(1, 2, 1, 1, 1) for v in ([1.0, -1.0], [0.5, 0.1]))
+    null = torch.zeros_like(eps)
+    even = even_part(eps, null, label)
+    assert even.shape == (1, 1, 1)
+    assert even.item() == pytest.approx(-0.09, rel=1e-5)
+    whole = loss_difference(eps, null, label).mean()
+    assert whole.item() == pytest.approx(0.27, rel=1e-5)
+    assert (whole - even).item() == pytest.approx(0.2 * 1.8, rel=1e-5)
+
+
+def test_share_of_the_even_part_in_the_noise() -> None:
+    """Successive even parts differ by 1, odd parts by 3: 1 / (1 + 9). A single unit tells nothing, and all is even."""
+    even = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1)
+    odd = torch.tensor([3.0, 0.0, 3.0]).view(3, 1, 1)
+    zero = torch.zeros_like(even)
+    moments = moments_of(even + odd, zero, zero, even)
+    assert moments.even.item() == pytest.approx(1 / 3)
+    assert moments.even_share.tolist() == pytest.approx([0.1])
+    assert moments_of(even[:1], zero[:1], zero[:1], zero[:1]).even_share.tolist() == [1.0]
+    assert moments_of(even, zero, zero).even_share.tolist() == [1.0]
 
 
 def test_difference_equals_difference_of_losses_and_averages_channels() -> None:

@@ -16,7 +16,7 @@ from typicality.errors import OutputError
 from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
 from typicality.processes import Processes
-from typicality.scoring.noise import DrawPlan
+from typicality.scoring.noise import DrawPlan, image_generator
 from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoreReader, read_index
 
@@ -184,10 +184,42 @@ def test_scores_that_are_gone_are_named(tmp_path: Path) -> None:
         ScoreReader(tmp_path).get("abc", "2016")
 
 
+def test_even_part_of_a_linear_denoiser(
+    denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The null predicts 0 and the label a times its input x = sqrt(abar) z + sqrt(1 - abar) eps.
+
+    D = a x and q = 2 eps - a x, whose even parts are a sqrt(abar) z and its negative: the even part is -a^2 abar z^2,
+    without any noise, and all of the noise is odd. Draws that are not antithetic have no parts.
+    """
+    a, jobs = 0.3, [j for j in jobs_of(dataset) if latents.view(j.image_id).width == 32][:2]
+
+    def predict(x: torch.Tensor, *_: object) -> torch.Tensor:
+        return torch.stack([torch.zeros_like(x), a * x])
+
+    monkeypatch.setattr(denoiser, "predict_noise", predict)
+    scorer = make(denoiser, latents)
+    maps = scorer.unit_maps(jobs)
+    z = latents.stack([j.image_id for j in jobs])
+    for i, job in enumerate(jobs):
+        t = scorer.plan.timesteps(denoiser.timesteps, image_generator(job.image_id, 0, "test"))
+        abar = denoiser.alphas_cumprod[t].view(-1, 1, 1)
+        torch.testing.assert_close(maps.even[i, 0], -(a**2) * abar * z[i].square().mean(0), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(maps.even, maps.differences, rtol=0.1)
+    scorer(jobs, tmp_path)
+    stored = ScoreReader(tmp_path).get(jobs[0].image_id, jobs[0].labels[0])
+    assert stored.even is not None
+    assert stored.even_share is not None
+    np.testing.assert_allclose(stored.even, maps.even[0, 0].mean(0), rtol=1e-5)
+    assert len(stored.even_share) == len(stored.squares)
+    alone = make(denoiser, latents, plan=DrawPlan(3, 0.1, 0.7, antithetic=False)).unit_maps(jobs)
+    assert torch.equal(alone.even, alone.differences)
+
+
 def test_scores_are_scaled(denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages) -> None:
     jobs = [j for j in jobs_of(dataset) if latents.view(j.image_id).width == 32][:3]
-    plain, shift, null = make(denoiser, latents).unit_maps(jobs)
-    scaled, scaled_shift, same_null = make(denoiser, latents, label_scale=0.5).unit_maps(jobs)
+    plain, shift, null, _ = make(denoiser, latents).unit_maps(jobs)
+    scaled, scaled_shift, same_null, _ = make(denoiser, latents, label_scale=0.5).unit_maps(jobs)
     assert torch.equal(null, same_null)
     torch.testing.assert_close(scaled_shift, shift / 4, rtol=1e-3, atol=1e-9)
     torch.testing.assert_close(scaled, 0.5 * (plain + 0.5 * shift), rtol=1e-3, atol=1e-7)

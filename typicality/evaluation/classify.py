@@ -99,7 +99,7 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
     for _, jobs in sorted(by_shape.items()):
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
-            differences, _, null_losses = measure.unit_maps(part)
+            differences, _, null_losses, _ = measure.unit_maps(part)
             predicted = differences.mean((2, 3, 4)).argmax(1)
             by_weights = label_evidence(differences, null_losses).argmax(1)
             for job, best, other in zip(part, predicted.tolist(), by_weights.tolist(), strict=True):

@@ -223,16 +223,19 @@ def partial_draw(run: Run, progress: Progress) -> Draw:
                 size = max(1, run.batch_size // (plan.draws * (1 + labels)))
                 for start in range(0, len(same), size):
                     part = same[start : start + size]
-                    differences, shifts, losses = measure.unit_maps(part)
+                    differences, shifts, losses, even = measure.unit_maps(part)
                     for i, job in enumerate(part):
                         for j, label in enumerate(job.labels):
                             for drawn, n in zip(found, prefixes, strict=True):
-                                moments = moments_of(differences[i, j, :n], shifts[i, j, :n], losses[i, :n])
+                                moments = moments_of(
+                                    differences[i, j, :n], shifts[i, j, :n], losses[i, :n], even[i, j, :n]
+                                )
                                 drawn.maps[job.image_id, label] = ScoreMap(
                                     job.image_id, label, run.latents.view(job.image_id), n,
                                     moments.typicality.numpy(),
                                     {side: square.numpy() for side, square in moments.squares.items()},
-                                    moments.shrinkage.numpy(), moments.null_loss.numpy(),
+                                    moments.shrinkage.numpy(), moments.null_loss.numpy(), moments.even.numpy(),
+                                    moments.even_share.numpy(),
                                 )  # fmt: skip
                     progress.advance(len(part))
         progress.finish()

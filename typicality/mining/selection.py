@@ -37,6 +37,8 @@ DECIDED = 0.05
 """A patch is decided where its chance to be among the best is below this, or above one minus this."""
 ENOUGH = 60
 """Patches from which a trend of variances can be learned."""
+LEAST_ODD = 0.1
+"""Of the odd part's spread between boxes over its noise after the first pass, where so little of it shows."""
 REACH = 4.0
 """Standard deviations by which a patch may be underestimated before it is forgotten."""
 
@@ -81,12 +83,27 @@ class Selected:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Every box of b maps of one shape: (b, H, W) score, own variance, D^2; (b, H, W, 3) predictors of variance."""
+    """Every box of b maps of one shape.
+
+    Attributes
+    ----------
+    score, even : (b, H, W) T, and the part of it that both signs of a noise share
+    share : (b,) share of that part in the noise
+    variance, shift : (b, H, W) own variance of the score, and D^2
+    predictors : (b, H, W, 3) of the variance
+    """
 
     score: np.ndarray
+    even: np.ndarray
+    share: np.ndarray
     variance: np.ndarray
     shift: np.ndarray
     predictors: np.ndarray
+
+    @property
+    def odd(self) -> np.ndarray:
+        """(b, H, W) the part of the score that changes its sign with the noise."""
+        return self.score - self.even
 
 
 def boxes_of(batch: Sequence[ScoreMap], side: int) -> Boxes:
@@ -96,6 +113,8 @@ def boxes_of(batch: Sequence[ScoreMap], side: int) -> Boxes:
     units = np.array([m.n_pairs for m in batch])
     score = box_means(maps, side)
     refuse_infinite(batch, score)
+    even = box_means(np.stack([m.typicality if m.even is None else m.even for m in batch]), side)
+    share = np.array([share_of_even(m, side) for m in batch])
     with np.errstate(invalid="ignore"):
         own = box_variances(maps, squares, units, side, prior=0.0)
     shift = box_means(np.stack([m.shrinkage for m in batch]), side).astype(np.float64)
@@ -104,7 +123,15 @@ def boxes_of(batch: Sequence[ScoreMap], side: int) -> Boxes:
     image = np.where(np.isfinite(own), own, 0.0).mean(axis=(1, 2), keepdims=True)
     own = np.maximum(np.where(np.isfinite(own), own, 0.0), np.maximum(1e-4 * image, tiny))
     columns = (np.maximum(shift, 1e-12), np.broadcast_to(np.maximum(image, tiny), own.shape), np.maximum(loss, 1e-12))
-    return Boxes(score.astype(np.float64), own, shift, np.log(np.stack(columns, axis=-1)))
+    predictors = np.log(np.stack(columns, axis=-1))
+    return Boxes(score.astype(np.float64), even.astype(np.float64), share, own, shift, predictors)
+
+
+def share_of_even(score: ScoreMap, side: int) -> float:
+    """Share of the even part in the noise of boxes of a side, which may lie between those that are recorded."""
+    if score.even is None or score.even_share is None:
+        return 1.0
+    return float(np.interp(np.log(side), np.log(sorted(score.squares)), score.even_share))
 
 
 def fold_of(image_id: str) -> int:
@@ -119,26 +146,40 @@ def fold_of(image_id: str) -> int:
 class Prior:
     """What the first pass says about the scores and variances of boxes in general, label by label.
 
-    `side` in cells, `units` of the first pass. Fitted in two streams over the first pass: variances, then scores.
+    Most of the noise lies in the odd part of a score (scoring/estimator.py) and little of what boxes differ in: ranking
+    weighs it by what its observed mean is worth, w = tau^2 / (tau^2 + v / n), and tends to the whole score with more
+    units. `odd` is tau^2 / v for each label: the spread of the odd part between boxes over its noise in one unit.
+
+    `side` in cells, `units` of the first pass, `even` the share of the even part in the noise. Fitted in two streams
+    over the first pass: variances and shares, then scores.
     """
 
     side: int
     units: int = 0
+    even: dict[str, float] = field(default_factory=dict)
+    odd: dict[str, float] = field(default_factory=dict)
     trends: dict[str, list[FittedTrend]] = field(default_factory=dict)
     scores: dict[str, ScoreTrend] = field(default_factory=dict)
+
+    def weigh(self, boxes: Boxes, i: int, label: str, units: int) -> tuple[np.ndarray, float]:
+        """Return (H, W) ranking scores of map i, and their variance over that of plain scores, after so many units."""
+        worth = units * self.odd[label]
+        weight = worth / (1 + worth) if np.isfinite(worth) else 1.0
+        even = self.even[label]
+        return boxes.even[i] + weight * boxes.odd[i], even + weight**2 * (1 - even)
 
     @classmethod
     def fit(cls, first: Iterable[ScoreMap], side: int) -> Prior:
         """Fit to the maps of the first pass, which is iterated twice."""
         prior = cls(side)
         sums: defaultdict[str, list[VarianceTrend]] = defaultdict(lambda: [VarianceTrend(3) for _ in range(FOLDS)])
-        shifts: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        totals: defaultdict[str, np.ndarray] = defaultdict(lambda: np.zeros(5))
         for batch in batches(first):
             boxes = boxes_of(batch, side)
             for i, score in enumerate(batch):
                 prior.units = score.n_pairs
-                shifts[score.label][0] += float(boxes.shift[i].mean())
-                shifts[score.label][1] += 1
+                odd, noise = boxes.odd[i], (1 - boxes.share[i]) * boxes.variance[i].mean()
+                totals[score.label] += (1, boxes.shift[i].mean(), boxes.share[i], np.square(odd).mean(), noise)
                 if score.n_pairs > 1:
                     rows = boxes.predictors[i].reshape(-1, 3), boxes.variance[i].ravel()
                     sums[score.label][fold_of(score.image_id)].add(*rows)
@@ -148,15 +189,20 @@ class Prior:
             added = [sum(other[1:], other[0]) for other in others]
             if all(one.n > 0 for one in added):
                 prior.trends[label] = [one.solve(degrees) for one in added]
-        for label, (total, n) in shifts.items():
-            prior.scores[label] = ScoreTrend(max(total / n, 1e-12))
+        for label, total in totals.items():
+            shift, share, square, noise = total[1:] / total[0]
+            prior.scores[label] = ScoreTrend(max(float(shift), 1e-12))
+            prior.even[label] = float(share)
+            prior.odd[label] = max(square / noise - 1, LEAST_ODD) / prior.units if noise > 0 else np.inf
         for batch in batches(first):
             boxes = boxes_of(batch, side)
             for i, score in enumerate(batch):
                 if score.label in prior.trends:
                     fold = fold_of(score.image_id)
                     predicted = prior.trends[score.label][fold].predict(boxes.predictors[i])
-                    prior.scores[score.label].add(fold, boxes.shift[i], boxes.score[i], boxes.variance[i], predicted)
+                    ranked, factor = prior.weigh(boxes, i, score.label, prior.units)
+                    own = factor * boxes.variance[i]
+                    prior.scores[score.label].add(fold, boxes.shift[i], ranked, own, factor * predicted)
         return prior
 
     def posterior(self, score: ScoreMap, boxes: Boxes, i: int, first: Boxes, units: Sequence[int]) -> Posterior:
@@ -170,19 +216,19 @@ class Prior:
         """
         degrees = pooled_freedom(units)
         fold = fold_of(score.image_id)
+        ranked, factor = self.weigh(boxes, i, score.label, sum(units))
         trend = self.scores[score.label].without(fold) if score.label in self.trends else None
         if trend is None:  # too few images to learn from: the score as it is, moderated within its image
-            own = boxes.variance[i]
+            own = factor * boxes.variance[i]
             variance = (PRIOR_DRAWS * own.mean() + degrees * own) / (PRIOR_DRAWS + degrees)
             if not degrees:
                 variance = np.full_like(own, np.inf)
-            return Posterior(boxes.score[i], np.sqrt(variance), PRIOR_DRAWS + degrees)
+            return Posterior(ranked, np.sqrt(variance), PRIOR_DRAWS + degrees)
         fitted = self.trends[score.label][fold]
         at = self.scores[score.label].bins(first.shift[i])
-        predicted = fitted.predict(first.predictors[i]) * trend.scale[at]
-        pooled_prediction = predicted * self.units / sum(units)
-        variance, both = fitted.moderate(boxes.variance[i], degrees, pooled_prediction)
-        mean, deviation = combine(boxes.score[i], variance, trend.mean[at], trend.ratio[at] * predicted)
+        predicted = factor * fitted.predict(first.predictors[i]) * trend.scale[at]
+        variance, both = fitted.moderate(factor * boxes.variance[i], degrees, predicted * self.units / sum(units))
+        mean, deviation = combine(ranked, variance, trend.mean[at], trend.ratio[at] * predicted)
         return Posterior(mean, deviation, float(both))
 
 

@@ -11,6 +11,11 @@ T is a small difference of large numbers: it never subtracts two losses.
 
 An antithetic unit averages the draws +eps and -eps at one t, which cancels the leading, odd part of the cross
 term 2 D (eps - e_c). Units are independent given stratification; variances are taken over units.
+
+What is left of a unit has two parts. With D = D_e + D_o and q = 2 eps - e_c - e_null = q_e + q_o divided into what
+both signs share (even) and what changes sign with the noise (odd), T = D_e q_e + D_o q_o. The even part holds nearly
+all of the score and the odd part most of the noise, so that ranking from few draws trusts the second less
+(mining/selection.py). What is reported is their sum.
 """
 
 from __future__ import annotations
@@ -38,6 +43,15 @@ def loss_difference(
     """Return L(null) - L(label) a cell, averaged over channels; > 0 where the label helps."""
     difference = e_label - e_null
     return (difference * (2 * eps - e_label - e_null)).mean(-3)
+
+
+def even_part(
+    eps: Float[Tensor, "n 2 c h w"], e_null: Float[Tensor, "n 2 c h w"], e_label: Float[Tensor, "*p n 2 c h w"]
+) -> Float[Tensor, "*p n h w"]:
+    """Return D_e q_e a cell, averaged over channels, of antithetic units: axis -4 holds the draws +eps and -eps."""
+    difference = (e_label - e_null).mean(-4)
+    remainder = (2 * eps - e_label - e_null).mean(-4)
+    return (difference * remainder).mean(-3)
 
 
 def squared_shift(e_null: Float[Tensor, "n c h w"], e_label: Float[Tensor, "*p n c h w"]) -> Float[Tensor, "*p n h w"]:
@@ -84,6 +98,8 @@ class Moments:
 
     `squares[k]` is the mean over units of the squared k x k box mean of T; with `typicality` it gives the
     variance of any box's score, which a cell's variance alone could not (cells of one draw are correlated).
+    `even` is the mean of the even part, and `even_share` for each of those sides the share of the noise of k x k boxes,
+    all together, that lies in it; all of it where draws are not antithetic.
     """
 
     n: int
@@ -91,19 +107,27 @@ class Moments:
     squares: dict[int, Float[Tensor, "*k h1 w1"]]
     shrinkage: Float[Tensor, "*k h w"]
     null_loss: Float[Tensor, "*k h w"]
+    even: Float[Tensor, "*k h w"]
+    even_share: Float[Tensor, "*k sides"]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Moments:
         """Return moments whose arrays are changed, one and all."""
         squares = {side: change(square) for side, square in self.squares.items()}
-        return Moments(self.n, change(self.typicality), squares, change(self.shrinkage), change(self.null_loss))
+        return Moments(
+            self.n, change(self.typicality), squares, change(self.shrinkage), change(self.null_loss),
+            change(self.even), change(self.even_share),
+        )  # fmt: skip
 
 
 def moments_of(
     differences: Float[Tensor, "*k units h w"],
     shifts: Float[Tensor, "*k units h w"],
     null_losses: Float[Tensor, "*k units h w"],
+    even: Float[Tensor, "*k units h w"] | None = None,
 ) -> Moments:
     """Reduce the maps of all units of one image and label to moments; or those of many, which takes far less time.
+
+    Without `even` all of the score counts as even.
 
     With stratified units the plain variance over units overstates the variance of their mean, because it
     counts the spread between strata. `squares` is therefore set from the successive-difference estimator
@@ -111,10 +135,26 @@ def moments_of(
     that gives this variance through (E[b^2] - E[b]^2) / (n - 1).
     """
     *lead, n, height, width = differences.shape
-    squares = {}
+    even = differences if even is None else even
+
+    def boxes(maps: Tensor, side: int) -> Tensor:
+        return box_mean(maps.reshape(-1, height, width), side).unflatten(0, (*lead, n))
+
+    squares, shares = {}, []
     for side in dyadic_sides(height, width):
-        boxes = box_mean(differences.reshape(-1, height, width), side).unflatten(0, (*lead, n))
-        mean = boxes.mean(-3)
-        spread = boxes.diff(dim=-3).square().sum(-3) / (2 * n) if n > 1 else torch.zeros_like(mean)
+        of_all, of_even = boxes(differences, side), boxes(even, side)
+        mean = of_all.mean(-3)
+        spread = of_all.diff(dim=-3).square().sum(-3) / (2 * n) if n > 1 else torch.zeros_like(mean)
         squares[side] = mean.square() + spread
-    return Moments(n, differences.mean(-3), squares, shifts.mean(-3), null_losses.mean(-3))
+        shares.append(_share(of_even, of_all - of_even))
+    return Moments(
+        n, differences.mean(-3), squares, shifts.mean(-3), null_losses.mean(-3), even.mean(-3), torch.stack(shares, -1)
+    )
+
+
+def _share(even: Float[Tensor, "*k units h1 w1"], odd: Float[Tensor, "*k units h1 w1"]) -> Float[Tensor, "*k"]:
+    """Return the share of the even part in the noise of boxes: 1 of a single unit, and where there is no noise."""
+    if even.shape[-3] < 2:
+        return torch.ones(even.shape[:-3], dtype=even.dtype, device=even.device)
+    of_even, of_odd = (part.diff(dim=-3).square().sum((-3, -2, -1)) for part in (even, odd))
+    return torch.where(of_even + of_odd > 0, of_even / (of_even + of_odd), torch.ones_like(of_even))

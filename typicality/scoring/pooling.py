@@ -51,6 +51,10 @@ def pooled(maps: Sequence[ScoreMap]) -> ScoreMap:
     def mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
         return np.tensordot(units / total, np.stack(arrays).astype(np.float64), 1)
 
+    def pooled_part(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        known = [a for a in arrays if a is not None]
+        return mean(known).astype(np.float32) if len(known) == len(arrays) else None
+
     squares = {}
     for side in first.squares:
         boxes = [_box_means(m.typicality, side) for m in maps]
@@ -67,6 +71,7 @@ def pooled(maps: Sequence[ScoreMap]) -> ScoreMap:
         typicality=mean([m.typicality for m in maps]).astype(np.float32), squares=squares,
         shrinkage=mean([m.shrinkage for m in maps]).astype(np.float32),
         null_loss=mean([m.null_loss for m in maps]).astype(np.float32),
+        even=pooled_part([m.even for m in maps]), even_share=pooled_part([m.even_share for m in maps]),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,14 @@ from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
 from typicality.processes import ALONE, Processes
 from typicality.progress import SILENT, Progress
-from typicality.scoring.estimator import denoising_loss, loss_difference, moments_of, noised, squared_shift
+from typicality.scoring.estimator import (
+    denoising_loss,
+    even_part,
+    loss_difference,
+    moments_of,
+    noised,
+    squared_shift,
+)
 from typicality.scoring.noise import DrawPlan, image_generator
 from typicality.scoring.shards import ScoredRow, read_index, write_shard
 
@@ -33,6 +41,15 @@ class Job:
 
     image_id: str
     labels: tuple[str, ...]
+
+
+class UnitMaps(NamedTuple):
+    """Maps of every job, label and unit, float32: T, D^2, L(null) (of no label), and the even part of T."""
+
+    differences: Float[Tensor, "n p units h w"]
+    shifts: Float[Tensor, "n p units h w"]
+    null_losses: Float[Tensor, "n units h w"]
+    even: Float[Tensor, "n p units h w"]
 
 
 @dataclass(frozen=True)
@@ -110,9 +127,10 @@ class Scorer:
 
     def score(self, jobs: Sequence[Job]) -> list[ScoredRow]:
         """Score jobs that share a latent shape and a number of labels, all in memory."""
-        differences, shifts, null_losses = self.maps_on_device(jobs)
-        moments = moments_of(differences, shifts, null_losses[:, None].expand_as(shifts)).each(Tensor.cpu)
-        means = differences.mean((-2, -1)).cpu()  # (n, p, units)
+        maps = self.maps_on_device(jobs)
+        losses = maps.null_losses[:, None].expand_as(maps.shifts)
+        moments = moments_of(maps.differences, maps.shifts, losses, maps.even).each(Tensor.cpu)
+        means = maps.differences.mean((-2, -1)).cpu()  # (n, p, units)
         n = means.shape[-1]
         variance = means.diff().square().sum(-1) / (2 * n * (n - 1) or 1)
         errors = (variance.sqrt() if n > 1 else torch.full_like(variance, torch.inf)).tolist()
@@ -126,14 +144,11 @@ class Scorer:
             for j, label in enumerate(job.labels)
         ]  # fmt: skip
 
-    def unit_maps(
-        self, jobs: Sequence[Job]
-    ) -> tuple[Float[Tensor, "n p units h w"], Float[Tensor, "n p units h w"], Float[Tensor, "n units h w"]]:
-        """Return for every job, label and unit the maps of T, of D^2, and of L(null), float32 on the CPU."""
-        differences, shifts, null_losses = self.maps_on_device(jobs)
-        return differences.cpu(), shifts.cpu(), null_losses.cpu()
+    def unit_maps(self, jobs: Sequence[Job]) -> UnitMaps:
+        """Return the maps of every job, label and unit, on the CPU."""
+        return UnitMaps(*(maps.cpu() for maps in self.maps_on_device(jobs)))
 
-    def maps_on_device(self, jobs: Sequence[Job]) -> tuple[Tensor, Tensor, Tensor]:
+    def maps_on_device(self, jobs: Sequence[Job]) -> UnitMaps:
         """Return what `unit_maps` does where it was computed."""
         z = self.latents.stack([job.image_id for job in jobs])
         plan, total = self.plan, self.denoiser.timesteps
@@ -151,8 +166,7 @@ class Scorer:
         for start in range(0, units, step):
             here = slice(start, start + step)
             parts.append(self._evaluate(z, t[:, here], eps[:, here], slots, signs))
-        differences, shifts, losses = (torch.cat([p[k] for p in parts], dim=-3) for k in range(3))
-        return differences, shifts, losses
+        return UnitMaps(*(torch.cat(maps, dim=-3) for maps in zip(*parts, strict=True)))
 
     def _slots(self, jobs: Sequence[Job]) -> list[list[int]]:
         position = {label: i + 1 for i, label in enumerate(self.labels)}
@@ -160,7 +174,7 @@ class Scorer:
 
     def _evaluate(
         self, z: Tensor, t: Tensor, eps: Tensor, slots: list[list[int]], signs: tuple[float, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> UnitMaps:
         """Evaluate (n, u) units under every slot: slot 0 is the null prompt, the others are labels."""
         n, u = t.shape
         sides = len(signs)
@@ -179,7 +193,11 @@ class Scorer:
 
         differences = by_unit(loss_difference(signed, e_null, e_label)).transpose(0, 1)
         shifts = by_unit(squared_shift(e_null, e_label)).transpose(0, 1)
-        return differences, shifts, by_unit(denoising_loss(signed, e_null))
+        even = differences
+        if sides == 2:
+            both = (x.unflatten(-4, (n, u, sides)) for x in (signed, e_null, e_label))
+            even = even_part(*both).transpose(0, 1)
+        return UnitMaps(differences, shifts, by_unit(denoising_loss(signed, e_null)), even)
 
 
 def _left(shard: Sequence[Sequence[Job]], done: Collection[tuple[str, str]]) -> list[list[Job]]:

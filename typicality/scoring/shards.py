@@ -64,6 +64,8 @@ def write_shard(folder: Path, rows: Sequence[ScoredRow]) -> None:
         "typicality": np.stack([r.moments.typicality.numpy() for r in rows]),
         "shrinkage": np.stack([r.moments.shrinkage.numpy() for r in rows]),
         "null_loss": np.stack([r.moments.null_loss.numpy() for r in rows]),
+        "even": np.stack([r.moments.even.numpy() for r in rows]),
+        "even_share": np.stack([r.moments.even_share.numpy() for r in rows]),
     }
     for side in first.squares:
         arrays[f"squares_{side}"] = np.stack([r.moments.squares[side].numpy() for r in rows])
@@ -152,5 +154,5 @@ def _score_map(entry: dict, arrays: dict[str, np.ndarray]) -> ScoreMap:
     return ScoreMap(
         image_id=entry["image_id"], label=entry["label"], view=view, n_pairs=entry["n_pairs"],
         typicality=arrays["typicality"], squares=squares, shrinkage=arrays["shrinkage"],
-        null_loss=arrays["null_loss"],
+        null_loss=arrays["null_loss"], even=arrays["even"], even_share=arrays["even_share"],
     )  # fmt: skip

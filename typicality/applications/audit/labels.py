@@ -276,7 +276,7 @@ def _score_shard(run: Run, measures: Sequence[Scorer], ids: Sequence[str], level
             for first in range(0, len(rows), size):
                 part = rows[first : first + size]
                 jobs = [Job(ids[i], tuple(label for label in labels if alive[i, position[label]])) for i in part]
-                differences, _, _ = measure.unit_maps(jobs)
+                differences = measure.unit_maps(jobs).differences
                 for i, values in zip(part, differences.mean((-2, -1)).numpy(), strict=True):
                     units[i, alive[i], start:end] = values
         start = end
