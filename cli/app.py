@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from typicality.errors import InputError, InterruptedRun, TypicalityError
 
-from . import audit, evaluation, evidence, exchange, localize, machine, mining, translate
+from . import audit, augment, evaluation, evidence, exchange, impute, localize, machine, mining, tabular, translate
 from .console import print_text, say
 
 ORDER = (
@@ -24,6 +24,9 @@ ORDER = (
     "localize",
     "translate",
     "trends",
+    "augment",
+    "impute",
+    "tabular",
     "evaluate",
     "bench",
     "estimate",
@@ -59,11 +62,15 @@ app.command("audit")(audit.audit)
 app.command("localize")(localize.localize)
 app.command("translate")(translate.translate)
 app.command("trends")(translate.trends)
+app.command("augment")(augment.augment)
+app.command("impute")(impute.impute)
+app.add_typer(tabular.app, name="tabular")
 evaluation.app.command("elements")(evidence.elements)
 evaluation.app.command("labels")(evidence.labels)
 evaluation.app.command("planted")(evidence.planted)
 evaluation.app.command("localize")(localize.evaluate_localize)
 evaluation.app.command("translate")(translate.evaluate_translate)
+evaluation.app.command("augment")(augment.evaluate_augment)
 app.add_typer(evaluation.app, name="evaluate")
 app.command("bench")(machine.bench)
 app.command("estimate")(machine.estimate)

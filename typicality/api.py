@@ -16,11 +16,18 @@ import pyarrow as pa
 from typicality import pipeline
 from typicality.applications.audit.auditing import Audit
 from typicality.applications.audit.auditing import audit as audit_dataset
+from typicality.applications.augment.options import AugmentOptions, Kind
+from typicality.applications.augment.run import Augmentation
+from typicality.applications.augment.run import augment as make_augmentation
 from typicality.applications.diff import Diff
 from typicality.applications.diff import diff as compare_runs
 from typicality.applications.estimate import Estimate
 from typicality.applications.estimate import estimate as estimate_cost
 from typicality.applications.export import export as export_elements
+from typicality.applications.impute.options import HideShape, ImputeOptions, Keep, Part, Region
+from typicality.applications.impute.run import DEFAULT_OPTIONS as DEFAULT_IMPUTATION
+from typicality.applications.impute.run import Imputation
+from typicality.applications.impute.run import impute as impute_regions
 from typicality.applications.localize import Localization
 from typicality.applications.localize import localize as locate
 from typicality.applications.localize.work import DRAWS, Options
@@ -32,6 +39,8 @@ from typicality.applications.trends.run import Trends
 from typicality.applications.trends.run import trends as follow_trends
 from typicality.config import OPTIONS, Settings, layer_of
 from typicality.dataset import DatasetInfo, builtin_datasets
+from typicality.evaluation.augment import AugmentBenchmark
+from typicality.evaluation.augment import evaluate_augment as benchmark_augment
 from typicality.evaluation.autoencoder import Reconstruction, reconstruct
 from typicality.evaluation.classify import Classification
 from typicality.evaluation.classify import classify as measure_accuracy
@@ -53,6 +62,11 @@ from typicality.model.pretrain import pretrain as train_base
 from typicality.pipeline import Result
 from typicality.progress import SILENT, Progress
 from typicality.run import resolve_settings, run_record
+from typicality.tabular import balance as table_balance
+from typicality.tabular import impute as table_imputation
+from typicality.tabular.balance_benchmark import evaluate_balance
+from typicality.tabular.imputation_benchmark import evaluate_imputation
+from typicality.tabular.preparing import options_from
 
 
 def settings_for(
@@ -187,12 +201,67 @@ def translate_all_pairs(
     return translate_pairs(Path(run), chosen, images, fresh, settings_for(run, **options), progress)
 
 
+def augment(
+    run: str | Path, *, kind: Kind = "variants", per_image: int = 4, strength: float | None = None,
+    guidance: float | None = None, steps: int = 15, draws: int = 8, near: float = 0.05, far: float = 0.7,
+    images: int | None = None, only: str | None = None, fresh: bool = False, progress: Progress = SILENT,
+    **options: Any,
+) -> Augmentation:  # fmt: skip
+    """Make variants of a run's training images, or negatives, and keep those that the measure passes.
+
+    `only` is the label to which sources are restricted (`--label` of the command).
+    """
+    chosen = AugmentOptions(kind, per_image, strength, guidance, steps, draws, near, far)
+    return make_augmentation(Path(run), chosen, images, only, fresh, settings_for(run, **options), progress)
+
+
+def evaluate_augment(
+    run: str | Path, *, per_label: int = 20, seeds: int = 3, train_steps: int = 200, negatives: bool = True,
+    ood: str = "flags", per_image: int = 2, strength: float | None = None, guidance: float | None = None,
+    steps: int = 15, draws: int = 8, progress: Progress = SILENT, **options: Any,
+) -> AugmentBenchmark:  # fmt: skip
+    """Measure on held-out images whether a run's synthetic images help small classifiers of few real ones."""
+    return benchmark_augment(
+        Path(run), AugmentOptions("variants", per_image, strength, guidance, steps, draws), per_label=per_label,
+        seeds=seeds, train_steps=train_steps, negatives=negatives, ood=ood, settings=settings_for(run, **options),
+        progress=progress,
+    )  # fmt: skip
+
+
 def trends(
     run: str | Path, *, images: int = 400, members: int = 16, draws: int = 4, progress: Progress = SILENT,
     **options: Any,
 ) -> Trends:  # fmt: skip
     """Follow every visual element of a mined run over its labels."""
     return follow_trends(Path(run), images, members, draws, settings=settings_for(run, **options), progress=progress)
+
+
+def impute(
+    run: str | Path,
+    *,
+    masks: str | Path | None = None,
+    where_marked: bool = False,
+    hide: float | None = None,
+    hide_shape: HideShape = "square",
+    as_label: str | None = None,
+    samples: int = DEFAULT_IMPUTATION.samples,
+    keep: Keep = DEFAULT_IMPUTATION.keep,
+    guidance: float = DEFAULT_IMPUTATION.guidance,
+    jumps: int = DEFAULT_IMPUTATION.jumps,
+    steps: int = DEFAULT_IMPUTATION.steps,
+    strength: float = DEFAULT_IMPUTATION.strength,
+    draws: int = DEFAULT_IMPUTATION.draws,
+    images: int | None = None,
+    part: Part | None = None,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Imputation:
+    """Fill missing, marked or hidden regions of a run's images; errors are measured where the truth was hidden."""
+    region = Region(None if masks is None else Path(masks), where_marked, hide, hide_shape)
+    chosen = ImputeOptions(as_label, samples, keep, guidance, jumps, steps, strength, draws)
+    settings = settings_for(run, **options)
+    return impute_regions(Path(run), region, chosen, images, part, fresh, settings, progress)
 
 
 def audit(
@@ -362,6 +431,41 @@ def evaluate_planted(
         planting=Planting(**dict(planting or {})), images=images, seeds=seeds, sweep=sweep, draws=map_draws, maps=maps,
         picture=Path(picture) if picture is not None else None, fresh=fresh, progress=progress,
     )  # fmt: skip
+
+
+def tabular_impute(
+    table: str | Path, label: str | None = None, *, out: str | Path | None = None, fresh: bool = False,
+    progress: Progress = SILENT, **options: Any,
+) -> table_imputation.Imputation:  # fmt: skip
+    """Fill in every missing cell of a table; options as in `typicality.tabular.impute.ImputeOptions`."""
+    chosen = options_from(table_imputation.ImputeOptions, label=label, **options)
+    return table_imputation.impute(Path(table), Path(out) if out is not None else None, chosen, fresh, progress)
+
+
+def tabular_balance(
+    table: str | Path, label: str, *, out: str | Path | None = None, fresh: bool = False, progress: Progress = SILENT,
+    **options: Any,
+) -> table_balance.Balance:  # fmt: skip
+    """Add synthetic rows of rare labels to a table; options as in `typicality.tabular.balance.BalanceOptions`."""
+    chosen = options_from(table_balance.BalanceOptions, label=label, **options)
+    return table_balance.balance(Path(table), Path(out) if out is not None else None, chosen, fresh, progress)
+
+
+def evaluate_tabular_impute(
+    table: str | Path, label: str | None = None, *, hide: float = 0.2, repeats: int = 3, progress: Progress = SILENT,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Hide known cells of a table and fill them in again, beside mean, k-NN, MICE and missForest."""
+    chosen = options_from(table_imputation.ImputeOptions, label=label, **options)
+    return evaluate_imputation(Path(table), chosen, hide, repeats, progress)
+
+
+def evaluate_tabular_balance(
+    table: str | Path, label: str, *, repeats: int = 5, test: float = 0.3, progress: Progress = SILENT, **options: Any
+) -> dict[str, Any]:
+    """Judge synthetic rows by classifiers on real held-out rows, beside weights, oversampling and SMOTE."""
+    chosen = options_from(table_balance.BalanceOptions, label=label, **options)
+    return evaluate_balance(Path(table), chosen, repeats, test, progress)
 
 
 def datasets() -> list[DatasetInfo]:

@@ -40,7 +40,7 @@ OWNED = (
     "run.json", "model", "model.part", "latents", "scores", "elements.parquet", "clusters.parquet", "images.parquet",
     "features.npy", "index.faiss", "index.html", "grids", "assets", "training",
     "localization.parquet", "localize",
-    "translate", "trends", "export", "evaluation",
+    "translate", "trends", "augment", "impute", "export", "evaluation",
     "findings.json", "findings.parquet", "labels.parquet",
 )  # fmt: skip
 

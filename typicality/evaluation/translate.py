@@ -41,7 +41,6 @@ from torch import Tensor
 from typicality.applications.translate.methods import METHODS, Method, TranslateOptions, evaluations_of
 from typicality.applications.translate.pictures import source_pixels, to_bytes, translated_pixels
 from typicality.applications.translate.run import batches, check_pair, translate_images
-from typicality.applications.translate.scoring import rival_labels, score_latents
 from typicality.config import Settings, key_of
 from typicality.dataset import load_dataset
 from typicality.dataset.split import unit_hash
@@ -61,6 +60,7 @@ from typicality.evaluation.likeness import (
 from typicality.evaluation.rivals.gradcam import SmallCnn, cnn_probabilities, train_cnn
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
+from typicality.rescoring import rival_labels, score_latents
 from typicality.run import Run, open_finished
 from typicality.store import write_arrays, write_whole
 

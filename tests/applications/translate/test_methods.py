@@ -18,10 +18,10 @@ from typicality.applications.translate.methods import (
     translate_latents,
 )
 from typicality.applications.translate.posterior_mean import posterior_mean
-from typicality.applications.translate.sdedit import sdedit
 from typicality.errors import SettingsError
 from typicality.model.denoiser import Denoiser
 from typicality.model.sampling import SOURCE, TARGET, ddim_step, grid_of, guided
+from typicality.model.sdedit import sdedit
 
 CPU = torch.device("cpu")
 PROMPTS = ["an image", "an image of red", "an image of blue"]

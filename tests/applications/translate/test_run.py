@@ -27,11 +27,11 @@ from typicality.applications.translate.run import (
     translate_all_pairs,
     translate_pair,
 )
-from typicality.applications.translate.scoring import rival_labels, score_latents
 from typicality.cli.app import run as command
 from typicality.errors import DatasetError, InterruptedRun, OutputError
 from typicality.model.crossfit import folds_of
 from typicality.progress import Progress
+from typicality.rescoring import rival_labels, score_latents
 from typicality.run import open_finished
 
 OPTIONS = TranslateOptions("delta", guidance=5.0, steps=3, draws=4)

@@ -14,10 +14,10 @@ from typicality.applications.translate.delta import delta
 from typicality.applications.translate.edit_friendly import edit_friendly
 from typicality.applications.translate.inversion import plug_and_play
 from typicality.applications.translate.posterior_mean import posterior_mean
-from typicality.applications.translate.sdedit import sdedit
 from typicality.errors import SettingsError, nearest
 from typicality.model.denoiser import Denoiser
 from typicality.model.sampling import grid_of
+from typicality.model.sdedit import sdedit
 from typicality.scoring.noise import image_generator
 
 Method = Literal["delta", "pnp", "sdedit", "edit-friendly", "mean"]

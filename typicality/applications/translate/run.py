@@ -30,7 +30,6 @@ from typicality.applications.translate.pictures import (
     to_bytes,
     translated_pixels,
 )
-from typicality.applications.translate.scoring import rival_labels, score_latents
 from typicality.config import Settings, key_of
 from typicality.dataset import LabelledImages
 from typicality.dataset.split import unit_hash
@@ -41,6 +40,7 @@ from typicality.mining.patches import patch_side
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.renewal import renew_report
+from typicality.rescoring import rival_labels, score_latents
 from typicality.run import Run, open_finished
 from typicality.scoring.shards import ScoredRow
 from typicality.store import write_arrays, write_json, write_table, write_whole

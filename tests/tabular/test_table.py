@@ -1,0 +1,170 @@
+"""Tables in and out: what columns are taken for, and that no cell that is not filled ever changes."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.tabular.conftest import WriteTable
+from typicality.errors import DatasetError, OutputError, SettingsError
+from typicality.tabular.columns import column_of
+from typicality.tabular.table import output_path, read_sheet, write_sheet
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "gaps"),
+    [
+        (["1.50", "2", "3.25", ""], "number", 1),
+        (["1", "2", "30", "NA"], "integer", 1),
+        (["1", "0", "1", "?"], "category", 1),
+        (["a", "b", "a", " "], "category", 1),
+        (["a", "NA", "a", "b"], "category", 0),
+        (["7", "7", "", "7"], "constant", 1),
+        (["", "", "nan", ""], "empty", 4),
+        (["2020-01-31", "2021-02-01", "", "2020-05-05"], "passed", 1),
+        (["007", "123", "555", "042"], "category", 0),
+        (["1", "2", "3", "inf"], "integer", 0),
+        ([1.5, None, float("nan"), 2.5, 3.5], "number", 2),
+        ([True, False, None], "category", 1),
+        ([[1], [2], None], "passed", 1),
+        (["1", "two", "3"], "category", 0),
+        ([f"name {i}" for i in range(30)], "passed", 0),
+    ],
+)
+def test_what_a_column_is_taken_for(cells: list[Any], kind: str, gaps: int):
+    """NA is a gap among numbers and a category among texts (Namibia); an infinite number is no gap."""
+    column = column_of("x", cells)
+    assert (column.kind, int(column.gaps.sum())) == (kind, gaps)
+
+
+def test_numbers_that_are_names():
+    column = column_of("x", ["3", "1", "2", ""], category=True)
+    assert (column.kind, column.choices) == ("category", ("3", "1", "2"))
+    assert column.cell(1.0) == "1"
+    assert column_of("x", ["a", "b"], ignored=True).kind == "passed"
+    assert column_of("x", ["1", "2", "-9"], missing=["-9"]).gaps.tolist() == [False, False, True]
+
+
+def test_more_different_texts_than_the_limit_are_left_alone():
+    cells = ["a", "b", "c"] * 10
+    assert column_of("x", cells, limit=3).kind == "category"
+    passed = column_of("x", cells, limit=2)
+    assert passed.kind == "passed"
+    assert "3 different texts" in passed.why
+
+
+@pytest.mark.parametrize(
+    ("cells", "value", "cell"),
+    [
+        (["1.50", "2", "3"], 1.23456, "1.23"),
+        (["1.50", "2", "3"], 2.0, "2"),
+        (["1", "2", "3"], 1.6, "2"),
+        ([1, 2, 3], 1.6, 2),
+        ([0.5, 1.5, 2.5], 1.23456, 1.23456),
+        (["1e-3", "2e-3", "5e-3"], 0.00423, "0.004"),
+    ],
+)
+def test_what_is_filled_in_has_the_type_and_decimals_of_its_column(cells: list[Any], value: float, cell: Any):
+    written = column_of("x", cells).cell(value)
+    assert written == cell
+    assert type(written) is type(cell)
+
+
+def test_csv_keeps_the_very_text_of_every_other_cell(tmp_path: Path):
+    """Quotes, blanks, trailing zeros, and a date."""
+    source = tmp_path / "t.csv"
+    source.write_text('a,b,"c, d"\n1.500, x ,"say ""hi"""\n,2020-01-01,\n')
+    sheet = read_sheet(source)
+    write_sheet(tmp_path / "out.csv", sheet, {"a": {1: "9"}})
+    assert (tmp_path / "out.csv").read_text() == 'a,b,"c, d"\n1.500, x ,"say ""hi"""\n9,2020-01-01,\n'
+
+
+def test_parquet_keeps_types_and_what_is_not_looked_into(tmp_path: Path):
+    table = pa.table(
+        {
+            "f": pa.array([0.1, None, 0.3], pa.float32()),
+            "i": pa.array([1, 2, None], pa.int16()),
+            "s": pa.array(["a", None, "b"]).dictionary_encode(),
+            "d": pa.array([date(2020, 1, 1), None, None]),
+            "l": pa.array([[1], None, [2, 3]]),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    sheet = read_sheet(tmp_path / "t.parquet")
+    write_sheet(
+        tmp_path / "o.parquet", sheet, {"f": {1: 0.25}, "i": {2: 7}, "s": {1: "b"}}, [{"i": 5}], {"new": [0] * 4}
+    )
+    found = pq.read_table(tmp_path / "o.parquet")
+    assert found.schema.remove(5).equals(table.schema)
+    assert found.slice(0, 3).column("l").combine_chunks().equals(table.column("l").combine_chunks())
+    assert found.column("f").to_pylist()[:3] == [table.column("f")[0].as_py(), 0.25, table.column("f")[2].as_py()]
+    assert found.column("i").to_pylist() == [1, 2, 7, 5]
+    assert found.column("s").to_pylist() == ["a", "b", "b", None]
+    assert found.column("d").to_pylist() == [date(2020, 1, 1), None, None, None]
+    write_sheet(tmp_path / "o.csv", sheet, {"i": {2: 7}})
+    assert (tmp_path / "o.csv").read_text().splitlines()[1] == "0.10000000149011612,1,a,2020-01-01,[1]"
+
+
+def test_text_becomes_numbers_in_parquet(tmp_path: Path, write_csv: WriteTable):
+    sheet = read_sheet(write_csv(i=["1", "", "3"], f=["0.5", "1", ""], s=["a", "", "b"], c=["007", "1", "2"]))
+    write_sheet(tmp_path / "o.parquet", sheet, {})
+    found = pq.read_table(tmp_path / "o.parquet")
+    assert [str(f.type) for f in found.schema] == ["int64", "double", "string", "string"]
+    assert found.to_pydict()["i"] == [1, None, 3]
+
+
+def test_json_lines(tmp_path: Path):
+    (tmp_path / "t.jsonl").write_text('{"a": 1, "b": "x"}\n{"b": "y"}\n')
+    sheet = read_sheet(tmp_path / "t.jsonl")
+    write_sheet(tmp_path / "o.jsonl", sheet, {"a": {1: 2}})
+    assert [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()] == [
+        {"a": 1, "b": "x"}, {"a": 2, "b": "y"},
+    ]  # fmt: skip
+
+
+def test_empty_lines_are_counted(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n\n3,4\n")
+    sheet = read_sheet(tmp_path / "t.csv")
+    assert len(sheet) == 2
+    assert sheet.notes == ("1 empty line(s) were left out",)
+
+
+def test_what_is_no_table(tmp_path: Path):
+    (tmp_path / "twice.csv").write_text("a,a\n1,2\n")
+    (tmp_path / "no_rows.csv").write_text("a,b\n")
+    (tmp_path / "t.xlsx").touch()
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "twice.parquet")
+    for name, message in (
+        ("twice.csv", "two columns named 'a'"), ("twice.parquet", "two columns named 'a'"), ("no_rows.csv", "no rows"),
+        ("t.xlsx", "not a table"), ("missing.csv", "cannot read"),
+    ):  # fmt: skip
+        with pytest.raises(DatasetError, match=message):
+            read_sheet(tmp_path / name)
+
+
+def test_nothing_is_replaced_unasked(tmp_path: Path):
+    """The input never, even through a link; anything else with --fresh alone."""
+    source = tmp_path / "t.csv"
+    source.write_text("a\n1\n")
+    assert output_path(source, None, "imputed", False) == (
+        tmp_path / "t-imputed.csv", tmp_path / "t-imputed-uncertainty.csv",
+    )  # fmt: skip
+    (tmp_path / "link.csv").symlink_to(source)
+    for out in (source, tmp_path / "link.csv"):
+        with pytest.raises(OutputError, match="the input"):
+            output_path(source, out, "imputed", True)
+    (tmp_path / "o-uncertainty.csv").touch()
+    with pytest.raises(OutputError, match="exists"):
+        output_path(source, tmp_path / "o.csv", "imputed", False)
+    assert output_path(source, tmp_path / "o.csv", "imputed", True)[0] == tmp_path / "o.csv"
+    with pytest.raises(SettingsError, match="takes a table"):
+        output_path(source, tmp_path / "o.txt", "imputed", False)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(OutputError, match="folder"):
+        output_path(source, tmp_path / "folder.csv", "imputed", True)

@@ -1,0 +1,93 @@
+"""Which images are imputed, in which order, and which of them a model has seen."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from typicality.applications.impute.options import HIDDEN_IMAGES, PARTS, Part
+from typicality.applications.impute.regions import Regions
+from typicality.dataset.split import unit_hash
+from typicality.errors import DatasetError, SettingsError, nearest
+from typicality.records import LabelledImage
+from typicality.run import Run
+
+
+def check_part(part: str | None) -> None:
+    """Raise SettingsError for a part that there is not."""
+    if part is not None and part not in PARTS:
+        raise SettingsError(f"--part: there is no {part!r}; {nearest(part, PARTS)}")
+
+
+def ids_of_part(run: Run, part: Part) -> frozenset[str]:
+    """Return the ids of a part of the images: what the model has not seen, what chose its step, or what it learned."""
+    everything = frozenset(run.labels_of)
+    if part == "all":
+        return everything
+    if part == "held-out":
+        return run.held_out
+    learned = run.trained_on
+    if learned is None:
+        raise SettingsError(
+            f"--part {part}: every fold of this run has training images of its own, and all images are held out by "
+            "their own fold; use --part held-out"
+        )
+    return learned if part == "training" else everything - learned - run.held_out
+
+
+def chosen_images(
+    run: Run, regions: Regions, images: int | None, part: Part | None
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Return the images to fill in their order, and those left out since nothing of them is missing.
+
+    Raises
+    ------
+    DatasetError : where none is left, or a mask cannot be used: before any work.
+    """
+    hides = regions.region.hide is not None
+    check_part(part)
+    if hides:
+        part = part or ("held-out" if run.held_out else "all")
+        images = HIDDEN_IMAGES if images is None else images
+    allowed = ids_of_part(run, part or "all")
+    found: list[LabelledImage] = []
+    empty: list[LabelledImage] = []
+    candidates = [image for image in regions.candidates() if image.image_id in allowed]
+    for image in in_turns(candidates):
+        if images is not None and len(found) == images:
+            break
+        missing = None if hides else regions.of(image, run.latents.view(image.image_id))
+        (found if hides or missing is not None else empty).append(image)
+    if not found:
+        why = "their masks mark nothing as missing (white)" if empty else f"--part {part or 'all'} holds none of them"
+        raise DatasetError(f"there is no image to fill in {run.dataset.name}: {why}")
+    return found, empty
+
+
+def in_turns(images: Sequence[LabelledImage]) -> list[LabelledImage]:
+    """Return images ordered by a hash, one of each group before a second of any."""
+    groups: dict[str, list[LabelledImage]] = defaultdict(list)
+    for image in sorted(images, key=lambda i: (unit_hash(i.image_id, "impute"), i.image_id)):
+        groups[image.group].append(image)
+    turns = [(turn, unit_hash(name, "impute"), i) for name, own in groups.items() for turn, i in enumerate(own)]
+    return [image for *_, image in sorted(turns, key=lambda x: (x[0], x[1], x[2].image_id))]
+
+
+def seen_by(run: Run, fold: int) -> frozenset[str]:
+    """Return the images that the model of a fold may have learned from; all where it has learned from none."""
+    if not run.settings.finetune.enabled or not run.held_out:
+        return frozenset(run.labels_of)
+    if run.folds > 1:
+        return frozenset(i for i in run.labels_of if run.fold_of(i) != fold)
+    return frozenset(run.labels_of) - run.held_out
+
+
+def batches(run: Run, images: Sequence[LabelledImage], size: int) -> Iterator[tuple[int, list[LabelledImage]]]:
+    """Images of one shape and one fold, at most `size` together, with their fold."""
+    groups: dict[tuple[int, int, int], list[LabelledImage]] = defaultdict(list)
+    for image in images:
+        view = run.latents.view(image.image_id)
+        groups[run.fold_of(image.image_id), view.height, view.width].append(image)
+    for (fold, _, _), alike in sorted(groups.items(), key=lambda item: item[0]):
+        for start in range(0, len(alike), size):
+            yield fold, alike[start : start + size]

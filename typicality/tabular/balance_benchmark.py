@@ -1,0 +1,212 @@
+"""`tabular balance --evaluate`: classifiers trained with more rows of rare labels, judged on real rows they never saw.
+
+On repeated stratified splits everything is fitted on the training part alone: the generator, medians that stand in for
+gaps, and the classifiers. Precision, recall, F1 and area under the precision-recall curve are those of a rare label
+against all others (their mean, where several labels are rare).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from typicality.errors import DatasetError, SettingsError
+from typicality.metrics import average_precision
+from typicality.progress import SILENT, Progress
+from typicality.tabular.balance import BalanceOptions, fit_generator, new_rows, wanted
+from typicality.tabular.columns import Column
+from typicality.tabular.judging import averaged, differences
+from typicality.tabular.preparing import LEAST_ROWS, Labels, labels_of_rows, prepare
+from typicality.tabular.rivals import matrix_of, oversampled, smote, smote_by_library
+
+METHODS = ("ours", "nothing", "class_weights", "oversampling", "smote")
+TREES = 200
+
+
+def evaluate_balance(
+    table: Path, options: BalanceOptions, repeats: int = 5, test: float = 0.3, progress: Progress = SILENT
+) -> dict[str, Any]:
+    """Measure what synthetic rows are worth to a random forest (and XGBoost, where installed); see the module.
+
+    Parameters
+    ----------
+    test : share of the rows that judges
+
+    Raises
+    ------
+    InputError
+    """
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    started = time.monotonic()
+    if not 0 < test < 1:
+        raise SettingsError(f"--test must be above 0 and below 1, not {test}")
+    if repeats < 2:
+        raise SettingsError(f"--repeats must be at least 2, not {repeats}: the standard error is over repeats")
+    if options.label is None:
+        raise SettingsError("name the column of the label with --label")
+    found = prepare(table, options)
+    labels = labels_of_rows(found.sheet, options.label, options.missing)
+    rare = sorted(wanted(labels, options))
+    usable = np.flatnonzero(labels.codes >= 0)
+    values, codes = found.values[usable], labels.codes[usable]
+    if labels.counts.min() < 2 or min(labels.counts[label] for label in rare) * (1 - test) < LEAST_ROWS:
+        raise DatasetError(f"a label of {options.label!r} has too few rows to be split with --test {test:g}")
+    judges, notes = available_judges()
+    records: dict[str, dict[str, list[dict[str, float]]]] = {name: defaultdict(list) for name in judges}
+    dropped: dict[str, int] = defaultdict(int)
+    splits = StratifiedShuffleSplit(repeats, test_size=test, random_state=options.seed)
+    for repeat, (train, judged) in enumerate(splits.split(values, codes)):
+        seed = options.seed + repeat
+        part = Labels(labels.names, codes[train], labels.cells)
+        sets = training_sets(found.modelled, values[train], part, replace(options, seed=seed), dropped, progress)
+        x_test = stand_in(matrix_of(found.modelled, values[judged], values[train]), values[train], found.modelled)
+        for method, (x, y, weight) in sets.items():
+            for name, fit in judges.items():
+                records[name][method].append(measures(fit(x, y, weight, seed)(x_test), codes[judged], rare))
+    overlap = test / (1 - test)
+    return {
+        **found.summary(),
+        "label": options.label,
+        "rare": [labels.names[label] for label in rare],
+        "counts": {name: int(count) for name, count in zip(labels.names, labels.counts, strict=True)},
+        "repeats": repeats,
+        "test": test,
+        **{name: averaged(of_judge, overlap) for name, of_judge in records.items()},
+        "differences": {name: differences(of_judge, overlap) for name, of_judge in records.items()},
+        "dropped": dict(dropped),
+        "remarks": notes,
+        "options": options.as_dict(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+TrainingSet = tuple[Float[np.ndarray, "r d"], Int[np.ndarray, " r"], Float[np.ndarray, " r"] | None]
+
+
+def training_sets(
+    columns: Sequence[Column],
+    values: Float[np.ndarray, "n m"],
+    labels: Labels,
+    options: BalanceOptions,
+    dropped: dict[str, int],
+    progress: Progress = SILENT,
+) -> dict[str, TrainingSet]:
+    """Return method -> rows, labels and weights to train on, from the training rows of a split."""
+    missing = wanted(labels, options)
+    x, y = stand_in(matrix_of(columns, values), values, columns), labels.codes
+    rng = np.random.default_rng(options.seed)
+    counts = labels.counts
+    generator = fit_generator(columns, values, y, len(labels.names), options, progress)
+    more, of = [], []
+    for label, count in missing.items():
+        made = new_rows(generator, values[y == label], label, count)
+        dropped["drawn"] += made.drawn
+        dropped["atypical"] += made.atypical
+        dropped["copies"] += made.copies
+        dropped["kept"] += len(made.values)
+        more.append(matrix_of(columns, made.values, values))
+        of.append(np.full(len(made.values), label))
+    blocks = category_blocks(columns)
+    library = None if blocks else smote_by_library(x, y, missing, options.seed)
+    added = {
+        "ours": (np.concatenate(more), np.concatenate(of)),
+        "oversampling": oversampled(x, y, missing, rng),
+        "smote": smote(x, y, missing, rng, blocks) if library is None else library,
+    }
+    sets: dict[str, TrainingSet] = {
+        "nothing": (x, y, None),
+        "class_weights": (x, y, (len(y) / np.maximum(1, counts) / len(counts))[y]),
+    }
+    sets |= {name: (np.concatenate([x, a]), np.concatenate([y, b]), None) for name, (a, b) in added.items()}
+    return {name: sets[name] for name in METHODS}
+
+
+def category_blocks(columns: Sequence[Column]) -> list[slice]:
+    """The places of each category's indicators in `matrix_of`."""
+    blocks, first = [], 0
+    for column in columns:
+        width = len(column.choices) if column.kind == "category" else 1
+        if column.kind == "category":
+            blocks.append(slice(first, first + width))
+        first += width
+    return blocks
+
+
+def stand_in(
+    matrix: Float[np.ndarray, "n d"], training: Float[np.ndarray, "f m"], columns: Sequence[Column]
+) -> Float[np.ndarray, "n d"]:
+    """Replace gaps by the medians of the training rows; an indicator's is its mean."""
+    known = matrix_of(columns, training)
+    centre = np.array([np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else 0.0 for c in known.T])
+    for block in category_blocks(columns):
+        own = known[:, block]
+        centre[block] = own[~np.isnan(own[:, 0])].mean(0)
+    return np.where(np.isnan(matrix), centre, matrix)
+
+
+Judge = Callable[..., Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n k"]]]
+
+
+def available_judges() -> tuple[dict[str, Judge], list[str]]:
+    """Return the classifiers that can be had, and what should be said of others."""
+    judges, notes = {"random_forest": forest}, []
+    try:
+        import xgboost  # noqa: F401
+
+        judges["xgboost"] = boosted
+    except ImportError:
+        notes.append("XGBoost is not installed: pip install 'typicality[tabular]'")
+    try:
+        import imblearn  # noqa: F401
+    except ImportError:
+        notes.append("imbalanced-learn is not installed, SMOTE is our own: pip install 'typicality[tabular]'")
+    return judges, notes
+
+
+def forest(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A random forest of 200 trees."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    model = RandomForestClassifier(TREES, random_state=seed, n_jobs=1).fit(x, y, weight)
+    return lambda rows: _spread(model.predict_proba(rows), model.classes_)
+
+
+def boosted(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """XGBoost with 200 rounds, depth 6, rate 0.1."""
+    from xgboost import XGBClassifier
+
+    classes, places = np.unique(y, return_inverse=True)
+    model = XGBClassifier(n_estimators=200, max_depth=6, learning_rate=0.1, random_state=seed, n_jobs=1)
+    model.fit(x, places, sample_weight=weight)
+    return lambda rows: _spread(model.predict_proba(rows), classes)
+
+
+def _spread(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Probabilities (n, k) with a column for every code up to the largest class."""
+    wide = np.zeros((len(probabilities), int(classes.max()) + 1))
+    wide[:, classes] = probabilities
+    return wide
+
+
+def measures(
+    probabilities: Float[np.ndarray, "n k"], truth: Int[np.ndarray, " n"], rare: Sequence[int]
+) -> dict[str, float]:
+    """Return precision, recall, F1 and area under the precision-recall curve, as the mean over rare labels."""
+    predicted = probabilities.argmax(1)
+    rows = []
+    for label in rare:
+        said, true = predicted == label, truth == label
+        hits = int((said & true).sum())
+        precision, recall = hits / max(1, int(said.sum())), hits / max(1, int(true.sum()))
+        f1 = 2 * hits / max(1, int(said.sum() + true.sum()))
+        rows.append((precision, recall, f1, average_precision(probabilities[:, label], true)))
+    means = np.mean(rows, axis=0)
+    return {name: float(v) for name, v in zip(("precision", "recall", "f1", "auprc"), means, strict=True)}
