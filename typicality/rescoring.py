@@ -1,8 +1,12 @@
-"""Typicality of latents that are in memory and in no data set: the usual scorer, on another source of latents."""
+"""Typicality of latents that are in memory and in no data set: the usual scorer, on another source of latents.
+
+And what everything that makes such latents from images needs: images that can share a batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,7 +17,7 @@ from torch import Tensor
 from typicality.dataset.split import unit_hash
 from typicality.model.denoiser import Denoiser
 from typicality.model.latents import LatentStore
-from typicality.records import ModelView
+from typicality.records import LabelledImage, ModelView
 from typicality.run import Run
 from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoredRow
@@ -34,6 +38,17 @@ class MemoryLatents:
 
     def view(self, image_id: str) -> ModelView:
         return self.views[image_id]
+
+
+def batches(run: Run, images: Sequence[LabelledImage], size: int) -> Iterator[tuple[int, list[LabelledImage]]]:
+    """Images of one shape and one fold, at most `size` together, with their fold."""
+    groups: dict[tuple[int, int, int], list[LabelledImage]] = defaultdict(list)
+    for image in images:
+        view = run.latents.view(image.image_id)
+        groups[run.fold_of(image.image_id), view.height, view.width].append(image)
+    for (fold, _, _), alike in sorted(groups.items(), key=lambda item: item[0]):
+        for start in range(0, len(alike), size):
+            yield fold, alike[start : start + size]
 
 
 def rival_labels(labels: Sequence[str], source: str, target: str) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from typicality.applications.translate.methods import METHODS, Method, TranslateOptions, evaluations_of
 from typicality.applications.translate.pictures import source_pixels, to_bytes, translated_pixels
-from typicality.applications.translate.run import batches, check_pair, translate_images
+from typicality.applications.translate.run import check_pair, translate_images
 from typicality.config import Settings, key_of
 from typicality.dataset import load_dataset
 from typicality.dataset.split import unit_hash
@@ -60,7 +60,7 @@ from typicality.evaluation.likeness import (
 from typicality.evaluation.rivals.gradcam import SmallCnn, cnn_probabilities, train_cnn
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
-from typicality.rescoring import rival_labels, score_latents
+from typicality.rescoring import batches, rival_labels, score_latents
 from typicality.run import Run, open_finished
 from typicality.store import write_arrays, write_whole
 
@@ -383,7 +383,8 @@ class Measurement:
         labels = rival_labels(run.dataset.labels, self.source, self.target)
         row_of = {image.image_id: i for i, image in enumerate(subjects.source)}
         run.progress.start(f"translate by {options.method}", len(subjects))
-        for denoiser, images in batches(run, subjects.source, 32):
+        for fold, images in batches(run, subjects.source, 32):
+            denoiser = run.denoiser_of(fold)
             before, moved = translate_images(run, denoiser, images, self.source, self.target, options)
             originals = subjects.before[[row_of[i.image_id] for i in images]]
             after = torch.cat([after, moved])

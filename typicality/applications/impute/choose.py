@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from typicality.applications.impute.options import HIDDEN_IMAGES, PARTS, Part
 from typicality.applications.impute.regions import Regions
@@ -80,14 +80,3 @@ def seen_by(run: Run, fold: int) -> frozenset[str]:
     if run.folds > 1:
         return frozenset(i for i in run.labels_of if run.fold_of(i) != fold)
     return frozenset(run.labels_of) - run.held_out
-
-
-def batches(run: Run, images: Sequence[LabelledImage], size: int) -> Iterator[tuple[int, list[LabelledImage]]]:
-    """Images of one shape and one fold, at most `size` together, with their fold."""
-    groups: dict[tuple[int, int, int], list[LabelledImage]] = defaultdict(list)
-    for image in images:
-        view = run.latents.view(image.image_id)
-        groups[run.fold_of(image.image_id), view.height, view.width].append(image)
-    for (fold, _, _), alike in sorted(groups.items(), key=lambda item: item[0]):
-        for start in range(0, len(alike), size):
-            yield fold, alike[start : start + size]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from typicality.applications.impute import baselines
-from typicality.applications.impute.choose import batches, check_part, chosen_images, seen_by
+from typicality.applications.impute.choose import check_part, chosen_images, seen_by
 from typicality.applications.impute.fill import Hole, decode, encode, fills_of, sample_latents, spread_of
 from typicality.applications.impute.judge import best_samples, judge
 from typicality.applications.impute.measure import (
@@ -43,7 +43,7 @@ from typicality.dataset.rows import safe_name
 from typicality.errors import DatasetError, InterruptedRun, SettingsError, nearest
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
-from typicality.rescoring import MOST_LABELS, rival_labels
+from typicality.rescoring import MOST_LABELS, batches, rival_labels
 from typicality.run import Run, existing_record, open_finished
 from typicality.store import write_json, write_table, write_whole
 

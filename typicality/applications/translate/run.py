@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ from typicality.mining.patches import patch_side
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.renewal import renew_report
-from typicality.rescoring import rival_labels, score_latents
+from typicality.rescoring import batches, rival_labels, score_latents
 from typicality.run import Run, open_finished
 from typicality.scoring.shards import ScoredRow
 from typicality.store import write_arrays, write_json, write_table, write_whole
@@ -193,8 +193,8 @@ def translate_pair(
         done = {row["image_id"] for row in read_rows(folder).to_pylist()}
         pending = [i for i in chosen if i.image_id not in done]
         run.progress.start(f"translate {source} to {target}", len(pending))
-        for denoiser, part in batches(run, pending, SHARD_IMAGES):
-            _write_shard(run, folder, part, denoiser, source, target, options)
+        for fold, part in batches(run, pending, SHARD_IMAGES):
+            _write_shard(run, folder, part, run.denoiser_of(fold), source, target, options)
             run.progress.advance(len(part))
         run.progress.finish()
         found = _finish(run, folder, source, target, options, [i.image_id for i in chosen])
@@ -225,17 +225,6 @@ def check_pair(dataset: LabelledImages, source: str, target: str) -> None:
 def safe(label: str) -> str:
     """A label as part of a file name."""
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in label)[:40]
-
-
-def batches(run: Run, images: Sequence[LabelledImage], size: int) -> Iterator[tuple[Any, list[LabelledImage]]]:
-    """Images of one shape and one fold, at most `size` together, with the model that has not seen them."""
-    groups: dict[tuple[int, int, int], list[LabelledImage]] = defaultdict(list)
-    for image in images:
-        view = run.latents.view(image.image_id)
-        groups[run.fold_of(image.image_id), view.height, view.width].append(image)
-    for (fold, _, _), alike in sorted(groups.items(), key=lambda item: item[0]):
-        for start in range(0, len(alike), size):
-            yield run.denoiser_of(fold), alike[start : start + size]
 
 
 def translate_images(
