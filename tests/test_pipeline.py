@@ -112,6 +112,7 @@ def test_second_run_repeats_nothing(result: Result, tiny_folder: Path, tiny_mode
     same(result, again, 0.0)
 
 
+@pytest.mark.slow
 def test_same_seed_in_another_place_with_another_batch_size(
     result: Result, tiny_folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -225,6 +226,7 @@ def test_a_run_does_not_replace_the_model_that_it_starts_from(result: Result, tm
     assert left(folder) == before
 
 
+@pytest.mark.slow
 def test_a_data_set_that_has_lost_mined_images_is_told_apart_from_a_bug(
     tiny_folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
