@@ -60,6 +60,23 @@ def rival_labels(labels: Sequence[str], source: str, target: str) -> tuple[str, 
     return tuple(x for x in labels if x in chosen)
 
 
+def memory_scorer(
+    run: Run, denoiser: Denoiser, latents: MemoryLatents, labels: tuple[str, ...], draws: int, purpose: str
+) -> Scorer:
+    """Return the scorer of a run for latents in memory. The noise of each is that of the image whose id it has."""
+    return Scorer(
+        denoiser=denoiser,
+        latents=cast(LatentStore, latents),
+        states=denoiser.encode_prompts(run.prompts.of_all(labels)),
+        labels=labels,
+        plan=run.plan(draws),
+        seed=run.settings.seed,
+        purpose=purpose,
+        batch_size=run.batch_size,
+        label_scale=run.label_scale_of(denoiser),
+    )
+
+
 def score_latents(
     run: Run,
     denoiser: Denoiser,
@@ -79,17 +96,7 @@ def score_latents(
     """
     views = {i: run.latents.view(i) for i in image_ids}
     memory = MemoryLatents(dict(zip(image_ids, latents, strict=True)), views)
-    scorer = Scorer(
-        denoiser=denoiser,
-        latents=cast(LatentStore, memory),
-        states=denoiser.encode_prompts(run.prompts.of_all(labels)),
-        labels=labels,
-        plan=run.plan(draws),
-        seed=run.settings.seed,
-        purpose=purpose,
-        batch_size=run.batch_size,
-        label_scale=run.label_scale_of(denoiser),
-    )
+    scorer = memory_scorer(run, denoiser, memory, labels, draws, purpose)
     found: dict[str, dict[str, ScoredRow]] = {i: {} for i in image_ids}
     size = max(1, run.batch_size // (draws * (1 + len(labels))))
     for start in range(0, len(image_ids), size):

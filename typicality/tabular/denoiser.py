@@ -76,9 +76,10 @@ class Network(nn.Module):
             )
             for _ in range(options.depth)
         )  # fmt: skip
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, d))
-        nn.init.zeros_(self.leave[1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.leave[1].bias)  # type: ignore[arg-type]
+        last = nn.Linear(width, d)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.leave = nn.Sequential(nn.LayerNorm(width), last)
 
     def forward(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from typicality.applications.impute.fill import Hole
 from typicality.model.denoiser import Denoiser
-from typicality.model.latents import LatentStore
-from typicality.rescoring import MemoryLatents
+from typicality.rescoring import MemoryLatents, memory_scorer
 from typicality.run import Run
-from typicality.scoring.scorer import Job, Scorer
+from typicality.scoring.scorer import Job
 
 
 @dataclass(frozen=True)
@@ -57,17 +55,8 @@ def judge(
     """
     ids = [hole.image.image_id for hole in holes]
     names = tuple(label for label in run.dataset.labels if any(label in own for own in labels))
-    scorer = Scorer(
-        denoiser=denoiser,
-        latents=cast(LatentStore, MemoryLatents(dict(zip(ids, latents, strict=True)), {})),
-        states=denoiser.encode_prompts(run.prompts.of_all(names)),
-        labels=names,
-        plan=run.plan(draws),
-        seed=run.settings.seed,
-        purpose=purpose,
-        batch_size=run.batch_size,
-        label_scale=run.label_scale_of(denoiser),
-    )
+    memory = MemoryLatents(dict(zip(ids, latents, strict=True)), {})
+    scorer = memory_scorer(run, denoiser, memory, names, draws, purpose)
     found = []
     size = max(1, run.batch_size // (draws * (1 + len(labels[0]))))
     for start in range(0, len(holes), size):
