@@ -119,6 +119,7 @@ def test_same_seed_in_another_place_with_another_batch_size(
     same(result, mine(tiny_folder, tiny_model, tmp_path / "b", score={"batch_size": 3, "shard_images": 5}))
 
 
+@pytest.mark.slow
 def test_interrupted_between_stages_continues(
     result: Result, tiny_folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_interrupted_between_stages_continues(
     same(result, mine(tiny_folder, tiny_model, tmp_path / "c"))
 
 
+@pytest.mark.slow
 def test_another_patch_size_rescores_nothing(result: Result, tiny_folder: Path, tiny_model: Path) -> None:
     first = next(p for p in result.folder.joinpath("scores").iterdir() if p.name.startswith("first"))
     before = {p.name: p.stat().st_mtime_ns for p in first.iterdir()}
@@ -163,6 +165,7 @@ def test_two_processes_cannot_write_to_one_run(result: Result, tiny_folder: Path
         mine(tiny_folder, tiny_model, result.folder)
 
 
+@pytest.mark.slow
 def test_published_protocol_needs_its_evaluations(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     """100 independent draws, null and label: 200 evaluations an image; here with 6 draws, so 12."""
     paper = mine(tiny_folder, tiny_model, tmp_path / "paper", score={"protocol": "paper", "draws": 6})
@@ -180,6 +183,7 @@ def test_classification_of_held_out_images(result: Result) -> None:
     assert pq.read_table(result.folder / "elements.parquet").num_rows > 0
 
 
+@pytest.mark.slow
 def test_commands_on_a_run_say_that_the_data_set_has_grown(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     """An image that came later has no latent and was scored by nobody; that is one sentence, and no KeyError."""
     source = tmp_path / "growing"
@@ -242,6 +246,7 @@ def test_a_data_set_that_has_lost_mined_images_is_told_apart_from_a_bug(
     assert mine(source, tiny_model, folder).images.num_rows == 31
 
 
+@pytest.mark.slow
 def test_a_model_of_other_images_is_not_replaced(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Two folders of one name, fine-tuned only: nothing was mined, so the list of what the model knows tells."""
     other, rng = tmp_path / tiny_folder.name, np.random.default_rng(7)

@@ -109,6 +109,7 @@ def test_another_group_is_another_split(copy: Path, tiny_model: Path) -> None:
     assert all(len(found) == 1 for found in sides.values())
 
 
+@pytest.mark.slow
 def test_another_group_is_tested_anew(source: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Without fine-tuning the maps stay; counts of groups and p-values do not."""
     runs = [
@@ -125,6 +126,7 @@ def test_another_group_is_tested_anew(source: Path, tiny_model: Path, tmp_path: 
 # -------------------------------------------------------------------------------------------------- weights
 
 
+@pytest.mark.slow
 def test_maps_of_other_weights_are_not_reused(copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training anew under the first settings gives other weights where a clock ends it; here they are shifted."""
     first = open_finished(Path("run"), "mine").directory.record["stages"]["score"]
@@ -143,6 +145,7 @@ def test_maps_of_other_weights_are_not_reused(copy: Path, tiny_model: Path, monk
     assert shifted.record["stages"]["score"]["unet_evaluations"] == 32 * 2 * 2
 
 
+@pytest.mark.slow
 def test_maps_of_equal_weights_are_reused(copy: Path, tiny_model: Path) -> None:
     """The same training ends with the same weights, so that the first maps still hold."""
     first = open_finished(Path("run"), "mine").directory.record["stages"]["score"]
@@ -239,6 +242,7 @@ class Stops(Progress):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_rerun_that_was_stopped_does_not_pass_for_finished(copy: Path, tiny_model: Path) -> None:
     """Other settings were recorded and not carried out: the report of old tables is refused, and finishing helps."""
     with pytest.raises(InterruptedRun):
@@ -262,6 +266,7 @@ def test_settings_that_change_nothing_are_no_other_settings(copy: Path, tiny_mod
     assert open_finished(Path("run"), "mine").settings.score.batch_size == 3
 
 
+@pytest.mark.slow
 def test_the_training_state_goes_when_the_model_is_recorded(
     copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +347,7 @@ def test_impossible_settings_are_refused_before_any_work(tiny_folder: Path, tiny
 # ---------------------------------------------------------------------------------- what a later call refuses
 
 
+@pytest.mark.slow
 def test_groups_that_were_renamed_are_another_split(copy: Path, tiny_model: Path) -> None:
     """Images that the model has learned would count as held out: accuracy would be that of learning by heart."""
     mine(tiny_model, dataset={"group": "photographer"})
@@ -355,6 +361,7 @@ def test_groups_that_were_renamed_are_another_split(copy: Path, tiny_model: Path
     assert typicality.evaluate_classify("run", draws=2).n > 0
 
 
+@pytest.mark.slow
 def test_a_report_is_of_the_images_that_were_mined(copy: Path, tiny_model: Path) -> None:
     """Others would be shown as if nothing were typical of them, and run.json would say that they had been mined."""
     mine(tiny_model)
@@ -368,6 +375,7 @@ def test_a_report_is_of_the_images_that_were_mined(copy: Path, tiny_model: Path)
     assert typicality.report("run").images.num_rows == 34
 
 
+@pytest.mark.slow
 def test_a_report_shows_what_took_part(copy: Path, tiny_model: Path) -> None:
     """After --no-finetune no curves of a model that was not used; the stages are those of these settings, in order."""
 
@@ -384,6 +392,7 @@ def test_a_report_shows_what_took_part(copy: Path, tiny_model: Path) -> None:
     assert names == ["latents", "score", "mine"], names
 
 
+@pytest.mark.slow
 def test_the_report_knows_which_images_were_learned(copy: Path, tiny_model: Path) -> None:
     """Images that chose the step were not, nor those that came after a kept model was fine-tuned."""
     first = mine(tiny_model)

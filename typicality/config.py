@@ -214,6 +214,19 @@ def key_of(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def settings_key(settings: Settings, stage: str) -> str:
+    """Key of the settings that decide what a stage leaves behind: all of them for `mine`, else those of training."""
+    parts: list[Any] = [
+        settings.prompt.model_dump(), settings.finetune.model_dump(exclude={"keep"}),
+        settings.model.model_dump(exclude={"device", "engine", "offline"}),
+        settings.dataset.label, settings.dataset.group,
+    ]  # fmt: skip
+    if stage == "mine":
+        score = settings.score.model_dump(exclude={"batch_size", "shard_images"})
+        parts += [score, settings.mine.model_dump(), settings.seed]
+    return key_of(parts)
+
+
 def config_names() -> list[str]:
     """Return the names of the data set configurations that ship with the package."""
     return sorted(p.name.removesuffix(".yaml") for p in _configs() if p.name.endswith(".yaml"))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from typicality.config import ModelSettings, Settings, config_of, key_of, merge, read_config, resolve
+from typicality.config import ModelSettings, Settings, config_of, key_of, merge, read_config, resolve, settings_key
 from typicality.dataset import LabelledImages, is_opened_here, load_dataset
 from typicality.errors import OutputError, SettingsError
 from typicality.model import recipe
@@ -25,15 +25,9 @@ from typicality.model.card import is_fine_tuned
 from typicality.model.checkpoint import BASE, Checkpoint, choose, load_checkpoint
 from typicality.model.compiled import WORTH
 from typicality.model.crossfit import SHARED, folds_of
-from typicality.model.denoiser import (
-    Denoiser,
-    cells_at_once,
-    choose_device,
-    choose_dtype,
-    compiles,
-    has_bfloat16,
-)
+from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, compiles, has_bfloat16
 from typicality.model.latents import LatentStore
+from typicality.model.probe import chosen_engine
 from typicality.model.training import parts_of
 from typicality.paths import absolute
 from typicality.processes import processes_here
@@ -329,18 +323,32 @@ class Run:
     def compiled_shapes(self) -> frozenset[tuple[int, int]]:
         """Shapes of latents, in cells, for which the UNet is compiled: where the first pass saves more than that takes.
 
-        It follows from the data set and the settings, not from what is done already or by which process, for
-        predictions differ in the last bits.
+        It follows from data set, settings and `engine`, not from what is done, for predictions differ in the last bits.
         """
-        engine = self.settings.model.engine
-        if not compiles(engine, self.device, self.dtype, self.base):
+        model = self.settings.model
+        if not compiles(model.engine, self.device, self.dtype, self.base):
             return frozenset()
         evaluations: Counter[tuple[int, int]] = Counter()
         for image in self.dataset:
             height, width = self.latents.shape_of(image)
             cells = (height // self.base.factor, width // self.base.factor)
             evaluations[cells] += self.first_draws * (1 + len(image.labels))
-        return frozenset(s for s, n in evaluations.items() if engine == "openvino" or n >= WORTH * self.folds)
+        least = 0 if model.engine == "openvino" else WORTH * self.folds
+        shapes = frozenset(shape for shape, n in evaluations.items() if n >= least)
+        return shapes if shapes and self.engine == "openvino" else frozenset()
+
+    @cached_property
+    def engine(self) -> str:
+        """What is better for a long run, openvino or torch: as a probe finds, and then as the run remembers it.
+
+        A probe may turn with the load of the machine when a run is continued, or differ between processes.
+        """
+        remembered = self.directory.record.setdefault("engines", {})
+        if self.settings.model.engine != "auto":
+            return self.settings.model.engine
+        if (precision := str(self.dtype)) not in remembered:
+            remembered[precision] = chosen_engine(self.settings.model, self.device, self.dtype, self.base)
+        return str(remembered[precision])
 
     @property
     def denoiser(self) -> Denoiser:
@@ -598,19 +606,6 @@ def _same_split(folder: Path, recorded: Settings, wanted: Settings) -> None:
 
 
 DONE = {"finetune": "fine-tuned", "score": "scored", "mine": "mined"}
-
-
-def settings_key(settings: Settings, stage: str) -> str:
-    """Key of the settings that decide what a stage leaves behind: all of them for `mine`, else those of training."""
-    parts: list[Any] = [
-        settings.prompt.model_dump(), settings.finetune.model_dump(exclude={"keep"}),
-        settings.model.model_dump(exclude={"device", "engine", "offline"}),
-        settings.dataset.label, settings.dataset.group,
-    ]  # fmt: skip
-    if stage == "mine":
-        score = settings.score.model_dump(exclude={"batch_size", "shard_images"})
-        parts += [score, settings.mine.model_dump(), settings.seed]
-    return key_of(parts)
 
 
 def open_finished(folder: Path, stage: str, settings: Settings | None = None, progress: Progress = SILENT) -> Run:

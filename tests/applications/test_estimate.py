@@ -48,6 +48,7 @@ def test_evaluations_of_a_plain_pass_are_exact(tiny_folder: Path, tiny_model: Pa
     assert found.disk_bytes > found.images * found.disk_bytes_an_image > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_controls_are_counted_as_a_run_takes_them(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     """A model that has seen no label: all 16 images of the other label are scored under each one as well.

@@ -526,6 +526,7 @@ def test_categories_of_coco_are_labels_and_others_tell_none(tiny_model: Path, tm
 # ------------------------------------------------------------------------------------------------ end to end
 
 
+@pytest.mark.slow
 def test_localize_writes_boxes_maps_masks_and_overlays(run_folder: Path):
     """What is on disk agrees: boxes lie inside their image and cover pixels of the mask, which is the map cut at the
     threshold; a second call draws nothing and finds the same."""
@@ -610,6 +611,7 @@ def test_options_that_cannot_work_are_refused(run_folder: Path, tmp_path: Path):
         localize(settings, tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_evaluation_compares_ours_with_rivals_and_the_model_before(tuned_folder: Path, tmp_path: Path):
     """A fine-tuned run, however briefly: all rows are there, agree with the summary, and come from the test part."""
     folder = shutil.copytree(tuned_folder, tmp_path / "run")
@@ -650,6 +652,7 @@ def test_evaluation_compares_ours_with_rivals_and_the_model_before(tuned_folder:
     assert Image.open(picture).width > 400
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_model_and_its_settings(tuned_folder: Path, tmp_path: Path):
     """Another seed and other timesteps draw other noise; another ground truth measures something else. What the run
     was made with stays as it is on disk, and what its model was not made with is refused before any work."""

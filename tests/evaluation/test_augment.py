@@ -41,6 +41,8 @@ from typicality.evaluation.fewshot import (
 )
 from typicality.run import Run, open_finished
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = AugmentOptions(per_image=1, strength=0.6, steps=2, draws=4)
 WORK = {"per_label": 4, "seeds": 2, "train_steps": 4}
 WORDS = ["--per-label", "4", "--seeds", "2", "--train-steps", "4", "--per-image", "1", "--sampler-steps", "2"]

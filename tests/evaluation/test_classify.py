@@ -11,6 +11,7 @@ from typicality.evaluation.classify import classify
 from typicality.metrics import clustered_error
 
 
+@pytest.mark.slow
 def test_the_error_takes_subjects_for_what_is_independent(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

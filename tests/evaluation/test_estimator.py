@@ -29,6 +29,8 @@ from typicality.records import Patch
 from typicality.scoring.noise import DrawPlan
 from typicality.scoring.scorer import Job
 
+pytestmark = pytest.mark.slow
+
 
 def patch(image_id: str = "i", row: int = 0, column: int = 0) -> Patch:
     return Patch(image_id, "a", row, column, 4, (0, 0, 1, 1), 1.0, 0.1)

@@ -33,6 +33,8 @@ from typicality.evaluation.translate import (
 from typicality.progress import SILENT
 from typicality.run import Run, open_finished
 
+pytestmark = pytest.mark.slow
+
 DISTANCES = ("pixels", "latents", "edges", "pixels_correlation", "edges_correlation")
 
 

@@ -50,6 +50,7 @@ def run(effort: Effort, order: int = 1, seed: int = 0) -> tuple[Selected, float,
     return chosen, one.drawn / len(one.labels_of), levels
 
 
+@pytest.mark.slow
 def test_adaptive_beats_equal_draws_at_equal_cost_and_keeps_to_its_budget() -> None:
     """With 8 draws an image adaptive scoring finds more of the best than 8 draws for every image: over three worlds."""
     ours, equal = [], []
@@ -66,6 +67,7 @@ def test_adaptive_beats_equal_draws_at_equal_cost_and_keeps_to_its_budget() -> N
     assert sum(ours) > sum(equal) + 0.1
 
 
+@pytest.mark.slow
 def test_an_odd_part_of_noise_alone_is_hardly_ranked_by() -> None:
     """Half of the noise is odd, and boxes do not differ in it: who knows the parts finds more of the best.
 

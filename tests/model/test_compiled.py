@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.conftest import tiny_checkpoint
-from typicality.config import Engine, resolve
+from typicality.config import Engine, ModelSettings, resolve
 from typicality.errors import SettingsError
 from typicality.model import denoiser as module
+from typicality.model import probe
 from typicality.model.checkpoint import Checkpoint
 from typicality.model.compiled import PIECE, CompiledUNet
 from typicality.model.denoiser import Denoiser, may_compile
 from typicality.model.unet import predict
-from typicality.pipeline import mine
+from typicality.pipeline import ensure_model, mine
 from typicality.run import open_run
 
 CPU = torch.device("cpu")
@@ -94,21 +96,115 @@ def test_nothing_is_reported_to_the_makers(denoiser: Denoiser) -> None:
         ("auto", "cpu", torch.float32, True),
         ("openvino", "cpu", torch.float32, True),
         ("torch", "cpu", torch.float32, False),
-        ("auto", "cpu", torch.bfloat16, False),
         ("auto", "cuda", torch.float32, False),
     ],
 )
-def test_float32_on_a_cpu_is_compiled(engine: Engine, device: str, dtype: torch.dtype, compiles: bool) -> None:
+def test_a_cpu_compiles(engine: Engine, device: str, dtype: torch.dtype, compiles: bool) -> None:
     assert may_compile(engine, torch.device(device), dtype) == compiles
 
 
+@pytest.mark.parametrize("arithmetic", [False, True])
+def test_bfloat16_is_compiled_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch, arithmetic: bool) -> None:
+    monkeypatch.setattr(module, "has_bfloat16", lambda: arithmetic)
+    assert may_compile("auto", CPU, torch.bfloat16) == arithmetic
+
+
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "has_bfloat16", lambda: False)
     with pytest.raises(SettingsError, match="--dtype fp32"):
         may_compile("openvino", CPU, torch.bfloat16)
     monkeypatch.setattr(module, "is_available", lambda: False)
     assert not may_compile("auto", CPU, torch.float32)
     with pytest.raises(SettingsError, match=r"typicality\[cpu\]"):
         may_compile("openvino", CPU, torch.float32)
+
+
+def test_a_bfloat16_unet_is_compiled_and_stays_as_it_is() -> None:
+    """Predictions are those of torch in bfloat16 but for rounding, of which that precision has much."""
+    rounded = Denoiser(tiny_checkpoint(), CPU, torch.bfloat16, [SHAPE])
+    z, t = inputs(PIECE + 3)
+    states = rounded.encode_prompts(PROMPTS)
+    found = rounded.predict_noise(z, t, states)
+    assert found.dtype == torch.float32
+    assert rounded.unet.dtype == torch.bfloat16
+    with rounded.in_torch():
+        expected = rounded.predict_noise(z, t, states)
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("inside", ["f32", "bf16"])
+def test_precision_is_told_to_the_compiler(monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+    """Left to itself it would compute a float32 model in bfloat16 wherever a processor can."""
+    import openvino
+
+    told: list[str] = []
+    compile_model = openvino.Core.compile_model
+
+    def watched(core: Any, model: Any, device: str, options: dict[str, Any]) -> Any:
+        told.append(options["INFERENCE_PRECISION_HINT"])
+        return compile_model(core, model, device, options)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", watched)
+    checkpoint = tiny_checkpoint()
+    unet = checkpoint.unet.to(dtype=torch.bfloat16 if inside == "bf16" else torch.float32)
+    CompiledUNet(unet, (4, *SHAPE), (7, unet.config.cross_attention_dim))
+    assert told == [inside, inside]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "chosen"), [(1.0, 1.0, "torch"), (0.5, 1.0, "openvino"), (0.5, 2.0, "torch")]
+)
+def test_bfloat16_is_compiled_where_it_is_faster_and_no_less_exact(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, error: float, chosen: str
+) -> None:
+    """Seconds of a piece, and error of a shift, of OpenVINO where torch has 1 and 1."""
+    monkeypatch.setattr(module, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(probe, "evaluation_of", lambda denoiser, _: denoiser)
+    monkeypatch.setattr(probe, "timed", lambda denoiser, _: seconds if denoiser.compiled_shapes else 1.0)
+
+    def shift(denoiser: Denoiser, _: int) -> torch.Tensor:
+        if denoiser.dtype == torch.float32:
+            return torch.zeros(3)
+        return torch.full((3,), error if denoiser.compiled_shapes else 1.0)
+
+    monkeypatch.setattr(probe, "_shift", shift)
+    settings = ModelSettings(name=str(tiny_model), offline=True)
+    base = tiny_checkpoint()
+    assert probe.chosen_engine(settings, CPU, torch.bfloat16, base) == chosen
+    asked = settings.model_copy(update={"engine": "openvino"})
+    assert probe.chosen_engine(asked, CPU, torch.bfloat16, base) == "openvino"
+    declined = settings.model_copy(update={"engine": "torch"})
+    assert probe.chosen_engine(declined, CPU, torch.bfloat16, base) == "torch"
+
+
+def test_the_probe_of_bfloat16_measures(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it is emulated by torch, and by OpenVINO computed as it can: what it finds is that one of them is better."""
+    monkeypatch.setattr(module, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(probe, "SECONDS", 0.05)
+    settings = ModelSettings(name=str(tiny_model), offline=True)
+    assert probe.is_compiled_better(settings, CPU, torch.bfloat16) in (False, True)
+    states = [Denoiser(tiny_checkpoint(), CPU, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    exact, rounded = (probe._shift(one, 8) for one in states)
+    assert 0 < (exact - rounded).norm() < 0.2 * exact.norm()
+
+
+def test_a_run_remembers_what_the_probe_found(
+    tiny_folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another answer of the probe, when the run goes on, is not asked for."""
+    monkeypatch.setattr(module, "has_bfloat16", lambda: True)
+    monkeypatch.setattr("typicality.run.WORTH", 1)
+    monkeypatch.setattr("typicality.run.chosen_engine", lambda *_: "torch")
+    given = {"name": str(tiny_model), "device": "cpu", "dtype": "bf16"}
+    settings = resolve(
+        {"dataset": {"source": str(tiny_folder), "label": "folder"}, "model": given, "finetune": {"enabled": False}}
+    )
+    run = open_run(settings, tmp_path / "run")
+    ensure_model(run)
+    monkeypatch.setattr("typicality.run.chosen_engine", lambda *_: pytest.fail("it is known"))
+    again = open_run(settings, tmp_path / "run")
+    assert again.compiled_shapes == frozenset()
+    assert again.directory.record["engines"] == {"torch.bfloat16": "torch"}
 
 
 def test_a_run_compiles_where_the_first_pass_is_long_enough(

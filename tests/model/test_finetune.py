@@ -84,6 +84,7 @@ class KillAt(Progress):
                 raise KilledError
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_weights(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     """Killed after step 3 (state of step 2 on disk) and again after one more, then run to the end."""
     whole = trainer(data, tmp_path / "whole")
@@ -149,6 +150,7 @@ def test_an_epoch_visits_every_image_of_a_shape_once(data: tuple[TrainingSet, La
     assert tuner._order(0, 1).tolist() != order.tolist() or size < 3
 
 
+@pytest.mark.slow
 def test_training_raises_validation_typicality(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     """Red and blue squares are told apart after a few dozen steps: the label helps on images never seen."""
     tuner = trainer(data, tmp_path, steps=60, batch_size=16, validate_every=20, rate=3e-3)
@@ -297,6 +299,7 @@ def test_a_loss_that_is_no_number_names_the_rate(data: tuple[TrainingSet, Latent
         tuner.train_step(0.5)
 
 
+@pytest.mark.slow
 def test_training_without_enough_memory_names_the_setting(
     data: tuple[TrainingSet, LatentStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +345,7 @@ def test_progress_shows_loss_and_speed(data: tuple[TrainingSet, LatentStore], tm
     assert all(re.fullmatch(r"loss \d\.\d{4}, \d+\.\d\d steps/s", note) for note in shown.notes)
 
 
+@pytest.mark.slow
 def test_saved_model_is_what_was_trained(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     tuner = trainer(data, tmp_path / "state")
     tuner.run()
@@ -352,6 +356,7 @@ def test_saved_model_is_what_was_trained(data: tuple[TrainingSet, LatentStore], 
     assert not list((tmp_path / "model").rglob("*.bin"))
 
 
+@pytest.mark.slow
 def test_lora_trains_little_and_merges_exactly(
     data: tuple[TrainingSet, LatentStore], tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -373,6 +378,7 @@ def test_lora_trains_little_and_merges_exactly(
     assert (plain - expected).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train_text", [False, True])
 def test_lora_on_lora_loads_again(
     data: tuple[TrainingSet, LatentStore], tmp_path: Path, tiny_model: Path, train_text: bool
@@ -501,6 +507,7 @@ def test_the_null_prompt_and_images_of_all_labels_are_not_contrasted(
     assert tuner._others([labels[:1]], [0], rng) == []
 
 
+@pytest.mark.slow
 def test_contrast_sets_labels_apart_sooner(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     """After the same few steps the right label is less behind the wrong one on held-out images."""
 
@@ -562,6 +569,7 @@ def test_default_steps_follow_the_data() -> None:
     assert default_steps(10**6, 16) == 1600
 
 
+@pytest.mark.slow
 def test_mirrored_images_are_encoded_and_not_their_latents_turned(
     data: tuple[TrainingSet, LatentStore], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -614,6 +622,7 @@ def test_an_adapter_keeps_its_own_scale(data: tuple[TrainingSet, LatentStore], t
     assert load_checkpoint(ModelSettings(name=str(plain), lora=str(tmp_path))).label_scale == 0.25
 
 
+@pytest.mark.slow
 def test_fine_tuning_with_contrast_measures_the_scale_and_resumes_with_it(
     data: tuple[TrainingSet, LatentStore], tmp_path: Path
 ) -> None:
@@ -629,6 +638,7 @@ def test_fine_tuning_with_contrast_measures_the_scale_and_resumes_with_it(
     assert again.run().label_scale == result.label_scale  # from its state, without another step
 
 
+@pytest.mark.slow
 def test_without_contrast_the_published_score_stays(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     tuner = trainer(data, tmp_path / "state", contrast=0.0)
     assert tuner.run().label_scale == 1

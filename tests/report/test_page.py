@@ -125,6 +125,7 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
         assert image.width > image.height / 3
 
 
+@pytest.mark.slow
 def test_the_page_stays_within_its_budget_and_keeps_every_tile() -> None:
     """First pictures get coarser; where that is not enough, source images are left out, but never a tile."""
     data = synthetic_input(labels=["2016"], clusters=6, members=8)
@@ -217,6 +218,7 @@ def test_a_loss_that_is_unknown_is_no_point_of_the_curve() -> None:
     assert "from 0.5 to 0.25 over 20 steps" in plot.alt
 
 
+@pytest.mark.slow
 def test_a_report_over_its_budget_keeps_its_pictures_beside_it(tmp_path: Path) -> None:
     """Pictures are files named by their content; the page is small, refers to all of them, and old ones go."""
     data = synthetic_input(labels=["2016"], clusters=6, members=8)

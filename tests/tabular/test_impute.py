@@ -54,6 +54,7 @@ def test_a_gaussian_is_filled_with_its_conditional_mean_and_deviation():
     assert np.isnan(found.spread[~hidden]).all()
 
 
+@pytest.mark.slow
 def test_the_network_learns_what_no_line_can():
     """y = |x| has no correlation with x, so that the Gaussian alone can but say the mean (error 1); the network halves
     that at least."""

@@ -39,7 +39,8 @@ from typicality.store import write_whole
 
 BLOCK = 50
 """Draws of the gold standard that are in memory at once; its error comes from the spread between blocks."""
-UNIFORM = (4, 8, 16, 32)
+UNIFORM = (4, 6, 8, 16, 32)
+"""Draws for every image: among them those of the first pass, and those of a winner at the default precision."""
 STRATA = 8
 """Bins of timesteps whose spread is compared."""
 SHARE = 500 / 1135

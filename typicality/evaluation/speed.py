@@ -32,8 +32,8 @@ from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor
 from typicality.mining.patches import PatchSelection, patch_side, top_patches
 from typicality.model.checkpoint import load_checkpoint
-from typicality.model.denoiser import DTYPES, Denoiser, compiles
-from typicality.model.probe import settle, timed
+from typicality.model.denoiser import DTYPES, Denoiser
+from typicality.model.probe import chosen_engine, settle, timed
 from typicality.pipeline import FIRST_PASS, ensure_latents, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import ModelView, Patch, ScoreMap
@@ -95,8 +95,8 @@ class _Bench:
 
     def run(self, images: int | None) -> dict[str, Any]:
         loaded = self.open_run(self.first(16))
-        if compiles(self.settings.model.engine, loaded.device, loaded.dtype, loaded.base):  # as for a large data set
-            self.settings = resolve(self.settings.model_dump(), {"model": {"engine": "openvino"}})
+        engine = chosen_engine(self.settings.model, loaded.device, loaded.dtype, loaded.base)  # as for a large data set
+        self.settings = resolve(self.settings.model_dump(), {"model": {"engine": engine}})
         run = self.open_run(loaded.dataset)
         run.take_model(loaded)
         ours, fp32 = self.pipeline(run), BareUNet(run, torch.float32)

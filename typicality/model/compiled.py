@@ -7,12 +7,14 @@ cut into pieces of one size, and the last is filled up; every core works on a pi
 of them on one. The UNet is cut where the prompt comes in, for what lies before serves all prompts of an input
 (`unet.predict`).
 
-Predictions differ from torch's by rounding, some 1e-6. That is why a run decides by what it has to do, and not by what
+In float32 predictions differ from torch's by rounding, some 1e-6; in bfloat16 by about as much as torch's own do from
+float32's (probe.py measures that before it is chosen). That is why a run decides by what it has to do, and not by what
 is left of it, whether it compiles (`Run.compiled_shapes`).
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 import warnings
@@ -42,18 +44,21 @@ class CompiledUNet:
 
     Parameters
     ----------
-    unet : float32, on the CPU, with the attention processor that it is to have
+    unet : float32 or bfloat16, on the CPU, with the attention processor that it is to have; left as it is
     shape : (channels, height, width) of a latent
     prompt : (tokens, width) of a prompt's states
     """
 
     def __init__(self, unet: UNet2DConditionModel, shape: Sequence[int], prompt: Sequence[int]) -> None:
         z, t = torch.zeros(PIECE // 2, *shape), torch.ones(PIECE // 2, dtype=torch.int64)
+        inside = "bf16" if unet.dtype == torch.bfloat16 else "f32"
+        if inside == "bf16":  # traced in float32; OpenVINO rounds inside
+            unet = copy.deepcopy(unet).float()
         with torch.no_grad():
             first = head(unet, z, t)
             wide = [torch.cat([x, x]) for x in (first.sample, first.embedding, *first.skips)]
-            self._head = _compiled(_Head(unet), (z, t))
-            self._body = _compiled(_Body(unet, first.block), (torch.zeros(PIECE, *prompt), *wide))
+            self._head = _compiled(_Head(unet), (z, t), inside)
+            self._body = _compiled(_Body(unet, first.block), (torch.zeros(PIECE, *prompt), *wide), inside)
 
     def __call__(
         self,
@@ -62,8 +67,8 @@ class CompiledUNet:
         hidden: Float[Tensor, "m tokens width"],
         repeats: int,
     ) -> Float[Tensor, "m c h w"]:
-        sample, embedding, *skips = self._head(z, t)
-        return self._body(hidden, *(repeat(x, repeats) for x in (sample, embedding, *skips)))[0]
+        sample, embedding, *skips = self._head(z.float(), t)
+        return self._body(hidden.float(), *(repeat(x, repeats) for x in (sample, embedding, *skips)))[0]
 
 
 class _Head(nn.Module):
@@ -89,8 +94,12 @@ class _Body(nn.Module):
         return body(self.unet, Head(sample, embedding, skips, self.block), hidden)
 
 
-def _compiled(module: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., list[Tensor]]:
-    """Compile a module for tensors of the shapes of the example; the batch of a call may have any length."""
+def _compiled(module: nn.Module, example: tuple[Tensor, ...], inside: str) -> Callable[..., list[Tensor]]:
+    """Compile a float32 module for tensors of the shapes of the example; the batch of a call may have any length.
+
+    `inside` is the precision of what lies between its inputs and outputs, f32 or bf16. Left to itself, OpenVINO takes
+    bfloat16 for a float32 model wherever the processor has it.
+    """
     openvino = _openvino()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing: shapes are constants of the trace, and are to be
@@ -99,6 +108,7 @@ def _compiled(module: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., l
     model.reshape({port: list(x.shape) for port, x in zip(model.inputs, example, strict=True)})
     threads = torch.get_num_threads()
     options = {
+        "INFERENCE_PRECISION_HINT": inside,
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
         "ENABLE_CPU_PINNING": False,  # or several processes, and torch's own threads, would share the first core

@@ -57,18 +57,16 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 
 def may_compile(engine: Engine, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether OpenVINO may run the UNet: float32 on a CPU, where it is installed and not declined.
-
-    Half precision is left to torch: how OpenVINO's compares on processors that have it was not measured.
+    """Whether OpenVINO may run the UNet: on a CPU that has the precision, where it is installed and not declined.
 
     Raises
     ------
     SettingsError : where it was asked for and cannot.
     """
-    fits = device.type == "cpu" and dtype == torch.float32
+    fits = device.type == "cpu" and (dtype == torch.float32 or has_bfloat16())
     if engine == "openvino" and not fits:
         raise SettingsError(
-            "model.engine=openvino is for float32 on a CPU; use --device cpu --dtype fp32, or engine auto"
+            "model.engine=openvino is for a CPU, in a precision it has; use --device cpu --dtype fp32, or engine auto"
         )
     if engine == "openvino" and not is_available():
         raise SettingsError("model.engine is openvino, which is not installed: pip install 'typicality[cpu]'")
@@ -76,7 +74,7 @@ def may_compile(engine: Engine, device: torch.device, dtype: torch.dtype) -> boo
 
 
 def compiles(engine: Engine, device: torch.device, dtype: torch.dtype, checkpoint: Checkpoint) -> bool:
-    """Whether OpenVINO runs the UNet of a long run: where it may, of small models, and of any where it is asked for.
+    """Whether OpenVINO may run the UNet of a long run: small models, and any where it is asked for.
 
     Raises
     ------
@@ -142,7 +140,7 @@ class Denoiser:
     checkpoint : float32 weights; the UNet is moved and cast, the autoencoder and the text encoder stay float32
         (the autoencoder encodes under autocast where the precision is bfloat16)
     compiled_shapes : (height, width) in cells of the latents for which the UNet is compiled when it first meets one
-        (compiled.py; float32 on a CPU alone)
+        (compiled.py; on a CPU alone)
     """
 
     def __init__(

@@ -7,11 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from typicality.model.denoiser import Denoiser
+from typicality.config import ModelSettings
+from typicality.model.checkpoint import Checkpoint, load_checkpoint
+from typicality.model.denoiser import Denoiser, compiles
 
 SECONDS = 1.0
 BATCHES = (8, 32, 128)
+FASTER = 0.95
+"""Of torch's seconds, at most, that OpenVINO may take to be chosen in bfloat16."""
+COARSER = 1.1
+"""Of torch's error against float32, at most, that OpenVINO may have to be chosen in bfloat16."""
 
 
 def settle(device: torch.device) -> None:
@@ -42,13 +49,17 @@ def timed(work: Callable[[], object], device: torch.device, seconds: float = SEC
 
 def evaluation_of(denoiser: Denoiser, batch: int) -> Callable[[], object]:
     """Return a call that evaluates the UNet once on `batch` latents of the model's own size."""
-    unet = denoiser.checkpoint.unet.config
-    cells = denoiser.checkpoint.size // denoiser.checkpoint.factor
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(batch, unet.in_channels, cells, cells, generator=generator)
-    t = torch.full((batch,), denoiser.timesteps // 2)
+    z, t = _latents(denoiser, batch)
     states = denoiser.encode_prompts(["a probe"])
     return lambda: denoiser.predict_noise(z, t, states)
+
+
+def _latents(denoiser: Denoiser, batch: int) -> tuple[Tensor, Tensor]:
+    """Random latents of the model's own size, and their timesteps."""
+    cells = denoiser.checkpoint.size // denoiser.checkpoint.factor
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(batch, denoiser.checkpoint.unet.config.in_channels, cells, cells, generator=generator)
+    return z, torch.full((batch,), denoiser.timesteps // 2)
 
 
 def seconds_an_evaluation(
@@ -69,3 +80,42 @@ def seconds_an_evaluation(
             torch.cuda.empty_cache()
             break
     return found
+
+
+def is_compiled_better(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether OpenVINO runs the UNet faster than torch does, and no less exactly; takes some ten seconds.
+
+    In float32 that was measured once for all. In bfloat16 it depends on the processor, and both round: compared are the
+    errors, against float32, of what a score is made of, the shift of a prediction by the prompt.
+    """
+    if dtype == torch.float32:
+        return True
+    exact = Denoiser(load_checkpoint(settings), device, torch.float32)
+    cells = exact.checkpoint.size // exact.checkpoint.factor
+    plain = Denoiser(load_checkpoint(settings), device, dtype)
+    compiled = Denoiser(load_checkpoint(settings), device, dtype, [(cells, cells)])
+    batch = BATCHES[1]
+    if timed(evaluation_of(compiled, batch), device) > FASTER * timed(evaluation_of(plain, batch), device):
+        return False
+    truth, of_plain, of_compiled = (_shift(denoiser, batch) for denoiser in (exact, plain, compiled))
+    return float((of_compiled - truth).norm()) <= COARSER * float((of_plain - truth).norm())
+
+
+def chosen_engine(settings: ModelSettings, device: torch.device, dtype: torch.dtype, base: Checkpoint) -> str:
+    """Return what runs the UNet of a long run here: openvino or torch.
+
+    Raises
+    ------
+    SettingsError : where one was asked for that cannot.
+    """
+    if not compiles(settings.engine, device, dtype, base):
+        return "torch"
+    asked = settings.engine == "openvino"
+    return "openvino" if asked or is_compiled_better(settings, device, dtype) else "torch"
+
+
+def _shift(denoiser: Denoiser, batch: int) -> Tensor:
+    """The shift of predictions by a prompt, on latents of the model's own size."""
+    z, t = _latents(denoiser, batch)
+    null, one = denoiser.predict_noise(z, t, denoiser.encode_prompts(["", "a probe"]))
+    return one - null

@@ -57,7 +57,7 @@ class Effort:
 
 PRECISION = {
     "fast": Effort(rounds=1, further=0.5, refine=4),
-    "standard": Effort(rounds=4, further=6.0, refine=8),
+    "standard": Effort(rounds=4, further=6.75, refine=6),
     "exact": Effort(rounds=5, further=16.0, refine=32),
 }
 

@@ -17,6 +17,8 @@ from typicality.cli.app import run as command
 from typicality.dataset.split import fold_of
 from typicality.run import open_run, resolve_settings
 
+pytestmark = pytest.mark.slow
+
 QUICK = {
     "finetune": {"steps": 2, "batch_size": 8, "validate_every": 2},
     "score": {"draws": 2, "refine_draws": 4, "shard_images": 8},
@@ -64,7 +66,6 @@ def test_label_scores_are_read_back_and_not_drawn_again(result):
     assert kept.units == pytest.approx(first.units[:3], rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.slow
 def test_a_finished_run_is_audited_again_with_a_baseline(result, capsys):
     """On the run directory itself; nothing is new against its own findings, so nothing breaches."""
     baseline = result.folder.parent / "baseline.json"
@@ -113,7 +114,6 @@ def test_near_duplicates_across_folds_or_the_split(folds: int | None, tmp_path: 
     assert result.document["measures"]["near_duplicates"] == pytest.approx(2 * crossing / len(dataset), abs=1e-6)
 
 
-@pytest.mark.slow
 def test_a_baseline_hides_known_images_and_no_others(tmp_path: Path, capsys):
     """Twelve copies are in the baseline; twelve more are new: only their images count, and they are shown first."""
     folder = copies(write_images(tmp_path / "images", labels=("a", "b")), range(12))

@@ -55,6 +55,7 @@ def all_model_free(facts):
     return [*found, *mark_findings(facts, LABELS), *text_findings(facts, LABELS)]
 
 
+@pytest.mark.slow
 def test_a_mark_at_a_fixed_place_of_a_third_of_a_label_is_the_first_finding(facts_of):
     """12 of 40 images of b carry the cross at (50, 4), no other image does: precision 1, so the score is 1."""
     first = in_order(all_model_free(facts_of(planted)))[0]
@@ -70,6 +71,7 @@ def test_a_mark_at_a_fixed_place_of_a_third_of_a_label_is_the_first_finding(fact
     assert "top right" in first.title
 
 
+@pytest.mark.slow
 def test_images_without_a_defect_have_no_grave_finding(facts_of):
     """The labels of these images are random: nothing can be of high or medium severity."""
     found = all_model_free(facts_of())
@@ -428,6 +430,7 @@ def test_exposure_changes_no_detail():
     assert not detail_vector(Image.new("RGB", (64, 64), (9, 9, 9))).any()
 
 
+@pytest.mark.slow
 def test_the_size_of_a_label_gives_it_away(facts_of):
     found, effect = giveaway_findings(facts_of(lambda p, label, i, rng: p[:48] if label == "c" else p), LABELS)
     assert found[0].severity == "high"

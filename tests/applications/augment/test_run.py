@@ -28,6 +28,8 @@ from typicality.errors import DatasetError, InterruptedRun
 from typicality.progress import Progress
 from typicality.run import Run, open_finished
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = AugmentOptions(per_image=2, strength=0.6, steps=2, draws=4, near=0.0, far=10.0)
 NEGATIVES = replace(OPTIONS, kind="negatives")
 FAST = ["--per-image", "2", "--sampler-steps", "2", "--draws", "4"]

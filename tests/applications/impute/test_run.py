@@ -150,6 +150,7 @@ def test_only_what_the_model_has_not_seen_is_measured(opened: Run):
     assert not seen_by(opened, 0) & opened.held_out
 
 
+@pytest.mark.slow
 def test_a_run_that_holds_nothing_out_says_so(tmp_path: Path, tiny_model: Path):
     folder = mine(tmp_path, tiny_model, held_out=0.0)
     found = impute(folder, HIDE, replace(OPTIONS, samples=1), images=1)
@@ -173,6 +174,7 @@ def test_the_best_sample_is_kept_where_that_is_asked_for(run: Path):
     assert "kept_better" in found.summary["errors"]["mean"]
 
 
+@pytest.mark.slow
 def test_a_killed_imputation_ends_like_one_that_never_was(run: Path, monkeypatch: pytest.MonkeyPatch):
     """Stopped after its first shard of 2 images, then continued: every file is the same, bit for bit."""
     monkeypatch.setattr(module, "SHARD_IMAGES", 2)

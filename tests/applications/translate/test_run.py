@@ -34,6 +34,8 @@ from typicality.progress import Progress
 from typicality.rescoring import rival_labels, score_latents
 from typicality.run import open_finished
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = TranslateOptions("delta", guidance=5.0, steps=3, draws=4)
 
 
