@@ -23,6 +23,8 @@ from typicality.report.render import lay_out
 from typicality.report.sections import SECTIONS, Source, read_sections, stale_sections
 from typicality.report.sections.audit import Findings
 from typicality.report.sections.evaluation import Evaluation
+from typicality.report.sections.filled import Filled
+from typicality.report.sections.synthetic import Synthetic
 from typicality.report.sections.translate import Translations
 from typicality.report.sections.trends import Trends
 from typicality.report.text import MINUS
@@ -78,6 +80,43 @@ def fill_translation(data: ReportInput, source: str, target: str, change: float 
     data.facts["stages"][f"translate {source} to {target}"] = {"state": "done", "folder": name}
 
 
+def fill_synthetic(data: ReportInput, kind: str = "variants") -> None:
+    """Leave what `augment` leaves of two pictures of one image, one of them kept."""
+    assert data.folder is not None
+    name, e = f"{kind}-abc", element(data)
+    images = data.folder / "augment" / name / "images"
+    images.mkdir(parents=True)
+    PIL.Image.new("RGB", (40, 40), "red").save(images / "a.png")
+    shared = {"source_image_id": e["image_id"], "source": HOSTILE, "label": e["label"]}
+    rows = [
+        {"file_name": f"{letter}.png", **shared, "variant": n, "typicality": 0.004, "kept": letter == "a"}
+        for n, letter in enumerate("ab")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), images.parent / "rows.parquet")
+    summary = {"kind": kind, "why": {"kept": 1, HOSTILE: 1}, "mean_typicality_kept": 0.004, "mean_distance": 0.25}
+    write(images.parent / "summary.json", summary)
+    data.facts["stages"][f"augment {kind}"] = {"state": "done", "folder": name}
+
+
+def fill_imputed(data: ReportInput) -> None:
+    """Leave what `impute` leaves of one image whose truth was hidden."""
+    assert data.folder is not None
+    folder, e = data.folder / "impute" / "abc", element(data)
+    (folder / "filled").mkdir(parents=True)
+    PIL.Image.new("RGB", (64, 64), "green").save(folder / "filled" / "a.png")
+    row = {
+        **{k: e[k] for k in ("image_id", "label", "x0", "y0", "x1", "y1")}, "file_name": HOSTILE, "typicality": 0.002,
+        "label_found": e["label"], "rmse_mean": 0.2, "picture": "filled/a.png", "spread_picture": None,
+    }  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([row]), folder / "imputed.parquet")
+    errors = {
+        "mean": {"method": "the model", "rmse": 0.2, "rmse_se": 0.01},
+        "harmonic": {"method": HOSTILE, "rmse": 0.19, "rmse_se": None, "kept_better": 0.25},
+    }
+    write(folder / "summary.json", {"notes": [HOSTILE], "errors": errors})
+    data.facts["stages"]["impute"] = {"state": "done", "folder": "abc"}
+
+
 def fill_all(data: ReportInput) -> None:
     """Leave something of every application in the run directory."""
     folder = data.folder
@@ -88,6 +127,8 @@ def fill_all(data: ReportInput) -> None:
     boxes = [{**{k: e[k] for k in keys}, "score": 0.3, "area": 9, "threshold": 0.1}]
     pq.write_table(pa.Table.from_pylist(boxes), folder / "localization.parquet")
     fill_translation(data, "2016", "2019")
+    fill_synthetic(data)
+    fill_imputed(data)
     at = [{"label": name, "rate": r, "low": r / 2, "high": 2 * r} for name, r in (("2016", 0.4), ("2019", 0.1))]
     at[0] |= {"n_images": 140, "typicality": 0.003, "typicality_low": 0.002, "typicality_high": 0.004}
     place = {"image_id": e["image_id"], "box": [e["x0"], e["y0"], e["x1"], e["y1"]]}
@@ -125,6 +166,35 @@ def test_everything_that_was_left_is_shown_and_escaped(data: ReportInput) -> Non
     assert len(ids) == len(set(ids))
 
 
+def test_synthetic_images_stand_beside_their_sources(data: ReportInput) -> None:
+    fill_synthetic(data)
+    fill_synthetic(data, "negatives")
+    section = Synthetic.read(Source(data.folder, data))
+    assert section is not None
+    assert [batch.kind for batch in section.batches] == ["variants", "negatives"]
+    variants = section.batches[0]
+    assert (variants.made, variants.kept, variants.refused) == (2, 1, ((HOSTILE, 1),))
+    ((family,),) = [label.families for label in variants.labels]
+    assert family.source is not None
+    assert [(made.name, made.typicality) for made in family.made] == [("a.png", "+4.00")]
+    assert dict(variants.facts)["Distance from the source (1: an unrelated image)"] == "0.25"
+
+
+def test_fillings_are_shown_with_errors_the_least_first(data: ReportInput) -> None:
+    fill_imputed(data)
+    section = Filled.read(Source(data.folder, data))
+    assert section is not None
+    assert section.hidden
+    assert section.label_found == "1 of 1"
+    assert [(m.error, m.kept_better) for m in section.methods] == [("0.190", "25%"), ("0.200 ± 0.010", "")]
+    (filling,) = section.fillings
+    assert filling.before is not None
+    assert filling.before.box == filling.after.box  # one frame
+    assert filling.spread is None
+    data.facts["stages"]["impute"]["state"] = "interrupted"
+    assert Filled.read(Source(data.folder, data)) is None
+
+
 def test_what_is_of_an_earlier_state_of_the_run_says_so(data: ReportInput) -> None:
     """Clusters were counted anew, or another model was trained; where nothing is recorded, nothing is said."""
     fill_all(data)
@@ -150,6 +220,8 @@ def test_what_is_of_an_earlier_state_of_the_run_says_so(data: ReportInput) -> No
         ("trends/trends.json", '{"timelines": [{"at": [{"rate": "much"}]}], "similarity": {"share": [[1]]}}'),
         ("translate/a-b/translations.parquet", "no table"),
         ("translate/pairs.parquet", "no table"),
+        ("augment/variants-abc/rows.parquet", "no table"),
+        ("impute/abc/imputed.parquet", "no table"),
         ("evaluation/classify.json", '{"confusion": {"a": 1}, "rows": [{"method": "m", "coverage": [1]}]}'),
     ],
 )

@@ -27,6 +27,7 @@ from typicality.dataset.split import unit_hash
 from typicality.errors import DatasetError, InterruptedRun, nearest
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
+from typicality.renewal import renew_report
 from typicality.run import Run, open_finished
 from typicality.store import write_arrays, write_json, write_table, write_whole
 
@@ -116,6 +117,7 @@ def augment(
                 counts = {"sources": len(sources), "several_labels": several}
                 found = _finish(run, where, made, names, options, counts)
                 entry |= {"images": found.table.num_rows, "made_now": now, "folder": where.name}
+            renew_report(run)
         except KeyboardInterrupt as stop:
             raise InterruptedRun(f"stopped; finished shards stay in {made}, and the same command continues") from stop
     return found

@@ -59,7 +59,8 @@ def compare(rows: Sequence[dict[str, Any]], kept: str) -> dict[str, dict[str, An
         mean, error = mean_and_error(errors.tolist(), groups)
         squared = float(np.mean(errors**2))
         entry: dict[str, Any] = {
-            "rmse": mean, "rmse_se": error, "psnr": None if squared == 0 else round(-10 * float(np.log10(squared)), 2),
+            "method": METHODS[name], "rmse": mean, "rmse_se": error,
+            "psnr": None if squared == 0 else round(-10 * float(np.log10(squared)), 2),
         }  # fmt: skip
         if name not in (kept, BOUND):
             wins = (own < errors) + 0.5 * (own == errors)

@@ -43,6 +43,7 @@ from typicality.dataset.rows import safe_name
 from typicality.errors import DatasetError, InterruptedRun, SettingsError, nearest
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
+from typicality.renewal import renew_report
 from typicality.rescoring import MOST_LABELS, batches, rival_labels
 from typicality.run import Run, existing_record, open_finished
 from typicality.store import write_json, write_table, write_whole
@@ -137,11 +138,13 @@ def impute(
     work = Work(run, regions, options, run.directory.path("impute", key))
     with run.directory.lock():
         try:
-            return work(chosen, empty, key, fresh)
+            found = work(chosen, empty, key, fresh)
+            renew_report(run)
         except KeyboardInterrupt as stop:
             raise InterruptedRun(
                 f"stopped; finished shards stay in {work.folder}, and the same command continues"
             ) from stop
+    return found
 
 
 def plan_of(

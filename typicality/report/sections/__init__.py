@@ -26,13 +26,17 @@ from typing import Any
 from typicality.report.sections.audit import Findings
 from typicality.report.sections.base import Section, Source
 from typicality.report.sections.evaluation import Evaluation
+from typicality.report.sections.filled import Filled
 from typicality.report.sections.localize import Localization
+from typicality.report.sections.synthetic import Synthetic
 from typicality.report.sections.translate import Translations
 from typicality.report.sections.trends import Trends
 from typicality.report.view import ReportInput
 from typicality.store import foundation
 
-SECTIONS: tuple[type[Section], ...] = (Findings, Localization, Translations, Trends, Evaluation)
+SECTIONS: tuple[type[Section], ...] = (
+    Findings, Localization, Translations, Synthetic, Filled, Trends, Evaluation,
+)  # fmt: skip
 SHARE = 0.25  # of the report's budget, at most, for the pictures of all sections
 
 

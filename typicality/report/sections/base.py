@@ -104,10 +104,17 @@ class Source:
         if image_id not in self.files:
             return None
         try:
-            original = self.data.open_image(image_id)
+            return self._crop(self.data.open_image(image_id), box)
         except InputError as error:
             logger.warning("left out of the report: %s (%s)", image_id, error)
             return None
+
+    def crop_of(self, box: Sequence[float] | None, *parts: str) -> Crop | None:
+        """Return what `crop` does of a picture file of the run directory."""
+        image = self._open(parts)
+        return None if image is None else self._crop(image, box)
+
+    def _crop(self, original: PIL.Image.Image, box: Sequence[float] | None) -> Crop:
         level = PICTURES[self.level]
         if box is None:
             whole = shrink(original, level.crop)
@@ -120,23 +127,40 @@ class Source:
         self.spent += len(crop.uri)
         return crop
 
+    def finished(self, command: str) -> list[str]:
+        """Return the folders of the last finished stages of a command, as the run's record names them.
+
+        Others may lie there from before: of other options, or of a command that was stopped.
+        """
+        stages = self.data.facts.get("stages")
+        entries = stages.items() if isinstance(stages, Mapping) else ()
+        return [
+            str(entry["folder"])
+            for name, entry in entries
+            if (str(name) == command or str(name).startswith(f"{command} ")) and isinstance(entry, Mapping)
+            if entry.get("state") == "done" and entry.get("folder")
+        ]
+
     def picture(self, *parts: str) -> Picture | None:
         """Return a picture file of the run directory, decoded and encoded again."""
-        path = self.inside(*parts)
-        if path is None:
+        image, level = self._open(parts), PICTURES[self.level]
+        if image is None:
             return None
-        level = PICTURES[self.level]
-        try:
-            with PIL.Image.open(path) as opened:
-                if opened.width * opened.height > PIXELS:
-                    return None
-                image = shrink(opened.convert("RGB"), level.source * (2 if opened.width > 2 * opened.height else 1))
-        except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
-            logger.warning("left out of the report: %s (%s)", path, error)
-            return None
+        image = shrink(image, level.source * (2 if image.width > 2 * image.height else 1))
         uri = encode(image, level.source_quality, level.lossless)
         self.spent += len(uri)
         return Picture(uri, image.width, image.height)
+
+    def _open(self, parts: Sequence[str]) -> PIL.Image.Image | None:
+        path = self.inside(*parts)
+        if path is None:
+            return None
+        try:
+            with PIL.Image.open(path) as opened:
+                return opened.convert("RGB") if opened.width * opened.height <= PIXELS else None
+        except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+            logger.warning("left out of the report: %s (%s)", path, error)
+            return None
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Translations(Section):
 
     @classmethod
     def read(cls, source: Source) -> Translations | None:
-        found = [(name, _summary(name, source)) for name in finished(source)]
+        found = [(name, _summary(name, source)) for name in source.finished("translate")]
         found.sort(key=lambda item: -(number(item[1].get("mean_change")) or 0.0))
         pairs = [pair for name, summary in found[:PAIRS] if (pair := _pair(name, summary, source)) is not None]
         if not pairs:
@@ -98,18 +98,6 @@ class Translations(Section):
         pairs.sort(key=lambda pair: (place.get(pair.source, len(place)), place.get(pair.target, len(place))))
         rows = [row for _, summary in found if (row := _row(summary)) is not None] if len(found) > 1 else []
         return cls(tuple(pairs), max(0, len(found) - PAIRS), tuple(rows[:ROWS]), max(0, len(rows) - ROWS))
-
-
-def finished(source: Source) -> list[str]:
-    """Return the folder of the last finished translation of every pair of labels, as the run's record names them."""
-    stages = source.data.facts.get("stages")
-    entries = stages.items() if isinstance(stages, Mapping) else ()
-    return [
-        str(entry["folder"])
-        for name, entry in entries
-        if str(name).startswith("translate ") and isinstance(entry, Mapping)
-        if entry.get("state") == "done" and entry.get("folder")
-    ]
 
 
 def _summary(name: str, source: Source) -> Mapping[str, Any]:
