@@ -260,7 +260,7 @@ def test_the_navigation_leads_to_every_part(new_page: Make, full_report: Path) -
     """Each link of the navigation puts its part on the screen and the focus there."""
     page = new_page().visit(full_report)
     links = page.locator("nav a")
-    assert links.count() == 9
+    assert links.count() == 11
     for number in range(links.count()):
         target = links.nth(number).get_attribute("href")
         links.nth(number).click()

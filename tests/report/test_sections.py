@@ -177,7 +177,7 @@ def test_synthetic_images_stand_beside_their_sources(data: ReportInput) -> None:
     ((family,),) = [label.families for label in variants.labels]
     assert family.source is not None
     assert [(made.name, made.typicality) for made in family.made] == [("a.png", "+4.00")]
-    assert dict(variants.facts)["Distance from the source (1: an unrelated image)"] == "0.25"
+    assert dict(variants.facts)["mean distance from the source (1: an unrelated image)"] == "0.25"
 
 
 def test_fillings_are_shown_with_errors_the_least_first(data: ReportInput) -> None:

@@ -108,15 +108,15 @@ def _batch(name: str, source: Source) -> Batch | None:
 def _facts(summary: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     found = []
     for title, key in (
-        ("Typicality of what was kept, × 10⁻³", "mean_typicality_kept"),
+        ("typicality of what was kept, × 10⁻³", "mean_typicality_kept"),
         ("of their sources, × 10⁻³", "mean_typicality_sources"),
     ):
         if (value := number(summary.get(key))) is not None:
             found.append((title, milli(value)))
     if (distance := number(summary.get("mean_distance"))) is not None:
-        found.append(("Distance from the source (1: an unrelated image)", f"{distance:.2f}"))
+        found.append(("mean distance from the source (1: an unrelated image)", f"{distance:.2f}"))
     if (several := number(summary.get("several_labels"))) is not None and several:
-        found.append(("Passed over, with several labels", count(int(several))))
+        found.append(("passed over, with several labels", count(int(several))))
     return tuple(found)
 
 
