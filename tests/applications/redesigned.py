@@ -37,6 +37,7 @@ def mine(folder: Path, model: Path, **finetune: Any) -> Path:
     result = typicality.mine(
         source, "year", model=str(model), out=folder / "run", dtype="fp32",
         dataset={"group": "subject"}, finetune={"steps": 2, "batch_size": 4, "validate_every": 2, **finetune},
-        score={"draws": 2, "refine_draws": 4}, mine={"noises": 1, "share": 1.0, "per_label": 24, "clusters": 3},
+        score={"draws": 2, "refine_draws": 4, "further_draws": 6},
+        mine={"noises": 1, "share": 1.0, "per_label": 24, "clusters": 3},
     )  # fmt: skip
     return result.folder

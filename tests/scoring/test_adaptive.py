@@ -13,7 +13,6 @@ from typicality.config import ScoreSettings
 from typicality.scoring.adaptive import (
     FOLDS,
     MIN_IMAGES,
-    PRECISION,
     ScoreTrend,
     VarianceTrend,
     combine,
@@ -143,7 +142,7 @@ def test_quantiles() -> None:
 
 
 def test_raw_numbers_override_the_preset_and_overlap_lifts_the_budget() -> None:
-    assert effort_of(ScoreSettings()).refine == PRECISION["standard"].refine
+    assert effort_of(ScoreSettings()).refine == 6
     fast = effort_of(ScoreSettings(precision="fast", refine_draws=6))
     assert (fast.rounds, fast.refine) == (1, 6)
     target = effort_of(ScoreSettings(overlap=0.9))
