@@ -12,7 +12,7 @@ import torch
 from typicality.config import ModelSettings
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import DTYPES, Denoiser, choose_device, choose_dtype, compiles, has_bfloat16
-from typicality.model.probe import BATCHES, seconds_an_evaluation
+from typicality.model.probe import BATCHES, compiled_denoiser, seconds_an_evaluation
 from typicality.store import VERSIONED
 
 
@@ -32,10 +32,8 @@ def examine(settings: ModelSettings) -> dict[str, Any]:
         fastest[name] = found[batch]
         speeds[name] = f"{1000 * found[batch]:.2f} ms a UNet evaluation, in batches of {batch}"
     if compiles("auto", device, torch.float32, checkpoint):
-        cells = checkpoint.size // checkpoint.factor
         for name in ("fp32", "bf16") if has_bfloat16() else ("fp32",):
-            compiled = Denoiser(load_checkpoint(settings), device, DTYPES[name], [(cells, cells)])
-            found = seconds_an_evaluation(compiled, BATCHES[1:])
+            found = seconds_an_evaluation(compiled_denoiser(settings, device, DTYPES[name]), BATCHES[1:])
             speeds[f"{name} by OpenVINO"] = f"{1000 * min(found.values()):.2f} ms a UNet evaluation, on many images"
     best = min(fastest, key=fastest.__getitem__)
     agrees = DTYPES[best] == chosen

@@ -98,7 +98,7 @@ def score_latents(
     memory = MemoryLatents(dict(zip(image_ids, latents, strict=True)), views)
     scorer = memory_scorer(run, denoiser, memory, labels, draws, purpose)
     found: dict[str, dict[str, ScoredRow]] = {i: {} for i in image_ids}
-    size = max(1, run.batch_size // (draws * (1 + len(labels))))
+    size = scorer.images_at_once(len(labels))
     for start in range(0, len(image_ids), size):
         for row in scorer.score([Job(i, labels) for i in image_ids[start : start + size]]):
             found[row.image_id][row.label] = row

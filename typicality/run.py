@@ -343,9 +343,9 @@ class Run:
 
         A probe may turn with the load of the machine when a run is continued, or differ between processes.
         """
-        remembered = self.directory.record.setdefault("engines", {})
         if self.settings.model.engine != "auto":
             return self.settings.model.engine
+        remembered = self.directory.record.setdefault("engines", {})
         if (precision := str(self.dtype)) not in remembered:
             remembered[precision] = chosen_engine(self.settings.model, self.device, self.dtype, self.base)
         return str(remembered[precision])

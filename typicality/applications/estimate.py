@@ -184,9 +184,8 @@ class _Probe:
         """Seconds an evaluation and bytes a map, shards included, of jobs with so many labels."""
         run = self.run
         names = run.dataset.labels[:labels]
-        size = max(1, run.batch_size // (draws * (1 + len(names))))
-        jobs = [Job(image.image_id, names) for image in run.dataset][: max(2, size)]
         at_work, count = scorer(run, "estimate", draws), 0
+        jobs = [Job(image.image_id, names) for image in run.dataset][: max(2, at_work.images_at_once(len(names)))]
 
         def work() -> None:
             nonlocal count

@@ -91,7 +91,7 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
         view = run.latents.view(image.image_id)
         alike = run.fold_of(image.image_id), view.height, view.width
         by_shape.setdefault(alike, []).append(Job(image.image_id, labels))
-    size = max(1, run.batch_size // (draws * (1 + len(labels))))
+    size = measure.images_at_once(len(labels))
     confusion = {true: dict.fromkeys(labels, 0) for true in labels}
     correct: dict[str, bool] = {}
     weighted = 0

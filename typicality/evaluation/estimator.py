@@ -39,13 +39,13 @@ from typicality.store import write_whole
 
 BLOCK = 50
 """Draws of the gold standard that are in memory at once; its error comes from the spread between blocks."""
-UNIFORM = (4, 6, 8, 16, 32)
-"""Draws for every image: among them those of the first pass, and those of a winner at the default precision."""
+DEFAULT = "standard"
+UNIFORM = tuple(sorted({4, 8, 16, 32, PRECISION[DEFAULT].refine}))
+"""Draws for every image, those of the first pass first, and among them those of a winner at the default precision."""
 STRATA = 8
 """Bins of timesteps whose spread is compared."""
 SHARE = 500 / 1135
 """Patches that are compared, at least, for each image of a label: the top 500 of the embedded data's labels."""
-DEFAULT = "standard"
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def partial_draw(run: Run, progress: Progress) -> Draw:
                 view = run.latents.view(job.image_id)
                 alike[view.height, view.width, len(job.labels)].append(job)
             for (_, _, labels), same in sorted(alike.items()):
-                size = max(1, run.batch_size // (plan.draws * (1 + labels)))
+                size = measure.images_at_once(labels)
                 for start in range(0, len(same), size):
                     part = same[start : start + size]
                     differences, shifts, losses, even = measure.unit_maps(part)

@@ -152,6 +152,13 @@ def moments_of(
     )
 
 
+def error_of_mean(units: Float[Tensor, "*k units"]) -> Float[Tensor, "*k"]:
+    """Return the standard error of the mean over stratified units, as in `moments_of`; infinite for a single one."""
+    n = units.shape[-1]
+    variance = units.diff().square().sum(-1) / (2 * n * (n - 1) or 1)
+    return variance.sqrt() if n > 1 else torch.full_like(variance, torch.inf)
+
+
 def _share(even: Float[Tensor, "*k units h1 w1"], odd: Float[Tensor, "*k units h1 w1"]) -> Float[Tensor, "*k"]:
     """Return the share of the even part in the noise of boxes: 1 of a single unit, and where there is no noise."""
     if even.shape[-3] < 2:

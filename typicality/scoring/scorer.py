@@ -25,6 +25,7 @@ from typicality.processes import ALONE, Processes
 from typicality.progress import SILENT, Progress
 from typicality.scoring.estimator import (
     denoising_loss,
+    error_of_mean,
     even_part,
     loss_difference,
     moments_of,
@@ -115,15 +116,15 @@ class Scorer:
         images = min(self.shard_images, -(-len(jobs) // self.processes.count))
         shards = []
         for _, group in sorted(groups.items()):
-            size = self._chunk_size(group[0])
+            size = self.images_at_once(len(group[0].labels))
             chunks = [group[start : start + size] for start in range(0, len(group), size)]
             together = max(1, images // size)
             shards += [chunks[start : start + together] for start in range(0, len(chunks), together)]
         return shards
 
-    def _chunk_size(self, job: Job) -> int:
-        """Images whose draws fill about one batch."""
-        return max(1, self.batch_size // (self.plan.draws * (1 + len(job.labels))))
+    def images_at_once(self, labels: int) -> int:
+        """Images whose draws under the null prompt and so many labels fill about one batch."""
+        return max(1, self.batch_size // (self.plan.draws * (1 + labels)))
 
     def score(self, jobs: Sequence[Job]) -> list[ScoredRow]:
         """Score jobs that share a latent shape and a number of labels, all in memory."""
@@ -131,9 +132,7 @@ class Scorer:
         losses = maps.null_losses[:, None].expand_as(maps.shifts)
         moments = moments_of(maps.differences, maps.shifts, losses, maps.even).each(Tensor.cpu)
         means = maps.differences.mean((-2, -1)).cpu()  # (n, p, units)
-        n = means.shape[-1]
-        variance = means.diff().square().sum(-1) / (2 * n * (n - 1) or 1)
-        errors = (variance.sqrt() if n > 1 else torch.full_like(variance, torch.inf)).tolist()
+        errors = error_of_mean(means).tolist()
         whole = means.mean(-1).tolist()
         return [
             ScoredRow(

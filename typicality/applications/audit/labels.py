@@ -272,7 +272,7 @@ def _score_shard(run: Run, measures: Sequence[Scorer], ids: Sequence[str], level
         for i, row in enumerate(alive):
             by_count[int(row.sum())].append(i)
         for count, rows in sorted(by_count.items()):
-            size = max(1, run.batch_size // (measure.plan.draws * (1 + count)))
+            size = measure.images_at_once(count)
             for first in range(0, len(rows), size):
                 part = rows[first : first + size]
                 jobs = [Job(ids[i], tuple(label for label in labels if alive[i, position[label]])) for i in part]

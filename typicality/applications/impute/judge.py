@@ -14,6 +14,7 @@ from typicality.applications.impute.fill import Hole
 from typicality.model.denoiser import Denoiser
 from typicality.rescoring import MemoryLatents, memory_scorer
 from typicality.run import Run
+from typicality.scoring.estimator import error_of_mean
 from typicality.scoring.scorer import Job
 
 
@@ -58,16 +59,15 @@ def judge(
     memory = MemoryLatents(dict(zip(ids, latents, strict=True)), {})
     scorer = memory_scorer(run, denoiser, memory, names, draws, purpose)
     found = []
-    size = max(1, run.batch_size // (draws * (1 + len(labels[0]))))
+    size = scorer.images_at_once(len(labels[0]))
     for start in range(0, len(holes), size):
         here = slice(start, start + size)
         maps = scorer.unit_maps([Job(i, own) for i, own in zip(ids[here], labels[here], strict=True)])[0]
         shares = torch.from_numpy(np.stack([hole.shares for hole in holes[here]]))[:, None, None]
         weights = shares / shares.sum((-2, -1), keepdim=True).clamp_min(1e-12)
         units = (maps * weights).sum((-2, -1)).double()  # (n, p, units)
-        n = units.shape[-1]
-        errors = (units.diff().square().sum(-1) / (2 * n * (n - 1))).sqrt()  # as in scoring/scorer.py
-        for own, mean, error in zip(labels[here], units.mean(-1).tolist(), errors.tolist(), strict=True):
+        errors = error_of_mean(units).tolist()
+        for own, mean, error in zip(labels[here], units.mean(-1).tolist(), errors, strict=True):
             found.append(Judged(dict(zip(own, mean, strict=True)), dict(zip(own, error, strict=True))))
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -86,6 +86,16 @@ class Source:
         except (OSError, ValueError) as error:
             logger.warning("left out of the report: %s (%s)", path, error)
             return None
+
+    def mapping(self, *parts: str) -> Mapping[str, Any]:
+        """Return a JSON document that is a mapping; an empty one for anything else."""
+        document = self.json(*parts)
+        return document if isinstance(document, Mapping) else {}
+
+    def in_order(self, labels: Iterable[str]) -> list[str]:
+        """Return labels in the order of the run, others behind them by name."""
+        order = {label: n for n, label in enumerate(self.data.labels)}
+        return sorted(labels, key=lambda label: (order.get(label, len(order)), label))
 
     def table(self, *parts: str, columns: Sequence[str] = ()) -> pa.Table | None:
         """Return a Parquet table that has these columns, or None."""

@@ -62,9 +62,9 @@ class Filled(Section):
     @classmethod
     def read(cls, source: Source) -> Filled | None:
         for name in source.finished("impute"):
-            summary = source.json("impute", name, "summary.json")
+            summary = source.mapping("impute", name, "summary.json")
             table = source.table("impute", name, "imputed.parquet", columns=COLUMNS)
-            if not isinstance(summary, Mapping) or table is None or not table.num_rows:
+            if not summary or table is None or not table.num_rows:
                 continue
             rows = sorted(table.to_pylist(), key=lambda row: str(row["image_id"]))
             fillings = [f for row in rows[:IMAGES] if (f := _filling(row, name, source)) is not None]

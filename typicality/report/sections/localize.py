@@ -94,10 +94,9 @@ class Localization(Section):
         by_label: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in table.to_pylist():
             by_label[str(row["label"])].append(row)
-        summary = source.json("localize", "summary.json")
+        summary = source.mapping("localize", "summary.json")
         facts = _mapping(summary, "labels")
-        order = {label: n for n, label in enumerate(source.data.labels)}
-        labels = sorted({*by_label, *facts}, key=lambda label: (order.get(label, len(order)), label))
+        labels = source.in_order({*by_label, *facts})
         named = {label: mappings(_mapping(facts, label).get("overlays")) for label in labels}
         shown = _in_turn(named, OVERLAYS)
         measures = _mapping(summary, "measures")

@@ -81,17 +81,16 @@ class Synthetic(Section):
 
 
 def _batch(name: str, source: Source) -> Batch | None:
-    summary = source.json("augment", name, "summary.json")
+    summary = source.mapping("augment", name, "summary.json")
     table = source.table("augment", name, "rows.parquet", columns=COLUMNS)
-    if not isinstance(summary, Mapping) or table is None or not table.num_rows:
+    if not summary or table is None or not table.num_rows:
         return None
     rows = table.to_pylist()
     kept = [row for row in rows if row["kept"]]
-    order = {label: n for n, label in enumerate(source.data.labels)}
     by_label: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in kept:
         by_label[str(row["label"])].append(row)
-    labels = sorted(by_label, key=lambda label: (order.get(label, len(order)), label))[:LABELS]
+    labels = source.in_order(by_label)[:LABELS]
     why = summary.get("why")
     refused = [(clean(k), int(v)) for k, v in why.items() if k != "kept"] if isinstance(why, Mapping) else []
     return Batch(

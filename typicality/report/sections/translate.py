@@ -89,7 +89,7 @@ class Translations(Section):
 
     @classmethod
     def read(cls, source: Source) -> Translations | None:
-        found = [(name, _summary(name, source)) for name in source.finished("translate")]
+        found = [(name, source.mapping("translate", name, "summary.json")) for name in source.finished("translate")]
         found.sort(key=lambda item: -(number(item[1].get("mean_change")) or 0.0))
         pairs = [pair for name, summary in found[:PAIRS] if (pair := _pair(name, summary, source)) is not None]
         if not pairs:
@@ -98,11 +98,6 @@ class Translations(Section):
         pairs.sort(key=lambda pair: (place.get(pair.source, len(place)), place.get(pair.target, len(place))))
         rows = [row for _, summary in found if (row := _row(summary)) is not None] if len(found) > 1 else []
         return cls(tuple(pairs), max(0, len(found) - PAIRS), tuple(rows[:ROWS]), max(0, len(rows) - ROWS))
-
-
-def _summary(name: str, source: Source) -> Mapping[str, Any]:
-    summary = source.json("translate", name, "summary.json")
-    return summary if isinstance(summary, Mapping) else {}
 
 
 def _row(summary: Mapping[str, Any]) -> Row | None:
