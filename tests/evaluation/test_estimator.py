@@ -115,16 +115,47 @@ def test_the_spread_of_a_bin_of_timesteps_is_found() -> None:
 
 
 def test_a_tiny_run(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """The whole of it with a model: every evaluation is drawn, and the run is left as it was."""
+    """The whole of it with a model: every evaluation is drawn, and the run's results are left as they were."""
     options = {"score": {"draws": 2, "refine_draws": 2}, "mine": {"noises": 1}, "finetune": {"enabled": False}}
     typicality.mine(tiny_folder, "folder", model=str(tiny_model), out=tmp_path / "run", dtype="fp32", **options)
-    before = (tmp_path / "run" / "elements.parquet").stat().st_mtime_ns
+    before = files_of(tmp_path / "run")
     found = estimator(tmp_path / "run", images=6, gold=100, paper=(2, 4))
     assert found.sample == 6
     assert found.gold_draws == 100
     assert [row.evaluations for row in found.rows[:2]] == [4, 8]
-    assert (tmp_path / "run" / "elements.parquet").stat().st_mtime_ns == before
+    after = files_of(tmp_path / "run")
+    assert {path: after[path] for path in before} == before
+    added = set(after) - set(before)
+    assert [path.name for path in sorted(added)] == ["0.safetensors", "1.safetensors"]
     with pytest.raises(InputError, match="--gold"):
         estimator(tmp_path / "run", gold=10)
     with pytest.raises(OutputError, match="no run directory"):
         estimator(tmp_path / "nothing")
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """The contents of all files but the record."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.json"}
+
+
+def test_the_gold_standard_is_drawn_once(tmp_path: Path) -> None:
+    """A call that was stopped after one block draws the others; the next draws none. The result is always the same."""
+    world, purposes = World(images=12, seed=3), list[str]()
+
+    def draw(purpose: str, plan: DrawPlan, jobs: Sequence[Job], prefixes: Sequence[int]) -> list[Drawn]:
+        purposes.append(purpose)
+        return [Drawn(world.maps(jobs, purpose, n, plan.stratified).rows) for n in prefixes]
+
+    def measured(keep: Path | None) -> tuple[list[dict], list[str]]:
+        purposes.clear()
+        selection = PatchSelection(4, 4, per_image=5, per_label=10**6, share=0.09)
+        unit = DrawPlan(1, 0.1, 0.7), DrawPlan(1, 0.1, 0.7, antithetic=False, stratified=False)
+        result = compare(draw, world.jobs(), selection, lambda _: (64, 64), unit, 150, [4], keep=keep)
+        return result.as_dict()["rows"], [p for p in purposes if p.startswith("gold")]
+
+    rows, drawn = measured(None)
+    assert drawn == ["gold 0", "gold 1", "gold 2"]
+    assert measured(tmp_path) == (rows, drawn)
+    (tmp_path / "1.safetensors").unlink()
+    assert measured(tmp_path) == (rows, ["gold 1"])
+    assert measured(tmp_path) == (rows, [])

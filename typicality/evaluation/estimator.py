@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
-from typicality.config import Settings
+from typicality.config import Settings, key_of
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError
 from typicality.mining.boxes import box_means
@@ -35,7 +36,7 @@ from typicality.scoring.estimator import moments_of
 from typicality.scoring.noise import DrawPlan
 from typicality.scoring.pooling import pooled
 from typicality.scoring.scorer import Job
-from typicality.store import write_whole
+from typicality.store import write_arrays, write_whole
 
 BLOCK = 50
 """Draws of the gold standard that are in memory at once; its error comes from the spread between blocks."""
@@ -139,7 +140,10 @@ def estimator(
     folder: Path, images: int = 96, gold: int = 1000, paper: Sequence[int] = (4, 16, 100),
     picture: Path | None = None, progress: Progress = SILENT, settings: Settings | None = None,
 ) -> EstimatorQuality:  # fmt: skip
-    """Compare the ways of drawing on a sample of a run's images; nothing is written into the run.
+    """Compare the ways of drawing on a sample of a run's images.
+
+    The gold standard is nearly all of the work. It is kept in the run's `scores`, block by block, so that a call that
+    was stopped goes on there, and another one on the same images draws only what it compares. Nothing else is written.
 
     Parameters
     ----------
@@ -175,7 +179,7 @@ def estimator(
     sizes = {image.image_id: (image.width, image.height) for image in run.dataset}
     result = compare(
         partial_draw(run, progress), jobs, selection, sizes.__getitem__, plans, gold, sorted(paper), progress,
-        prior_of(run, selection.side),
+        prior_of(run, selection.side), gold_folder(run, jobs),
     )  # fmt: skip
     if picture is not None:
         draw_figure(result, picture)
@@ -192,6 +196,13 @@ def prior_of(run: Run, side: int) -> Prior | None:
     if run.directory.record["stages"].get("score", {}).get("state") != "done":
         return None
     return Prior.fit(first_pass(run), side)
+
+
+def gold_folder(run: Run, jobs: Sequence[Job]) -> Path:
+    """Return where the gold standard of these images is kept; the name covers all that it depends on."""
+    images = [[job.image_id, *job.labels] for job in jobs]
+    key = key_of([run.score_folder("gold", BLOCK).name, images, "openvino" if run.compiled_shapes else "torch"])
+    return run.directory.path("scores", f"gold-{key}")
 
 
 def sample(labels_of: Mapping[str, Sequence[str]], images: int) -> list[Job]:
@@ -251,7 +262,7 @@ def partial_draw(run: Run, progress: Progress) -> Draw:
 def compare(
     draw: Draw, jobs: Sequence[Job], selection: PatchSelection, size_of: Callable[[str], tuple[int, int]],
     plans: tuple[DrawPlan, DrawPlan], gold: int, paper: Sequence[int], progress: Progress = SILENT,
-    prior: Prior | None = None,
+    prior: Prior | None = None, keep: Path | None = None,
 ) -> EstimatorQuality:  # fmt: skip
     """Compare the ways of drawing, given a function that draws.
 
@@ -261,11 +272,14 @@ def compare(
     selection : its share decides how many patches of a label are compared
     plans : one stratified antithetic unit, and one independent draw
     prior : of adaptive scoring, where more images are known than the sample
+    keep : a folder for the gold standard's blocks; those that it holds are not drawn again
     """
     started = time.monotonic()
     ours, theirs = plans
     per_draw = sum(1 + len(job.labels) for job in jobs) / len(jobs)  # evaluations an image
-    fixed = gold + max(paper) + sum(UNIFORM) + UNIFORM[0] + 2 * 2 * STRATA
+    blocks = range(-(-gold // BLOCK))
+    missing = BLOCK * sum(keep is None or not block_path(keep, block).exists() for block in blocks)
+    fixed = missing + max(paper) + sum(UNIFORM) + UNIFORM[0] + 2 * 2 * STRATA
     progress.say(
         f"{len(jobs)} images: {fixed * per_draw * len(jobs):,.0f} UNet evaluations, and at most "
         f"{sum(p.further + p.refine for p in PRECISION.values()) * per_draw * len(jobs):,.0f} for adaptive scoring"
@@ -273,7 +287,7 @@ def compare(
     first = draw(FIRST_PASS, replace(ours, units=UNIFORM[0] // 2), jobs, [UNIFORM[0] // 2])[0]
     seconds = time.monotonic() - started
     progress.say(f"about {seconds / UNIFORM[0] * fixed / 60:.0f} minutes")
-    standard = gold_standard(draw, theirs, jobs, gold, selection.side)
+    standard = gold_standard(draw, replace(theirs, units=BLOCK), jobs, first, blocks, selection.side, keep)
     best = top_patches(standard.maps, selection, size_of)
     grid = grid_patches(standard.maps, selection.side)
     bench = _Bench(standard, best, grid, selection, size_of)
@@ -308,24 +322,45 @@ def compare(
     )
 
 
-def gold_standard(draw: Draw, plan: DrawPlan, jobs: Sequence[Job], draws: int, side: int) -> Gold:
-    """Draw independently, block by block; keep sums of maps, and of box scores and their squares."""
-    blocks = -(-draws // BLOCK)
+def gold_standard(
+    draw: Draw, plan: DrawPlan, jobs: Sequence[Job], like: Drawn, blocks: Sequence[int], side: int, keep: Path | None
+) -> Gold:
+    """Draw independently, block by block; keep sums of maps, and of box scores and their squares.
+
+    `like` has maps of the same images and labels, whose scores are replaced; see `compare` for `keep`.
+    """
     totals: dict[tuple[str, str], np.ndarray] = {}
     boxes: dict[tuple[str, str], np.ndarray] = {}
-    last = Drawn()
-    for block in range(blocks):
-        last = draw(f"gold {block}", replace(plan, units=BLOCK), jobs, [BLOCK])[0]
-        for key, one in last.maps.items():
-            means = box_means(one.typicality, side).astype(np.float64)
-            totals[key] = totals.get(key, 0.0) + one.typicality.astype(np.float64)
+    for block in blocks:
+        for key, typicality in _block(draw, plan, jobs, block, keep).items():
+            means = box_means(typicality, side).astype(np.float64)
+            totals[key] = totals.get(key, 0.0) + typicality.astype(np.float64)
             boxes[key] = boxes.get(key, 0.0) + np.stack([means, means * means])
-    maps, errors = Drawn(), {}
-    for key, one in last.maps.items():
-        mean, square = boxes[key] / blocks
-        errors[key] = np.sqrt(np.maximum(square - mean * mean, 0) / (blocks - 1))
-        maps.maps[key] = replace(one, typicality=(totals[key] / blocks).astype(np.float32), squares={})
-    return Gold(maps, errors, blocks * BLOCK)
+    maps, errors, n = Drawn(), {}, len(blocks)
+    for key, total in totals.items():
+        mean, square = boxes[key] / n
+        errors[key] = np.sqrt(np.maximum(square - mean * mean, 0) / (n - 1))
+        maps.maps[key] = replace(like.maps[key], typicality=(total / n).astype(np.float32), squares={})
+    return Gold(maps, errors, n * plan.units)
+
+
+def _block(
+    draw: Draw, plan: DrawPlan, jobs: Sequence[Job], block: int, keep: Path | None
+) -> dict[tuple[str, str], np.ndarray]:
+    """The maps of one block of the gold standard, from the folder that keeps them where it has them."""
+    path = None if keep is None else block_path(keep, block)
+    if path is not None and path.exists():
+        kept = load_file(path)
+        return {(job.image_id, label): kept[f"{job.image_id}|{label}"] for job in jobs for label in job.labels}
+    drawn = draw(f"gold {block}", plan, jobs, [plan.units])[0]
+    found = {key: one.typicality for key, one in drawn.maps.items()}
+    if path is not None:
+        write_arrays(path, {f"{image_id}|{label}": maps for (image_id, label), maps in found.items()})
+    return found
+
+
+def block_path(keep: Path, block: int) -> Path:
+    return keep / f"{block}.safetensors"
 
 
 def spread_by_timestep(draw: Draw, plan: DrawPlan, jobs: Sequence[Job], side: int) -> np.ndarray:
