@@ -41,7 +41,7 @@ def finetune(common: Common, data: Data, training: Training, dataset: DatasetArg
     settings = common.settings(dataset, data.layer(), training.layer())
     folder = common.folder(dataset)
     if common.dry_run:
-        return dry_run(settings, folder, common)
+        return dry_run(settings, folder, common, scoring=False)
     model = pipeline.finetune(settings, folder, common.fresh, common.progress)
     if common.json:
         record = run_record(str(model.parent)) or {}
@@ -84,7 +84,7 @@ def report(
     common.pass_over("out", "fresh")
     settings = common.settings(str(existing_run(run)), {"report": given(title=title)})
     if common.dry_run:
-        return dry_run(settings, run, common)
+        return dry_run(settings, run, common, {"report": f"{run / 'index.html'}, rendered from what the run holds"})
     done(pipeline.report(settings, run, common.progress), common)
     return None
 
@@ -116,27 +116,36 @@ def done(result: Any, common: Common) -> None:
     print_text(str(result.report))
 
 
-def dry_run(settings: Settings, folder: Path | None, common: Common, plan: dict[str, Any] | None = None) -> None:
-    """Print the resolved settings and what would be done, `plan` or else that of `mine`; nothing is written.
+def dry_run(
+    settings: Settings, folder: Path | None, common: Common, plan: dict[str, Any] | None = None, scoring: bool = True
+) -> None:
+    """Print the resolved settings and what would be done; nothing is written.
 
     What a user should know of the data goes to stderr: its warnings, and every file that cannot be read.
+
+    Parameters
+    ----------
+    plan : what would be done; by default that of `mine`, or of fine-tuning alone where `scoring` is false
     """
     import yaml
 
     from typicality.dataset import load_dataset
-    from typicality.plan import plan_of
+    from typicality.plan import plan_of, warnings_of
     from typicality.run import default_folder
 
     dataset = load_dataset(settings.dataset)
-    plan = plan_of(settings, dataset) if plan is None else plan
+    warnings = list(dataset.warnings)
+    if plan is None:
+        plan = plan_of(settings, dataset, scoring)
+        warnings += warnings_of(dataset, settings.finetune)
     where = str(folder or default_folder(dataset))
     unreadable = [[image.file_name, image.reason] for image in dataset.unreadable]
-    for warning in dataset.warnings:
+    for warning in warnings:
         common.progress.say(f"warning: {warning}")
     for file_name, reason in unreadable:
         common.progress.say(f"unreadable: {file_name}: {reason}")
     if common.json:
-        plan = {**plan, "warnings": list(dataset.warnings), "unreadable": unreadable}
+        plan = {**plan, "warnings": warnings, "unreadable": unreadable}
         print_json({"settings": settings.model_dump(mode="json"), "out": where, "plan": plan})
         return
     print_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

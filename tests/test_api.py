@@ -25,6 +25,8 @@ def test_options_of_commands_are_keywords_and_settings() -> None:
     found = settings_for("emoji", patch=16, title="T", masks="m", boxes="b", model=Path("x"))
     assert (found.mine.patch, found.report.title, found.model.name) == (16, "T", "x")
     assert (found.dataset.masks, found.dataset.boxes) == ("m", "b")
+    found = settings_for("emoji", model={"name": "y", "size": 128}, device="cpu")
+    assert (found.model.name, found.model.size, found.model.device) == ("y", 128, "cpu")
     assert settings_for("emoji", strict=False).dataset.strict is False
     with pytest.raises(SettingsError, match="finite"):
         settings_for("emoji", minutes=float("inf"))

@@ -73,7 +73,7 @@ def settings_for(
     source: str | Path = "emoji",
     label: str | None = None,
     *,
-    model: str | Path | None = None,
+    model: str | Path | Mapping[str, Any] | None = None,
     seed: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -81,12 +81,16 @@ def settings_for(
     config: str | Path | None = None,
     **options: Any,
 ) -> Settings:
-    """Resolve settings from a source, options by their names, and sections such as `score={"draws": 8}`."""
+    """Resolve settings from a source, options by their names, and sections such as `score={"draws": 8}`.
+
+    `model` is a name or a section, as `prompt` is a template or one.
+    """
     named = {n: v for n, v in options.items() if n in OPTIONS and not isinstance(v, Mapping)}  # prompt is both
     sections = {name: value for name, value in options.items() if name not in named}
     layer = layer_of({"label": label} | named)
+    named_model = {"name": None if model is None else str(model)}
     chosen = {
-        "name": None if model is None else str(model),
+        **(model if isinstance(model, Mapping) else named_model),
         "device": device,
         "dtype": dtype,
         "offline": offline or None,

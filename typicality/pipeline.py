@@ -43,7 +43,7 @@ from typicality.model.crossfit import CrossFit
 from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import Finetuner
 from typicality.model.training import TrainingSet, parts_of
-from typicality.plan import controls_of, first_jobs
+from typicality.plan import controls_of, first_jobs, warnings_of
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch, ScoreMap
@@ -154,11 +154,11 @@ def _ensure_single(run: Run) -> None:
             run.settings.seed,
         )  # fmt: skip
         result = trainer.run(run.progress)
-        entry |= trainer.entry(result, len(run.dataset))
+        entry |= trainer.entry(result, len(run.dataset), warnings_of(run.dataset, settings))
         card = model_card(run.dataset, run.base.title, run.settings, entry)
         trainer.save(run.directory.path("model"), card, keep_state=True)
         entry |= _finished(run)
-    for warning in result.warnings:
+    for warning in entry["warnings"]:
         run.progress.say(f"warning: {warning}")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from typicality.config import Settings
+from typicality.config import FinetuneSettings, Settings
 from typicality.dataset import LabelledImages
 from typicality.mining.significance import choose_controls
 from typicality.model.recipe import default_steps
-from typicality.model.training import parts_of
+from typicality.model.training import parts_of, unseen_labels
 from typicality.prompts import Prompts
 from typicality.run import is_cross_fitted
 from typicality.scoring.scorer import Job
@@ -32,8 +32,25 @@ def first_jobs(settings: Settings, dataset: LabelledImages) -> list[Job]:
     return [Job(image_id, tuple(found)) for image_id, found in sorted(labels.items())]
 
 
-def plan_of(settings: Settings, dataset: LabelledImages) -> dict[str, Any]:
-    """Return what a run would do, for `--dry-run`: nothing is loaded but the data set's records."""
+def warnings_of(dataset: LabelledImages, finetune: FinetuneSettings) -> list[str]:
+    """Return what a user must know of how the images of one model are divided."""
+    if not finetune.enabled or finetune.folds > 1:  # with folds, each of the models says it
+        return []
+    missing = unseen_labels(parts_of(dataset, finetune)[0], dataset.labels)
+    if not missing:
+        return []
+    return [
+        f"No image of the label {', '.join(map(repr, missing))} is left to fine-tune on (its groups are held "
+        "out): its prompt is not learned, and what is found for it means nothing. More groups help, or "
+        "finetune.held_out=0."
+    ]
+
+
+def plan_of(settings: Settings, dataset: LabelledImages, scoring: bool = True) -> dict[str, Any]:
+    """Return what a run would do, for `--dry-run`: nothing is loaded but the data set's records.
+
+    `scoring` is false where it would stop after fine-tuning.
+    """
     finetune = settings.finetune
     n_training = len(parts_of(dataset, finetune)[0])
     draws = settings.score.draws or {"adaptive": 4, "uniform": 16, "paper": 100}[settings.score.protocol]
@@ -46,13 +63,12 @@ def plan_of(settings: Settings, dataset: LabelledImages) -> dict[str, Any]:
             f"{finetune.folds} folds, {finetune.shared:.0%} of the steps shared: in all as long as "
             f"{finetune.shared + finetune.folds * (1 - finetune.shared):g} fine-tunings"
         )
+    first_pass = sum((1 + len(job.labels)) * draws for job in first_jobs(settings, dataset))
     return {
         "images": len(dataset),
         "labels": {label: dataset.number_of(label) for label in dataset.labels},
         "prompts": Prompts(settings.prompt.template, settings.prompt.null).of_all(dataset.labels)[:6],
         "fine-tuning": training if finetune.enabled else "none",
-        "UNet evaluations of the first pass": sum(
-            (1 + len(job.labels)) * draws for job in first_jobs(settings, dataset)
-        ),
+        **({"UNet evaluations of the first pass": first_pass} if scoring else {}),
         "unreadable images": len(dataset.unreadable),
     }

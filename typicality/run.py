@@ -68,7 +68,13 @@ class Run:
 
     @cached_property
     def dtype(self) -> torch.dtype:
+        """The precision: as set, or as this run has had it, perhaps on another machine, or as the device has it."""
         chosen = choose_dtype(self.settings.model.dtype, self.device)
+        before = self.directory.record.get("model", {}).get("dtype")
+        if self.settings.model.dtype == "auto" and before is not None:
+            if str(chosen) != f"torch.{before}":
+                self.progress.say(f"precision: {before}, as this run has had it; --dtype would set another")
+            chosen = getattr(torch, before)
         if chosen == torch.bfloat16 and self.device.type == "cpu" and not has_bfloat16():
             self.progress.say(
                 "warning: this processor has no bfloat16 arithmetic; --dtype bf16 is many times slower here than fp32"

@@ -334,6 +334,22 @@ def test_dry_run_for_people_is_yaml_and_a_plan(typical, photos: Path):
     assert "would write to reports/photos-camera" in result.out
 
 
+def test_dry_run_of_a_stage_names_that_stage(typical, photos: Path):
+    words = (photos, "--label", "year", "--bin", 5, "--dry-run", "--json")
+    whole, training = (json.loads(typical(name, *words).out)["plan"] for name in ("mine", "finetune"))
+    assert set(whole) - set(training) == {"UNet evaluations of the first pass"}
+    assert "fine-tuning" in training
+
+
+def test_dry_run_says_that_a_label_would_not_be_learned(typical, photos: Path):
+    """A group a label: whichever is held out, no image of its label is trained on."""
+    result = typical("mine", photos, "--label", "camera", "--group", "camera", "--dry-run")
+    assert "warning: No image of the label" in result.err
+    assert "prompt is not learned" in result.err
+    result = typical("mine", photos, "--label", "camera", "--dry-run")
+    assert "prompt is not learned" not in result.err
+
+
 def test_dry_run_names_rare_labels_and_unreadable_files(typical, photos: Path, tmp_path: Path):
     """As the README says; on stderr, so that the plan stays what it is, and in the document."""
     shutil.copytree(photos, tmp_path / "photos")

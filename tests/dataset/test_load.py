@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from typicality.dataset.load import merged_groups
 from typicality.dataset.split import is_held_out
 from typicality.errors import DatasetError
 
@@ -48,6 +49,21 @@ def test_relatives_stay_on_one_side_of_every_split(tmp_path: Path, load: Load) -
     assert len(training) + len(held_out) == 80
     assert not {i.group for i in training} & {i.group for i in held_out}
     assert all(is_held_out(i.group) for i in held_out)
+
+
+def test_groups_that_share_an_image_are_relatives(tmp_path: Path, load: Load) -> None:
+    """p1 and p2 hold the same bytes, and so do p2 and p3: if one is held out, all of them are."""
+    rows = [f"{'ab'[n % 2]},p{n // 2}" for n in range(12)]
+    source = table(tmp_path, "c,who", *rows)
+    for copy, of in ((4, 2), (6, 5)):
+        (tmp_path / f"{copy}.png").write_bytes((tmp_path / f"{of}.png").read_bytes())
+    data = load(source, label="c", group="who")
+    groups = {image.file_name: image.group for image in data}
+    assert groups == {f"{n}.png": "p1" if 2 <= n < 8 else f"p{n // 2}" for n in range(12) if n not in (4, 6)}
+    assert any(w.startswith("3 groups have images in common") and "count as 1" in w for w in data.warnings)
+    assert merged_groups([{"a"}, {"b", "c"}, {"d", "c"}, {"e", "f"}]) == {
+        "b": "b", "c": "b", "d": "b", "e": "e", "f": "e",
+    }  # fmt: skip
 
 
 def test_a_split_of_few_groups_leaves_no_side_empty(tmp_path: Path, load: Load) -> None:

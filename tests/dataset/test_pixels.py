@@ -29,7 +29,8 @@ def first_pixel(data: bytes) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_puts_the_marked_corner_up_left(orientation: int) -> None:
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_exif_orientation_puts_the_marked_corner_up_left(form: str, orientation: int) -> None:
     """A camera that was held differently stores a turned picture and how to turn it back.
 
     The upright picture is 24 x 16 with a white upper left quarter. Storing it is the inverse of showing it, and
@@ -43,7 +44,7 @@ def test_exif_orientation_puts_the_marked_corner_up_left(orientation: int) -> No
         stored = upright.transpose(pixels.TURNS[inverse])
     exif = Image.Exif()
     exif[pixels.EXIF_ORIENTATION] = orientation
-    data = saved(stored, "PNG", exif=exif)
+    data = saved(stored, form, exif=exif)
     assert pixels.measure(data) == (24, 16)
     np.testing.assert_array_equal(np.asarray(pixels.rgb(data)), np.asarray(upright))
 
@@ -72,8 +73,13 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(value: int, shown: int, form: st
     assert first_pixel(saved(image, form)) == (shown,) * 3
 
 
-def test_float_images_are_shares_of_white() -> None:
-    assert first_pixel(saved(Image.fromarray(np.full((9, 9), 0.2, np.float32)), "TIFF")) == (51, 51, 51)
+@pytest.mark.parametrize("brightest", [0.2, 1.0, 1.01, 1.9])
+@pytest.mark.parametrize(("white", "grey"), [(1.0, 0.2), (255.0, 51.0), (65535.0, 257 * 51.0)])
+def test_float_images_are_shares_of_white(white: float, grey: float, brightest: float) -> None:
+    """A pixel beyond white, as calibration leaves them, does not make all others of the picture black."""
+    values = np.full((9, 9), grey, np.float32)
+    values[5, 5] = brightest * white
+    assert first_pixel(saved(Image.fromarray(values), "TIFF")) == (51, 51, 51)
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,17 @@ def test_offline_a_data_set_of_the_hub_is_looked_for_in_the_cache_alone(load: Lo
     assert (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE) == (False, False)
 
 
+def test_files_of_a_hub_data_set_that_do_not_fit_together_are_an_error_of_the_data(load: Load, monkeypatch) -> None:
+    import datasets
+
+    def prepare(*_: object, **__: object) -> None:
+        raise datasets.exceptions.DatasetGenerationError("An error occurred") from TypeError("other columns")
+
+    monkeypatch.setattr(datasets, "load_dataset", prepare)
+    with pytest.raises(DatasetError, match="cannot be prepared: other columns"):
+        load("hf://owner/name")
+
+
 COMPOSED, DECOMPOSED = "caf\u00e9.png", "cafe\u0301.png"
 
 

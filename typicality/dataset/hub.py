@@ -108,6 +108,8 @@ def open_saved(source: str, split: str, offline: bool) -> Any:
             f"cannot get {source}: no such data set, no access to it, or no connection ({reason}). Offline, use a "
             "folder, a table or a built-in data set; or save it elsewhere with save_to_disk and name that folder"
         ) from error
+    except datasets.exceptions.DatasetsError as error:  # files that do not fit together, a download cut short, ...
+        raise DatasetError(f"{source}, split {split!r}, cannot be prepared: {error.__cause__ or error}") from error
 
 
 @contextmanager

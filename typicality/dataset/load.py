@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,6 +51,7 @@ class _Image:
     boxes: set[NamedBox] = field(default_factory=set)
     files: dict[Place, str] = field(default_factory=dict)
     labels_of: dict[Place, set[str]] = field(default_factory=dict)
+    groups: set[str] = field(default_factory=set)
 
     @property
     def labels(self) -> set[str]:
@@ -88,7 +89,10 @@ def load_dataset(settings: DatasetSettings) -> LabelledImages:
     tally = _Tally()
     images, unreadable = _read_all(_labelled(source, label, settings, tally), settings.strict)
     _check_labels(settings, tally, label)
-    records = _limited([_record(image_id, image) for image_id, image in sorted(images.items())], settings.max_per_label)
+    same = merged_groups(image.groups for image in images.values())
+    records = _limited(
+        [_record(image_id, image, same) for image_id, image in sorted(images.items())], settings.max_per_label
+    )
     if not records:
         raise DatasetError(_nothing(source, settings, tally, unreadable))
     wanted = _wanted(settings)
@@ -115,7 +119,7 @@ def load_dataset(settings: DatasetSettings) -> LabelledImages:
         columns=source.columns,
     )
     conflicts = [image.first.row.file_name for image in images.values() if image.conflict]
-    return replace(data, warnings=tuple(_warnings(data, settings, source, tally, conflicts)))
+    return replace(data, warnings=tuple(_warnings(data, settings, source, tally, conflicts, same)))
 
 
 def _label_column(settings: DatasetSettings, source: Source) -> str:
@@ -205,6 +209,7 @@ def _read_all(rows: Iterable[_Labelled], strict: bool) -> tuple[dict[str, _Image
         image.labels_of.setdefault(item.row.place, set()).update(item.labels)
         image.boxes.update(item.boxes)
         image.files[item.row.place] = item.row.file_name
+        image.groups.update({item.group} - {""})
         if item.row.file_name < image.first.row.file_name:
             image.first = item
     return images, unreadable
@@ -240,14 +245,40 @@ def _read(row: Row) -> tuple[str, int, int] | UnreadableImage:
         return UnreadableImage(row.file_name, f"damaged: {error}")
 
 
-def _record(image_id: str, image: _Image) -> LabelledImage:
+def merged_groups(groups_of: Iterable[Collection[str]]) -> dict[str, str]:
+    """Return under which name each group counts that shares an image with others: they are relatives, all of them.
+
+    Parameters
+    ----------
+    groups_of : for every image the groups of its files
+
+    Returns
+    -------
+    group -> the first name of all that it hangs together with; groups that share nothing are left out.
+    """
+    parent: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while parent.get(group, group) != group:
+            group = parent[group]
+        return group
+
+    for groups in groups_of:
+        if len(groups) > 1:
+            first, *others = sorted({root(group) for group in groups})
+            parent |= dict.fromkeys([first, *others], first)
+    return {group: root(group) for group in sorted(parent)}
+
+
+def _record(image_id: str, image: _Image, same: Mapping[str, str]) -> LabelledImage:
     first = image.first
+    group = min((same.get(name, name) for name in image.groups), default=image_id)
     boxes = clip(image.boxes, image.width, image.height)
     return LabelledImage(
         image_id=image_id,
         file_name=first.row.file_name,
         labels=tuple(sorted(image.labels)),
-        group=first.group or image_id,
+        group=group,
         width=image.width,
         height=image.height,
         source=first.row.place,
@@ -310,8 +341,9 @@ def _counted(n: int, noun: str) -> str:
 
 
 def _warnings(
-    data: LabelledImages, settings: DatasetSettings, source: Source, tally: _Tally, conflicts: list[str]
-) -> Iterator[str]:
+    data: LabelledImages, settings: DatasetSettings, source: Source, tally: _Tally, conflicts: list[str],
+    same: Mapping[str, str],
+) -> Iterator[str]:  # fmt: skip
     yield from source.notes
     if data.unreadable:
         bad = data.unreadable[0]
@@ -325,6 +357,11 @@ def _warnings(
         yield (
             f"the same bytes under different labels, counted for each of them: {_counted(len(conflicts), 'image')}, "
             f"first {min(conflicts)}"
+        )
+    if same:
+        yield (
+            f"{len(same)} groups have images in common (the same bytes) and count as {len(set(same.values()))}, so "
+            f"that no image is on both sides of a split: {_some(map(repr, same))}"
         )
     lost = sorted(set(tally.labels) - set(data.labels)) if settings.labels is None else []
     if lost:

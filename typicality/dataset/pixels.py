@@ -1,8 +1,9 @@
 """Encoded bytes to pixels: the one place where images are decoded, so that every stage sees the same ones.
 
 Whatever a file holds becomes 8-bit RGB: the EXIF orientation is applied, transparency is composited on white,
-16-bit greys are scaled by 1/257 (never stretched: brightness stays comparable between images), and of an
-animation the first frame counts. Colour profiles are ignored.
+16-bit greys are scaled by 1/257 (never stretched: brightness stays comparable between images), floats by the
+range that they are of (0 to 1 or 0 to 255, and white above it), and of an animation the first frame counts. Colour
+profiles are ignored.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 
+OVERSHOOT = 2
+"""Of the range of a float image, that its largest value may be: resampling and calibration leave a few beyond it."""
+
 
 class UnreadablePixelsError(Exception):
     """The bytes are not an image that can be decoded; the message says why. Never leaves the package."""
@@ -72,10 +76,11 @@ def measure(data: bytes) -> tuple[int, int]:
     UnreadablePixelsError : where `rgb` would fail as well.
     """
     with _decoding(data) as image:
-        width, height = image.size
+        size = image.size
+        drafted = image.draft(None, (max(1, size[0] // 8), max(1, size[1] // 8)))  # JPEG: skips most of the work
+        image.load()  # reads every byte; a TIFF is upright from here on, and its tag is gone
+        width, height = size if drafted else image.size
         turned = _orientation(image) >= 5
-        image.draft(None, (max(1, width // 8), max(1, height // 8)))  # JPEG: reads every byte, skips most of the work
-        image.load()
     return (height, width) if turned else (width, height)
 
 
@@ -87,8 +92,8 @@ def rgb(data: bytes) -> Image.Image:
     UnreadablePixelsError : the bytes are damaged or not an image.
     """
     with _decoding(data) as image:
-        turn = TURNS.get(_orientation(image))
         image.load()
+        turn = TURNS.get(_orientation(image))  # Pillow turns TIFF files itself when it loads them, and no others
         flat = _flat_rgb(image)
         return flat.transpose(turn) if turn is not None else flat
 
@@ -149,11 +154,13 @@ def _flat_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scale (h, w) values of a high-bit mode to uint8 by the range of their type, never by their own range."""
+    """Scale (h, w) values of a high-bit mode to uint8 by the range of their type, never by their own range.
+
+    Of which range floats are, their largest value tells, which may overshoot it: by up to twice, for a picture that
+    stays below two of 255 would be black. Only what goes far beyond 16 bits is scaled by its own largest value.
+    """
     numbers = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
     largest = numbers.max(initial=0.0)
-    top = 65535.0
-    if mode == "F" and largest <= 255:
-        top = 1.0 if largest <= 1 else 255.0
-    top = max(top, largest)  # 32-bit data beyond 16 bits
+    ranges = {OVERSHOOT * top: top for top in (1.0, 255.0, 65535.0)} if mode == "F" else {65535.0: 65535.0}
+    top = next((top for limit, top in ranges.items() if largest <= limit), largest)
     return np.clip(np.round(numbers * (255.0 / top)), 0, 255).astype(np.uint8)

@@ -35,7 +35,7 @@ from typicality.model.checkpoint import Checkpoint
 from typicality.model.finetune import TRAINING_RECORD, Finetuner
 from typicality.model.latents import LatentStore
 from typicality.model.recipe import default_steps
-from typicality.model.training import Part, TrainingSet, divided
+from typicality.model.training import Part, TrainingSet, divided, unseen_labels
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
 from typicality.records import LabelledImage
@@ -176,8 +176,7 @@ class CrossFit:
         return entry
 
     def _unseen(self, training: Sequence[LabelledImage]) -> list[str]:
-        seen = {label for image in training for label in image.labels}
-        missing = [label for label in self.dataset.labels if label not in seen]
+        missing = unseen_labels(training, self.dataset.labels)
         if not missing:
             return []
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,6 +99,12 @@ def divided(
     """
     share = min(settings.held_out, settings.validation_images / len(images)) if len(images) else 0.0
     return images.held_out(apart + share * (1 - apart) if share else 0.0)
+
+
+def unseen_labels(training: Iterable[LabelledImage], labels: Sequence[str]) -> list[str]:
+    """Return the labels that none of these images carries: a model that is trained on them does not know the prompt."""
+    seen = {label for image in training for label in image.labels}
+    return [label for label in labels if label not in seen]
 
 
 def parts_of(
