@@ -94,5 +94,10 @@ def diff(
             f"visual elements that hold up {sound[0]} -> {sound[1]}"
         )
     for finding in found.findings:
-        print_text(f"  {finding.state} finding ({finding.severity}): {finding.title}")
+        before = f"{finding.severity_before} -> " if finding.severity_before is not None else ""
+        print_text(f"  {finding.state} finding ({before}{finding.severity}): {finding.title}")
+    for stale in found.findings_stale:
+        print_text(
+            f"  findings are not compared: an earlier state of {stale} was audited; run `typicality audit {stale}`"
+        )
     return None

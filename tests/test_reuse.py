@@ -16,8 +16,11 @@ import torch
 
 import typicality
 from tests.conftest import draw
+from typicality import run as run_module
 from typicality.api import settings_for
 from typicality.errors import InterruptedRun, OutputError, SettingsError
+from typicality.model import checkpoint as checkpoint_module
+from typicality.model.denoiser import choose_dtype
 from typicality.model.finetune import Finetuner
 from typicality.pipeline import Result
 from typicality.plan import controls_of, first_jobs
@@ -121,6 +124,69 @@ def test_another_group_is_tested_anew(source: Path, tiny_model: Path, tmp_path: 
     assert keys(runs[0], "score") == keys(runs[1], "score")
     assert keys(runs[0], "mine") != keys(runs[1], "mine")
     assert max(runs[1].clusters["n_groups"].to_pylist()) <= 4
+
+
+@pytest.mark.slow
+def test_a_label_that_is_not_trained_on_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    """One photographer a label, six of them: who is held out takes the only images of a label along."""
+    rng, rows = np.random.default_rng(1), []
+    for label in "abcdef":
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for i in range(3):
+            draw(rng, "red", (40, 40)).save(tmp_path / "set" / label / f"{i}.png")
+            rows.append(f"{label}/{i}.png,{label}")
+    (tmp_path / "set" / "metadata.csv").write_text("\n".join(["file_name,photographer", *rows]) + "\n")
+    said = Said()
+    result = typicality.mine(
+        tmp_path / "set", "folder", group="photographer", out=tmp_path / "run", progress=said, **options(tiny_model)
+    )
+    (warning,) = (w for w in result.record["stages"]["finetune"]["warnings"] if "No image of the label" in w)
+    assert f"warning: {warning}" in said.lines
+    assert warning[:-1] in (tmp_path / "run" / "index.html").read_text().replace("&#39;", "'")
+    assert any(f"'{label}'" in warning for label in "abcdef")
+
+
+# ------------------------------------------------------------------------------------------------- machines
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_precision_on_another_machine(
+    copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mined where `auto` is float32, rendered, read and continued where it is bfloat16; and --dtype decides as ever."""
+    automatic = [torch.float32]
+
+    def choose(dtype: str, device: torch.device) -> torch.dtype:
+        return automatic[0] if dtype == "auto" else choose_dtype(dtype, device)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_module, "choose_dtype", choose)
+    monkeypatch.setattr(run_module, "has_bfloat16", lambda: True)
+    before = mine(tiny_model, dtype="auto")
+    automatic[0] = torch.bfloat16
+    typicality.report("run")
+    assert open_finished(Path("run"), "mine").dtype == torch.float32
+    said = Said()
+    after = typicality.mine("squares", "folder", out="run", progress=said, **options(tiny_model, dtype="auto"))
+    assert keys(after, "finetune", "score", "mine") == keys(before, "finetune", "score", "mine")
+    assert "precision: float32, as this run has had it; --dtype would set another" in said.lines
+    other = open_run(settings_for("squares", "folder", **options(tiny_model, dtype="bf16")), Path("run"))
+    assert other.dtype == torch.bfloat16
+    fresh = open_run(settings_for("squares", "folder", **options(tiny_model, dtype="auto")), Path("run"), fresh=True)
+    assert fresh.dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_an_automatic_model_stays_what_it_was(copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stable Diffusion that comes into the cache later, or a GPU, does not replace the model of a run."""
+    resolved = [(str(tiny_model), "there is nothing else")]
+    real = checkpoint_module.choose
+    monkeypatch.setattr(checkpoint_module, "choose", lambda model: resolved[0] if model.name == "auto" else real(model))
+    automatic = {**options(tiny_model), "model": "auto"}
+    before = typicality.mine("squares", "folder", out="run", **automatic)
+    resolved[0] = ("nobody/has-this", "a CUDA device came")
+    after = typicality.mine("squares", "folder", out="run", **automatic)
+    assert keys(after, "finetune", "score", "mine") == keys(before, "finetune", "score", "mine")
+    assert before.record["model"]["resolved"] == str(tiny_model)
 
 
 # -------------------------------------------------------------------------------------------------- weights

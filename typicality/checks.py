@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from typicality.errors import SettingsError
+from typicality.config import resolve, settings_key
+from typicality.errors import OutputError, SettingsError
 from typicality.mining.patches import patch_side
 from typicality.model.denoiser import check_up_block, prompt_tokens
 from typicality.run import Run
@@ -36,3 +39,27 @@ def check_model(run: Run) -> None:
     if run.folds > 1:
         run.fold_of(next(iter(run.labels_of)))
     _ = run.finetune_key
+
+
+def check_current(folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuse elements of an earlier state of a run: images were scored anew, or settings changed, and not mined since.
+
+    The tables of a run are then of two states. What is not recorded, as by earlier versions, counts as current.
+
+    Parameters
+    ----------
+    record : run.json of the run directory `folder`
+
+    Raises
+    ------
+    OutputError
+    """
+    entry = record["stages"].get("mine", {})
+    remedy = f"run `typicality mine {folder}` first"
+    if entry.get("state", "done") != "done":
+        raise OutputError(f"{folder} has not been mined to the end; {remedy}")
+    if "settings" in entry and entry["settings"] != settings_key(resolve(record["settings"]), "mine"):
+        raise OutputError(f"the elements of {folder} were mined under other settings than it has now; {remedy}")
+    present = record.get("dataset", {}).get("fingerprint")
+    if entry.get("fingerprint", present) != present:
+        raise OutputError(f"images or labels of {folder} have changed since its elements were mined; {remedy}")

@@ -5,6 +5,7 @@
     │   ├── DatasetError         a data set cannot be read, or does not hold what was asked
     │   ├── SettingsError        an unknown or impossible setting
     │   ├── CheckpointError      a model cannot be loaded, or is of another class
+    │   ├── DeviceMemoryError    the memory of the device does not suffice
     │   └── OutputError          the run directory cannot be written, or belongs to another run
     └── InterruptedRun           stopped by the user; the run can be continued (exit code 130)
 
@@ -36,6 +37,10 @@ class SettingsError(InputError):
 
 class CheckpointError(InputError):
     """A model checkpoint cannot be loaded, or is of a class that is not supported."""
+
+
+class DeviceMemoryError(InputError):
+    """The memory of the device, a GPU's perhaps, does not suffice for what is asked of it."""
 
 
 class OutputError(InputError):

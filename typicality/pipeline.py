@@ -111,7 +111,7 @@ def ensure_model(run: Run) -> None:
     """Fine-tune, unless that was done under the same key or is switched off."""
     settings = run.settings.finetune
     run.directory.record["model"] = {
-        "name": run.base.title, "revision": run.base.revision, "reason": run.base.reason,
+        "name": run.base.title, "resolved": run.base.name, "revision": run.base.revision, "reason": run.base.reason,
         "weights_hash": run.base_hash, "fine_tuned": settings.enabled,
         "device": str(run.device), "dtype": str(run.dtype).removeprefix("torch."),
         "engine": "openvino" if run.compiled_shapes else "torch",
@@ -148,7 +148,7 @@ def _ensure_single(run: Run) -> None:
         raise InputError("no image is left to fine-tune on: lower finetune.held_out, or use groups that are smaller")
     state = run.directory.path("training", run.finetune_key)
     with run.directory.stage("finetune", run.finetune_key) as entry:
-        checkpoint = load_checkpoint(run.settings.model)
+        checkpoint = load_checkpoint(run.model_settings)
         trainer = Finetuner(
             checkpoint, data, run.latents, settings, run.settings.score, state, run.device, run.dtype,
             run.settings.seed,
@@ -186,7 +186,7 @@ def _finished(run: Run) -> dict[str, Any]:
 def _ensure_folds(run: Run) -> None:
     """Fine-tune a model a fold; a run that was stopped continues in the part it was in."""
     crossfit = CrossFit(
-        load=lambda: load_checkpoint(run.settings.model),
+        load=lambda: load_checkpoint(run.model_settings),
         dataset=run.dataset,
         prompts=run.prompts,
         latents=run.latents,
@@ -475,9 +475,8 @@ def _features(run: Run, patches: Sequence[Patch]) -> np.ndarray:
     mine, denoiser, labels = run.settings.mine, run.feature_denoiser, run.dataset.labels
     states = dict(zip(labels, denoiser.encode_prompts(run.prompts.of_all(labels))[1:], strict=True))
     extractor = FeatureExtractor(
-        denoiser, states.__getitem__, mine.noises, mine.timestep, mine.up_block, run.settings.seed,
-        min(64, run.batch_size),
-    )  # fmt: skip
+        denoiser, states.__getitem__, mine.noises, mine.timestep, mine.up_block, run.settings.seed, run.batch_size
+    )
     return extractor(patches, run.latents.get, run.progress)
 
 

@@ -21,8 +21,7 @@ from typicality.config import ModelSettings, Settings, config_of, key_of, merge,
 from typicality.dataset import LabelledImages, is_opened_here, load_dataset
 from typicality.errors import OutputError, SettingsError
 from typicality.model import recipe
-from typicality.model.card import is_fine_tuned
-from typicality.model.checkpoint import BASE, Checkpoint, choose, load_checkpoint
+from typicality.model.checkpoint import Checkpoint, knows_labels, load_checkpoint
 from typicality.model.compiled import WORTH
 from typicality.model.crossfit import SHARED, folds_of
 from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, compiles, has_bfloat16
@@ -82,9 +81,15 @@ class Run:
         return chosen
 
     @cached_property
+    def model_settings(self) -> ModelSettings:
+        """Those of the model before fine-tuning; `auto` is what it was for this run before, whatever there is now."""
+        model, before = self.settings.model, self.directory.record.get("model", {}).get("resolved")
+        return model.model_copy(update={"name": before}) if model.name == "auto" and before else model
+
+    @cached_property
     def _loaded(self) -> tuple[Checkpoint, str]:
         """The model before fine-tuning and its hash, taken before training or a cast can change the weights."""
-        checkpoint = load_checkpoint(self.settings.model)
+        checkpoint = load_checkpoint(self.model_settings)
         self.progress.say(f"model: {checkpoint.title} ({checkpoint.reason})")
         return checkpoint, checkpoint.weights_hash()
 
@@ -391,7 +396,7 @@ class Run:
         """
         if self.cross_fitted:
             return frozenset(image.image_id for image in self.dataset)
-        if knows_labels(self.settings.model):
+        if knows_labels(self.model_settings):
             return frozenset()
         return frozenset(i.image_id for i in self.dataset.held_out(self.settings.finetune.held_out)[1])
 
@@ -399,7 +404,8 @@ class Run:
     def batch_size(self) -> int:
         if self.settings.score.batch_size:
             return self.settings.score.batch_size
-        cells = (self.latents.size // self.base.factor) ** 2
+        shapes = {self.latents.shape_of(image) for image in self.dataset}
+        cells = max(height * width for height, width in shapes) // self.base.factor**2
         return max(1, cells_at_once(self.device, self.dtype) // cells)
 
     def plan(self, draws: int) -> DrawPlan:
@@ -438,7 +444,7 @@ class Run:
                 f"The model was kept (--keep-model): {added} of {len(self.dataset)} images were added after it had "
                 "been fine-tuned."
             )
-        if knows_labels(self.settings.model):
+        if knows_labels(self.model_settings):
             found.append(
                 "Scores are in-sample: the model was fine-tuned on labelled images before, perhaps on these, so what "
                 "is typical of an image may in part be memorised."
@@ -448,21 +454,12 @@ class Run:
                 "Scores of elements are those that they were selected by: too high on average, and their intervals too "
                 "narrow. The adaptive protocol draws anew for the selected."
             )
-        if not knows_labels(self.settings.model) and self.settings.finetune.enabled and self.folds == 1:
+        if not knows_labels(self.model_settings) and self.settings.finetune.enabled and self.folds == 1:
             found.append(
                 "Scores are in-sample: most images were also used to fine-tune the model (the published protocol), "
                 "so what is typical of an image may in part be memorised."
             )
         return tuple(found)
-
-
-def knows_labels(settings: ModelSettings) -> bool:
-    """Return whether the model before fine-tuning is one that this program has fine-tuned: on labels, perhaps these.
-
-    The bundled base, models of a hub and checkpoints of other programs count as unaware of the labels.
-    """
-    names = (choose(settings)[0], settings.lora)
-    return any(name is not None and name != BASE and is_fine_tuned(Path(name)) for name in names)
 
 
 def is_cross_fitted(settings: Settings) -> bool:
@@ -645,4 +642,6 @@ def open_finished(folder: Path, stage: str, settings: Settings | None = None, pr
             f"{folder} has no latents of {missing} of {len(run.dataset)} images: where the data set has grown, run "
             "`typicality mine` again; latents also belong to the run's own --model and --dtype"
         )
+    if stage == "mine":
+        run.check_mined()
     return run

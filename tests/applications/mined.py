@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from typicality.config import resolve
+from typicality.config import resolve, settings_key
 from typicality.dataset import load_dataset
 from typicality.mining.tables import CLUSTERS_SCHEMA, ELEMENTS_SCHEMA
+
+
+def change_record(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what run.json of a run says."""
+    record = json.loads((folder / "run.json").read_text())
+    change(record)
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def note_mined(record: dict[str, Any]) -> None:
+    """Say in run.json that it was mined as it is now, as `mine` does."""
+    settings = settings_key(resolve(record["settings"]), "mine")
+    fingerprint = record["dataset"]["fingerprint"]
+    record["stages"]["mine"] = {"state": "done", "key": "m1", "settings": settings, "fingerprint": fingerprint}
+
+
+STALE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "mined to the end": lambda record: record["stages"]["mine"].update(state="interrupted"),
+    "images or labels of .* have changed": lambda record: record["dataset"].update(fingerprint="fewer images"),
+    "other settings": lambda record: record["settings"]["score"].update(draws=8),
+}
+"""What is said of a run whose elements are of an earlier state -> a change of its record that makes it such a run."""
 
 
 def write_mined(folder: Path, source: Path, per_label: int = 6, **changes: Any) -> Path:

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.applications.mined import write_mined
-from typicality.applications.audit.findings import Finding
+from tests.applications.mined import STALE, change_record, note_mined, write_mined
+from typicality.applications.audit.findings import Finding, Severity
 from typicality.applications.diff import changes, diff, iou, match_elements, sound, spearman, write_page
+from typicality.cli.app import run as command
 from typicality.errors import OutputError
 
 Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
@@ -153,6 +154,70 @@ def test_findings_that_are_new_or_gone(runs: tuple[Path, Path]) -> None:
     ]  # fmt: skip
     (runs[1] / "findings.json").write_text("{")
     with pytest.raises(OutputError, match="typicality audit"):
+        diff(*runs)
+
+
+def a_finding(severity: Severity, identity: str = "mark", concerns: range = range(20)) -> Finding:
+    return Finding(
+        kind="same_place", severity=severity, title=f"the {identity}", explanation="", labels=("a",), score=0.9,
+        standard_error=None, p_value=0.001, evidence=(), identity=identity, concerns=tuple(map(str, concerns)),
+        basis="images",
+    )  # fmt: skip
+
+
+def write_findings(run: Path, *findings: Finding, fingerprint: str | None = None) -> None:
+    document = {"dataset": {"fingerprint": fingerprint}, "findings": [f.as_dict() for f in findings]}
+    (run / "findings.json").write_text(json.dumps(document))
+
+
+def test_findings_that_became_graver_or_milder(runs: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    """The first is the same thing by its images, under another id; the second and third keep their ids."""
+    before, after = a_finding("medium"), a_finding("high", concerns=range(21))
+    write_findings(runs[0], before, a_finding("high", "border"), a_finding("low", "text"))
+    write_findings(runs[1], after, a_finding("low", "border"), a_finding("low", "text"))
+    assert before.id != after.id
+    found = diff(*runs)
+    assert not found.same
+    assert [(f.state, f.id, f.severity_before, f.severity) for f in found.findings] == [
+        ("graver", after.id, "medium", "high"), ("milder", a_finding("low", "border").id, "high", "low"),
+    ]  # fmt: skip
+    assert command(["diff", *map(str, runs), "--out", str(tmp_path / "diff.html"), "--quiet"]) == 0
+    assert "graver finding (medium -> high): the mark" in capsys.readouterr().out
+    assert "medium → high" in (tmp_path / "diff.html").read_text()
+    write_findings(runs[1])
+    assert next((f.state, f.severity, f.severity_before) for f in diff(*runs).findings) == ("gone", "medium", None)
+
+
+def test_findings_of_an_earlier_state_are_unknown(runs: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    """Of other images by their fingerprint; of another model or other elements by what the audit was built on."""
+
+    def audited(record: dict[str, Any]) -> None:
+        record["stages"] |= {"finetune": {"weights": "w1"}, "mine": {"key": "m1"}}
+        record["stages"]["audit"] = {"state": "done", "built_on": {"finetune": "w1", "mine": "m1"}}
+
+    write_findings(runs[0], a_finding("high"))
+    change_record(runs[1], audited)
+    write_findings(runs[1], fingerprint=json.loads((runs[1] / "run.json").read_text())["dataset"]["fingerprint"])
+    assert (diff(*runs).findings_known, diff(*runs).findings_stale) == (True, ())
+    change_record(runs[1], lambda record: record["stages"]["mine"].update(key="m2"))
+    found = diff(*runs)
+    assert (found.findings_known, found.findings, found.findings_stale) == (False, (), (str(runs[1]),))
+    assert command(["diff", *map(str, runs), "--out", str(tmp_path / "diff.html"), "--quiet"]) == 0
+    assert f"typicality audit {runs[1]}" in capsys.readouterr().out
+    assert "Not compared: an earlier state of" in (tmp_path / "diff.html").read_text()
+    change_record(runs[1], audited)
+    assert diff(*runs).findings_known
+    write_findings(runs[1], fingerprint="other images")
+    assert not diff(*runs).findings_known
+
+
+@pytest.mark.parametrize("said", STALE)
+def test_a_run_that_was_not_mined_as_it_is_now(runs: tuple[Path, Path], said: str) -> None:
+    for run in runs:
+        change_record(run, note_mined)
+    assert diff(*runs).same
+    change_record(runs[1], STALE[said])
+    with pytest.raises(OutputError, match=rf"{said}.*`typicality mine {runs[1]}`"):
         diff(*runs)
 
 

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from tests.applications.mined import write_mined
+from tests.applications.mined import STALE, change_record, note_mined, write_mined
 from typicality.applications.export import MARKER, WRITERS, Mined, _new_folder, export, safe
 from typicality.errors import InputError, OutputError
 from typicality.store import SCHEMA_VERSION
@@ -204,6 +204,19 @@ def test_errors_say_what_to_do(mined: Path, tmp_path: Path) -> None:
     (tmp_path / "elements.parquet").touch()
     with pytest.raises(OutputError, match=r"no clusters\.parquet: it has not been mined"):
         export(tmp_path, "coco")
+
+
+@pytest.mark.parametrize("said", STALE)
+def test_elements_of_an_earlier_state_are_not_exported(tiny_folder: Path, tmp_path: Path, said: str) -> None:
+    """After `score` of fewer images, or with other settings, elements.parquet is not what run.json describes."""
+    run = write_mined(tmp_path / "run", tiny_folder)
+    change_record(run, note_mined)
+    export(run, "csv")
+    change_record(run, STALE[said])
+    for to in ("csv", "coco"):
+        with pytest.raises(OutputError, match=rf"{said}.*`typicality mine {run}`"):
+            export(run, to, tmp_path / f"elements.{to}")
+    assert not list(tmp_path.glob("elements.*"))
 
 
 @pytest.mark.parametrize(

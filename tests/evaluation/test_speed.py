@@ -9,8 +9,15 @@ import pytest
 import torch
 
 import typicality
+from typicality.api import settings_for
+from typicality.config import ModelSettings
+from typicality.dataset import load_dataset
 from typicality.evaluation import speed
 from typicality.evaluation.speed import matmul_flops, synthetic_maps, top_patches_seconds
+from typicality.model import probe
+from typicality.model.checkpoint import load_checkpoint
+from typicality.model.denoiser import Denoiser
+from typicality.progress import SILENT
 
 
 def test_synthetic_maps_are_like_real_ones() -> None:
@@ -30,6 +37,28 @@ def test_time_grows_with_the_number_of_maps() -> None:
 def test_a_matrix_product_takes_time() -> None:
     """Between a megaflop and an exaflop a second."""
     assert 1e6 < matmul_flops(torch.float32, torch.device("cpu")) < 1e18
+
+
+def test_batches_that_do_not_fit_are_left_out(
+    tiny_folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the probe of `doctor`, and by the bare UNet of `bench`, whose plain attention needs the most memory."""
+    checkpoint = load_checkpoint(ModelSettings(name=str(tiny_model)))
+    denoiser = Denoiser(checkpoint, torch.device("cpu"), torch.float32)
+    forward = type(checkpoint.unet.conv_in).forward
+
+    def limited(layer: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(layer, x)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", limited)
+    assert set(probe.seconds_an_evaluation(denoiser, (8, 16, 32), 0.2)) == {8, 16}
+    settings = settings_for(tiny_folder, "folder", model=str(tiny_model), device="cpu")
+    bench = speed._Bench(settings, load_dataset(settings.dataset), tmp_path, SILENT)
+    run = bench.open_run(bench.first(8))
+    assert run.batch_size > 64
+    assert speed.BareUNet(run, torch.float32).batch == 16
 
 
 @pytest.mark.slow

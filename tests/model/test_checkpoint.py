@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_checkpoint
 from typicality.config import ModelSettings
 from typicality.errors import CheckpointError
+from typicality.model import checkpoint as checkpoint_module
 from typicality.model.checkpoint import (
     ADAPTER_FILE,
     ADAPTER_RECORD,
     BASE,
+    STABLE_DIFFUSION,
     base_folder,
     choose,
     load_checkpoint,
@@ -47,6 +49,21 @@ def test_hash_sees_weights_and_schedule() -> None:
     assert tiny_checkpoint(prediction_type="v_prediction").weights_hash() != one.weights_hash()
 
 
+def test_hash_sees_how_weights_are_used() -> None:
+    """None of these is a weight, and each changes predictions."""
+    one = tiny_checkpoint().weights_hash()
+    for part, name, value in (
+        ("vae", "scaling_factor", 0.5), ("unet", "attention_head_dim", 1), ("text_encoder", "hidden_act", "gelu"),
+    ):  # fmt: skip
+        other = tiny_checkpoint()
+        config = getattr(other, part).config
+        if part == "text_encoder":
+            setattr(config, name, value)
+        else:
+            getattr(other, part).register_to_config(**{name: value})
+        assert other.weights_hash() != one, name
+
+
 def test_half_precision_on_disk_leaves_the_live_weights(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint()
     before = checkpoint.weights_hash()
@@ -69,6 +86,19 @@ def test_auto_on_a_machine_without_cuda_is_the_base(monkeypatch: pytest.MonkeyPa
     name, reason = choose(ModelSettings())
     assert name == BASE
     assert "CUDA" in reason
+
+
+def test_auto_takes_stable_diffusion_from_the_cache_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache as our own download leaves it: the parts, and no model_index.json."""
+    held = {f"{part}/config.json" for part in ("unet", "vae", "text_encoder")}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        checkpoint_module, "try_to_load_from_cache", lambda repo, name: f"/cache/{name}" if name in held else None
+    )
+    assert choose(ModelSettings())[0] == STABLE_DIFFUSION
+    assert choose(ModelSettings(device="cpu"))[0] == BASE
+    held.clear()
+    assert choose(ModelSettings())[0] == BASE
 
 
 def test_missing_folder_names_itself(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from tests.conftest import tiny_checkpoint
 from typicality.errors import InputError, SettingsError
+from typicality.model import unet
 from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, prompt_tokens
 
 CPU = torch.device("cpu")
@@ -40,6 +41,27 @@ def test_rows_choose_a_prompt_for_every_input(denoiser: Denoiser) -> None:
     full = denoiser.predict_noise(z, t, states)
     mixed = denoiser.predict_noise(z, t, states, [[0, 0, 0], [1, 2, 1]])
     torch.testing.assert_close(mixed[1], torch.stack([full[1, 0], full[2, 1], full[1, 2]]), rtol=1e-5, atol=1e-6)
+
+
+def test_many_prompts_are_divided_into_calls_that_fit(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    z, t = inputs()
+    states = denoiser.encode_prompts(PROMPTS)
+    whole, sizes = denoiser.predict_noise(z, t, states), list[int]()
+    body = unet.body
+
+    def counted(model: object, first: object, hidden: torch.Tensor, *rest: object) -> torch.Tensor:
+        sizes.append(len(hidden))
+        return body(model, first, hidden, *rest)
+
+    monkeypatch.setattr(unet, "body", counted)
+    before = denoiser.evaluations
+    parts = denoiser.predict_noise(z, t, states, at_once=2 * len(z))
+    assert sizes == [2 * len(z), len(z)]
+    assert denoiser.evaluations - before == 3 * len(z)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+    sizes.clear()
+    denoiser.predict_noise(z, t, states, at_once=1)
+    assert sizes == [len(z)] * 3
 
 
 def test_prompts_make_a_difference(denoiser: Denoiser) -> None:

@@ -209,6 +209,21 @@ def test_what_is_of_an_earlier_state_of_the_run_says_so(data: ReportInput) -> No
     assert stale_sections(data, read_sections(data)) == {"translations": "typicality translate"}
 
 
+def test_findings_of_an_earlier_state_of_the_run_say_so(data: ReportInput) -> None:
+    """What an audit without the model has recorded stands on nothing that could have changed."""
+    assert data.folder is not None
+    write(data.folder / "findings.json", {"findings": [a_finding(data)]})
+    stages = data.facts["stages"]
+    stages |= {"finetune": {"weights": "w2"}, "mine": {"key": "m1"}, "audit images": {"key": "i"}}
+    stages["audit"] = {"state": "done", "built_on": {"finetune": "w2", "mine": "m1"}}
+    assert stale_sections(data, read_sections(data)) == {}
+    stages["mine"]["key"] = "m2"
+    assert stale_sections(data, read_sections(data)) == {"findings": "typicality audit"}
+    assert lay_out(data, build_view(data))[0].count("of an earlier state of the run") == 1
+    del stages["audit"]["built_on"]
+    assert stale_sections(data, read_sections(data)) == {}
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -139,6 +141,27 @@ def test_parquet_and_the_same_seed_gives_the_same_file(tmp_path: Path, write_csv
     assert not first.equals(third)
     assert first.column("a").null_count == 0
     assert pq.read_table(tmp_path / "0-uncertainty.parquet").column("a").null_count == 40
+
+
+def test_one_missing_text_fills_no_other_cell(write_csv: WriteTable):
+    """Of yes, no and unknown the last is missing: no, which is a part of it, stays."""
+    answers = ["yes", "no", "unknown", "no", "yes"] * 4
+    table = write_csv(answer=answers, x=[f"{1.5 * i % 7}" for i in range(20)])
+    found = typicality.tabular_impute(table, missing="unknown", steps=5, samples=4)
+    filled = cells_of(found.path)["answer"]
+    assert [new for new, old in zip(filled, answers, strict=True) if old != "unknown"] == ["yes", "no", "no", "yes"] * 4
+    assert found.summary["filled_by_column"] == {"answer": 4}
+
+
+def test_dates_of_a_parquet_file_are_left_and_not_called_missing(tmp_path: Path):
+    table = pa.table(
+        {"day": pa.array([None, *[date(2020, 1, 1)] * 11]), "x": [float(i) for i in range(12)], "y": [None, *range(11)]}
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = typicality.tabular_impute(tmp_path / "t.parquet", steps=5, samples=4)
+    assert found.summary["left_missing"] == {"day": 1}
+    assert found.summary["kinds"]["passed"] == 1
+    assert pq.read_table(found.path).column("day").equals(table.column("day"))
 
 
 def test_a_table_without_gaps_is_written_as_it_was(write_csv: WriteTable):

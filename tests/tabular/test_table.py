@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import pytest
 
 from tests.tabular.conftest import WriteTable
 from typicality.errors import DatasetError, OutputError, SettingsError
+from typicality.tabular.balance import BalanceOptions
 from typicality.tabular.columns import column_of
+from typicality.tabular.impute import ImputeOptions
+from typicality.tabular.preparing import labels_of_rows, options_from, prepare
 from typicality.tabular.table import output_path, read_sheet, write_sheet
 
 
@@ -49,6 +53,36 @@ def test_numbers_that_are_names():
     assert column.cell(1.0) == "1"
     assert column_of("x", ["a", "b"], ignored=True).kind == "passed"
     assert column_of("x", ["1", "2", "-9"], missing=["-9"]).gaps.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        (["01", "02", "12"], "category"),
+        (["T10", "T11", "T12"], "category"),
+        (["10+01", "11+01"], "category"),
+        (["T10:00", "11:30"], "passed"),
+        (["31.1.2020", "1/2/2020"], "passed"),
+        (["2020-01-31T10", "2020-W05"], "passed"),
+        (["20200131T10:15", "20200131T10:16"], "passed"),
+    ],
+)
+def test_codes_are_no_times(texts: list[str], kind: str):
+    """Python reads 01 as one o'clock; without a separator it is a code."""
+    assert column_of("x", texts).kind == kind
+
+
+def test_what_the_user_calls_a_category_is_never_a_date():
+    for texts in (["10", "20", "10"], ["2020-01-31", "2021-02-01"], ["10:30", "11:30"]):
+        column = column_of("x", texts, category=True)
+        assert (column.kind, column.choices) == ("category", tuple(dict.fromkeys(texts)))
+
+
+def test_one_text_alone_is_one_element():
+    options = ImputeOptions(ignore="id", missing="unknown", category=["x"])
+    assert (options.ignore, options.missing, options.category) == (("id",), ("unknown",), ("x",))
+    assert options_from(BalanceOptions, label="y", rare="fraud").rare == ("fraud",)
+    assert options_from(BalanceOptions, label="y", rare=["a", "b"]).rare == ("a", "b")
 
 
 def test_more_different_texts_than_the_limit_are_left_alone():
@@ -109,6 +143,30 @@ def test_parquet_keeps_types_and_what_is_not_looked_into(tmp_path: Path):
     assert found.column("d").to_pylist() == [date(2020, 1, 1), None, None, None]
     write_sheet(tmp_path / "o.csv", sheet, {"i": {2: 7}})
     assert (tmp_path / "o.csv").read_text().splitlines()[1] == "0.10000000149011612,1,a,2020-01-01,[1]"
+
+
+def test_what_is_not_looked_into_is_passed_with_its_own_gaps(tmp_path: Path):
+    """Dates, times, lists, decimals and bytes of a Parquet file are there; they are no gaps."""
+    columns = {
+        "d": (pa.array([date(2020, 1, 1), None, None]), 2),
+        "t": (pa.array([0, None, 1], pa.timestamp("us")), 1),
+        "l": (pa.array([[1], [], None]), 1),
+        "m": (pa.array([Decimal("1.5"), Decimal("2.5"), Decimal("3.5")]), 0),
+        "b": (pa.array([b"", None, b"x"]), 1),
+        "c": (pa.array([date(2020, 1, 1), None, date(2020, 1, 1)]).dictionary_encode(), 1),
+        "x": (pa.array([1.0, 2.0, 3.0]), 0),
+        "n": (pa.nulls(3, pa.date32()), 3),
+    }
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({name: array for name, (array, _) in columns.items()}), path)
+    prepared = prepare(path, ImputeOptions(category="d"))
+    kinds = {"x": "number", "n": "empty"}
+    for column in prepared.columns:
+        assert (column.kind, int(column.gaps.sum())) == (kinds.get(column.name, "passed"), columns[column.name][1])
+    notes = prepared.summary()["notes"]
+    assert "'d' is of the type date32[day], which is neither plain numbers nor text" in notes
+    with pytest.raises(DatasetError, match=r"'t' of .* is of the type timestamp\[us\].* cannot be the label"):
+        labels_of_rows(prepared.sheet, "t")
 
 
 def test_text_becomes_numbers_in_parquet(tmp_path: Path, write_csv: WriteTable):

@@ -4,7 +4,7 @@
                the best overlaps first
     clusters   matched one to one within a label by the share of members they have in common (Jaccard index over
                matched elements)
-    findings   of `typicality audit`, by their ids
+    findings   of `typicality audit`, by their ids; those of an audit of an earlier state of its run are unknown
 
 A score that changed is told from noise by z = (after - before) / sqrt(se_before^2 + se_after^2); runs over the same
 images and seed share noise, which makes z smaller than it looks, so it is a guide and not a test.
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from typicality.checks import check_current
 from typicality.config import resolve
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import InputError, OutputError
@@ -32,10 +33,11 @@ from typicality.findings import concerns_of, name_of, same_things
 from typicality.mining.significance import tested_p_value
 from typicality.report.pictures import LEVELS, Crop, draw_crop
 from typicality.report.render import page_of
+from typicality.report.sections.audit import SEVERITIES
 from typicality.report.text import clean
 from typicality.report.view import doubts_of
 from typicality.run import existing_record, run_record
-from typicality.store import write_text
+from typicality.store import foundation, write_text
 
 OVERLAP = 0.5  # IoU from which two boxes of an image are the same element
 SHARED = 0.2  # Jaccard index from which two clusters are the same
@@ -127,12 +129,20 @@ class DataChange:
 
 @dataclass(frozen=True)
 class FindingChange:
-    """A finding of one audit that the other does not have; `state` is new or gone."""
+    """A finding of one audit that the other does not have, or has with another severity.
+
+    Attributes
+    ----------
+    state : new, graver, milder or gone
+    id : in the second audit; of a finding that is gone, in the first
+    severity_before : that of the first audit where both have the finding, else None
+    """
 
     state: str
     id: str
     severity: str
     title: str
+    severity_before: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,9 @@ class Diff:
     labels: tuple[LabelChange, ...]
     findings: tuple[FindingChange, ...]
     findings_known: bool
-    """Whether both runs have been audited."""
+    """Whether both runs have been audited, as they are now."""
+    findings_stale: tuple[str, ...]
+    """Runs of which an earlier state was audited."""
 
     @property
     def same(self) -> bool:
@@ -190,17 +202,33 @@ class Side:
         return {image_id: (name, frozenset(labels[image_id])) for image_id, name in names.items()}
 
     @cached_property
-    def findings(self) -> dict[str, dict[str, Any]] | None:
-        """Findings by id, or None where the run was not audited."""
+    def _audit(self) -> tuple[dict[str, dict[str, Any]], str | None] | None:
+        """Findings by id and the fingerprint of the images audited; None where the run was not audited."""
         path = self.folder / "findings.json"
         if not path.is_file():
             return None
         try:
-            return {str(row["id"]): row for row in json.loads(path.read_text(encoding="utf-8"))["findings"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            rows = {str(row["id"]): row for row in document["findings"]}
+            return rows, document.get("dataset", {}).get("fingerprint")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"{path} cannot be read ({error!r}); run `typicality audit {self.folder}` again"
             ) from error
+
+    @property
+    def stale(self) -> bool:
+        """Whether an earlier state of the run was audited: other images, another model, other elements."""
+        if self._audit is None:
+            return False
+        present = self.record["dataset"].get("fingerprint")
+        known = self.record["stages"].get("audit", {}).get("built_on") or {}
+        return (self._audit[1] or present) != present or known != foundation(self.record, known)
+
+    @property
+    def findings(self) -> dict[str, dict[str, Any]] | None:
+        """Findings by id; None where the run was not audited, or in an earlier state."""
+        return None if self._audit is None or self.stale else self._audit[0]
 
 
 def open_side(folder: Path) -> Side:
@@ -208,12 +236,13 @@ def open_side(folder: Path) -> Side:
 
     Raises
     ------
-    OutputError : when it is no run directory, or has not been mined.
+    OutputError : when it is no run directory, or has not been mined, or not as it is now.
     """
     record = existing_record(folder)
     missing = [n for n in ("elements", "clusters", "images") if not (folder / f"{n}.parquet").is_file()]
     if missing:
         raise OutputError(f"{folder} has no {missing[0]}.parquet: it has not been mined; run `typicality mine` first")
+    check_current(folder, record)
     return Side(folder, record)
 
 
@@ -222,7 +251,7 @@ def diff(run_a: Path, run_b: Path) -> Diff:
 
     Raises
     ------
-    OutputError : when one of them is no mined run.
+    OutputError : when one of them is no mined run, or was not mined as it is now.
     """
     a, b = open_side(Path(run_a)), open_side(Path(run_b))
     labels = list(dict.fromkeys([*a.record["dataset"]["labels"], *b.record["dataset"]["labels"]]))
@@ -243,6 +272,7 @@ def diff(run_a: Path, run_b: Path) -> Diff:
         ),
         findings=finding_changes(a.findings, b.findings),
         findings_known=a.findings is not None and b.findings is not None,
+        findings_stale=tuple(str(side.folder) for side in (a, b) if side.stale),
     )  # fmt: skip
 
 
@@ -372,7 +402,7 @@ def _how_many(clusters: Sequence[Row]) -> int | None:
 
 
 def finding_changes(before: Mapping[str, Row] | None, after: Mapping[str, Row] | None) -> tuple[FindingChange, ...]:
-    """Findings that only one of two audits has; none where a run was not audited."""
+    """Findings that only one of two audits has, or both with another severity; none where one audit is unknown."""
     if before is None or after is None:
         return ()
     only = [row for i, row in after.items() if i not in before]
@@ -382,12 +412,23 @@ def finding_changes(before: Mapping[str, Row] | None, after: Mapping[str, Row] |
     unnamed = {i: found for i, found in unnamed.items() if found[0] != found[1]}
     names = {i: name_of(row) for i, row in left.items()}
     same = same_things(unnamed, names, {i: concerns_of(row) for i, row in left.items()})
-    new = [("new", row["id"], row) for i, row in enumerate(only) if i not in same]
-    gone = [("gone", i, row) for i, row in left.items() if i not in same.values()]
-    return tuple(
-        FindingChange(state, i, str(row.get("severity", "")), clean(row.get("title", "")))
-        for state, i, row in new + gone
+    both = [(before[i], row) for i, row in after.items() if i in before]
+    both += [(left[there], only[i]) for i, there in same.items()]
+    rank = {severity: place for place, severity in enumerate(SEVERITIES)}
+    judged = [(a, b) for a, b in both if a.get("severity") in rank and b.get("severity") in rank]
+    apart = [(rank[b["severity"]] - rank[a["severity"]], a, b) for a, b in judged]
+    return (
+        *(_finding("new", row) for i, row in enumerate(only) if i not in same),
+        *(_finding("graver", b, a) for step, a, b in apart if step < 0),
+        *(_finding("milder", b, a) for step, a, b in apart if step > 0),
+        *(_finding("gone", row) for i, row in left.items() if i not in same.values()),
     )
+
+
+def _finding(state: str, row: Row, before: Row | None = None) -> FindingChange:
+    severity_before = None if before is None else str(before["severity"])
+    severity, title = str(row.get("severity", "")), clean(row.get("title", ""))
+    return FindingChange(state, str(row["id"]), severity, title, severity_before)
 
 
 def spearman(ranks: np.ndarray) -> float | None:

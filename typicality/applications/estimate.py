@@ -205,7 +205,7 @@ class _Probe:
         ids = [image.image_id for image in run.dataset]
         data = TrainingSet(ids, [], run.labels_of, run.dataset.labels, run.prompts)
         trainer = Finetuner(
-            load_checkpoint(self.settings.model), data, run.latents, tuning.model_copy(update={"flip": False}),
+            load_checkpoint(run.model_settings), data, run.latents, tuning.model_copy(update={"flip": False}),
             self.settings.score,
             self.folder / "training", run.device, run.dtype, self.settings.seed,
         )  # fmt: skip
@@ -224,7 +224,7 @@ class _Probe:
 
     def _selection(self) -> PatchSelection:
         mine, run = self.settings.mine, self.run
-        side = patch_side(run.latents.size, mine.patch, run.base.factor)
+        side = patch_side(run.latents.short_side, mine.patch, run.base.factor)
         return PatchSelection(side, run.base.factor, mine.per_image, mine.per_label, mine.share)
 
     def _features(self, selection: PatchSelection) -> tuple[float, int]:
@@ -232,8 +232,9 @@ class _Probe:
         run, mine = self.run, self.settings.mine
         states = run.denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels))
         extractor = FeatureExtractor(
-            run.denoiser, lambda _: states[1], mine.noises, mine.timestep, mine.up_block, self.settings.seed
-        )
+            run.denoiser, lambda _: states[1], mine.noises, mine.timestep, mine.up_block, self.settings.seed,
+            run.batch_size,
+        )  # fmt: skip
         patches = [_patch(image.image_id, selection.side) for image in run.dataset][:16]
         found = extractor(patches, run.latents.get)
         seconds = timed(lambda: extractor(patches, run.latents.get), run.device, PROBE_SECONDS / 2, least=1)

@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from typicality.checks import check_current
 from typicality.config import resolve
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import InputError, OutputError, nearest
@@ -122,7 +123,7 @@ def export(run: Path, to: str, out: Path | None = None, force: bool = False, pro
     Raises
     ------
     InputError : for an unknown format.
-    OutputError : when `run` has not been mined, or `out` exists or cannot be written.
+    OutputError : when `run` has not been mined, or not as it is now, or `out` exists or cannot be written.
     """
     path = place_of(run, to, out, force)
     _, write, is_folder = WRITERS[to]
@@ -139,10 +140,11 @@ def place_of(run: Path, to: str, out: Path | None = None, force: bool = False) -
     """Return where `export` would write, with the same arguments and errors; nothing is written."""
     if to not in WRITERS:
         raise InputError(f"there is no export format {to!r}: {nearest(to, WRITERS)}")
-    existing_record(run)
+    record = existing_record(run)
     missing = [name for name in TABLES if not (Path(run) / name).is_file()]
     if missing:
         raise OutputError(f"{run} has no {missing[0]}: it has not been mined yet; run `typicality mine` first")
+    check_current(Path(run), record)
     name, _, is_folder = WRITERS[to]
     path = Path(out) if out is not None else Path(run) / "export" / name
     _may_write(path, is_folder, force)

@@ -141,7 +141,7 @@ class Workbench:
                 f"too few groups carry {', '.join(short[:5])}: training images give elements, and half of the held-out "
                 "ones show what elements tell of labels. Raise --images, or leave these labels out"
             )
-        self.side = patch_side(run.latents.size, run.settings.mine.patch, run.base.factor)
+        self.side = patch_side(run.latents.short_side, run.settings.mine.patch, run.base.factor)
         self.labels = run.dataset.labels
         self.groups = {image.image_id: image.group for image in run.dataset}
         self._sizes = {image.image_id: (image.width, image.height) for image in run.dataset}
@@ -152,8 +152,9 @@ class Workbench:
         mine, denoiser = run.settings.mine, run.denoiser
         null = denoiser.encode_prompts([run.prompts.null])[0]
         self.extract = FeatureExtractor(
-            denoiser, lambda _: null, min(NOISES, mine.noises), mine.timestep, mine.up_block, run.settings.seed
-        )
+            denoiser, lambda _: null, min(NOISES, mine.noises), mine.timestep, mine.up_block, run.settings.seed,
+            run.batch_size,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------- images
 
@@ -332,8 +333,9 @@ class Workbench:
                 zip(self.labels, run.denoiser.encode_prompts(run.prompts.of_all(self.labels))[1:], strict=True)
             )
             extract = FeatureExtractor(
-                run.denoiser, states.__getitem__, mine.noises, mine.timestep, mine.up_block, run.settings.seed
-            )
+                run.denoiser, states.__getitem__, mine.noises, mine.timestep, mine.up_block, run.settings.seed,
+                run.batch_size,
+            )  # fmt: skip
             self._by_paper = self._by_clusters(found, extract(found, run.latents.get), 1.0)
         return self._enough(self._by_paper, count, PUBLISHED)
 

@@ -177,10 +177,11 @@ def estimator(
         per_image=mine.per_image, per_label=10**9, share=min(1.0, share / mine.per_image),
     )  # fmt: skip
     sizes = {image.image_id: (image.width, image.height) for image in run.dataset}
-    result = compare(
-        partial_draw(run, progress), jobs, selection, sizes.__getitem__, plans, gold, sorted(paper), progress,
-        prior_of(run, selection.side), gold_folder(run, jobs),
-    )  # fmt: skip
+    with run.directory.lock():
+        result = compare(
+            partial_draw(run, progress), jobs, selection, sizes.__getitem__, plans, gold, sorted(paper), progress,
+            prior_of(run, selection.side), gold_folder(run, jobs),
+        )  # fmt: skip
     if picture is not None:
         draw_figure(result, picture)
     return result

@@ -27,13 +27,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from typicality.config import Settings, resolve
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.dataset.split import unit_hash
+from typicality.errors import DeviceMemoryError
 from typicality.mining.boxes import box_means
 from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor
 from typicality.mining.patches import PatchSelection, patch_side, top_patches
 from typicality.model.checkpoint import load_checkpoint
-from typicality.model.denoiser import DTYPES, Denoiser
-from typicality.model.probe import chosen_engine, settle, timed
+from typicality.model.denoiser import DTYPES, Denoiser, cells_at_once, enough_memory
+from typicality.model.probe import chosen_engine, release, settle, timed
 from typicality.pipeline import FIRST_PASS, ensure_latents, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import ModelView, Patch, ScoreMap
@@ -164,7 +165,7 @@ class _Bench:
             folder = run.score_folder(FIRST_PASS, DRAWS)
             scorer(run, FIRST_PASS, DRAWS)(own_label_jobs(run.labels_of), folder)
             maps = sorted(ScoreReader(folder), key=lambda m: (m.image_id, m.label))
-            side = patch_side(run.latents.size, None, run.base.factor)
+            side = patch_side(run.latents.short_side, None, run.base.factor)
             scores.append(np.concatenate([box_means(m.typicality[None], side).ravel() for m in maps]))
         return float(spearmanr(*scores).statistic)
 
@@ -172,7 +173,9 @@ class _Bench:
         """Features an image of this model; top patches and clusters of synthetic data."""
         mine = run.settings.mine
         states = run.denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels))
-        extractor = FeatureExtractor(run.denoiser, lambda _: states[1], mine.noises, mine.timestep, mine.up_block)
+        extractor = FeatureExtractor(
+            run.denoiser, lambda _: states[1], mine.noises, mine.timestep, mine.up_block, batch_size=run.batch_size
+        )
         patches = [Patch(i.image_id, "", 0, 0, 2, (0, 0, 1, 1), 0.0, 0.0) for i in run.dataset]
         width = extractor(patches, run.latents.get).shape[1]
         features = timed(lambda: extractor(patches, run.latents.get), run.device) / len(patches)
@@ -192,14 +195,14 @@ class BareUNet:
 
     def __init__(self, run: Run, dtype: torch.dtype) -> None:
         self.run, self.dtype = run, dtype
-        checkpoint = load_checkpoint(run.settings.model)
+        checkpoint = load_checkpoint(run.model_settings)
         self.unet = checkpoint.unet
         torch.nn.Module.to(self.unet, device=run.device, dtype=dtype)
         if run.device.type == "cuda":
             self.unet.to(memory_format=torch.channels_last)
         self.unet.eval()
         labels = run.dataset.labels
-        states = Denoiser(load_checkpoint(run.settings.model), run.device, torch.float32).encode_prompts(
+        states = Denoiser(load_checkpoint(run.model_settings), run.device, torch.float32).encode_prompts(
             run.prompts.of_all(labels)
         )
         self.states = states.to(dtype)
@@ -207,14 +210,21 @@ class BareUNet:
         self.shape = (self.unet.config.in_channels, cells, cells)
         self.steps = len(checkpoint.scheduler.alphas_cumprod)
         self.batch, self.attention = 1, ""
-        best = float("inf")
+        best, kept = float("inf"), None
+        most = max(1, cells_at_once(run.device, dtype) // cells**2)
         for processor in (AttnProcessor2_0(), AttnProcessor()):
-            for batch in (16, 64, run.batch_size):
-                self.unet.set_attn_processor(processor)
-                taken = timed(self._call(batch), run.device, 0.5) / batch
+            self.unet.set_attn_processor(processor)
+            for batch in sorted({min(batch, most) for batch in (16, 64, run.batch_size)}):
+                try:
+                    with enough_memory("leave out this batch"):
+                        taken = timed(self._call(batch), run.device, 0.5) / batch
+                except DeviceMemoryError:
+                    release(run.device)
+                    break
                 if taken < best:
-                    best, self.batch, self.attention = taken, batch, type(processor).__name__
-                    kept = processor
+                    best, kept, self.batch, self.attention = taken, processor, batch, type(processor).__name__
+        if kept is None:
+            raise DeviceMemoryError("not one evaluation of this model fits into the device's memory; use --device cpu")
         self.unet.set_attn_processor(kept)
 
     def _call(self, batch: int) -> Callable[[], Tensor]:

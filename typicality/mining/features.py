@@ -23,6 +23,8 @@ from typicality.scoring.noise import image_generator
 
 Job = tuple[str, str]  # image_id, label
 PURPOSE = "features"
+AT_ONCE = 64
+"""Partial UNet evaluations at once, where the device's memory allows more."""
 
 
 class FeatureModel(Protocol):
@@ -47,7 +49,7 @@ class FeatureExtractor:
     timestep : of 1000, at which features are read; scaled where the model has another number of training steps
     up_block : decoder block whose output is the feature
     seed : of the noises
-    batch_size : partial UNet evaluations at once
+    batch_size : partial UNet evaluations at once, AT_ONCE at most
     """
 
     denoiser: FeatureModel
@@ -56,7 +58,7 @@ class FeatureExtractor:
     timestep: int = 161
     up_block: int = 1
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int = AT_ONCE
 
     def __call__(
         self, patches: Sequence[Patch], latent_of: Callable[[str], Tensor], progress: Progress = SILENT
@@ -88,9 +90,13 @@ class FeatureExtractor:
         progress.finish()
         return result
 
+    @property
+    def _at_once(self) -> int:
+        return min(AT_ONCE, self.batch_size)
+
     def _batches(self, jobs: Sequence[Job], latent_of: Callable[[str], Tensor]) -> Iterator[tuple[list[Job], Tensor]]:
         """Jobs whose latents (n, c, h, w) have one shape, as many as fill a batch."""
-        size = max(1, self.batch_size // self.noises)
+        size = max(1, self._at_once // self.noises)
         waiting: defaultdict[tuple[int, ...], list[tuple[Job, Tensor]]] = defaultdict(list)
         for job in jobs:
             latent = latent_of(job[0])
@@ -113,8 +119,9 @@ class FeatureExtractor:
         prompts = torch.stack([self.states(label) for _, label in jobs])
         inputs = [x.repeat_interleave(self.noises, dim=0) for x in (latents, prompts)]
         maps = []
-        for start in range(0, n * self.noises, self.batch_size):
-            z, eps, states = (x[start : start + self.batch_size] for x in (inputs[0], noise.flatten(0, 1), inputs[1]))
+        for start in range(0, n * self.noises, self._at_once):
+            here = slice(start, start + self._at_once)
+            z, eps, states = (x[here] for x in (inputs[0], noise.flatten(0, 1), inputs[1]))
             maps.append(self.denoiser.features(z, eps, timestep, states, self.up_block).float())
         return torch.cat(maps).unflatten(0, (n, self.noises)).mean(dim=1)
 

@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from typicality.config import ModelSettings
 from typicality.errors import CheckpointError
 from typicality.model.calibration import CALIBRATION, load_label_scale, save_label_scale
+from typicality.model.card import is_fine_tuned
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,13 @@ BASE = "base"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER_RECORD = "adapter.json"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+USE = (
+    "scaling_factor", "shift_factor", "act_fn", "hidden_act", "attention_head_dim", "num_attention_heads",
+    "norm_num_groups", "norm_eps", "layer_norm_eps", "freq_shift", "flip_sin_to_cos", "only_cross_attention",
+    "resnet_time_scale_shift",
+)  # fmt: skip
+"""Settings of the parts that change predictions and leave no trace in the weights. Not all of them: new versions of the
+libraries add some, and a model is to keep its hash."""
 
 
 @dataclass
@@ -95,9 +103,14 @@ class Checkpoint:
         return self.parameters < 100_000_000
 
     def weights_hash(self) -> str:
-        """Return a hash over all weights, the noise schedule and the tokenizer: equal hashes, equal predictions."""
+        """Return a hash over all weights, how they are used (USE), the noise schedule and the tokenizer.
+
+        Equal hashes, equal predictions.
+        """
         digest = hashlib.sha256()
         for part in (self.vae, self.unet, self.text_encoder):
+            use = {name: getattr(part.config, name) for name in USE if hasattr(part.config, name)}
+            digest.update(json.dumps(use, sort_keys=True, default=str).encode())
             for name, tensor in sorted(part.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
@@ -127,13 +140,22 @@ def choose(settings: ModelSettings) -> tuple[str, str]:
     """Resolve `auto` to a model and say why. Returns (name, reason)."""
     if settings.name != "auto":
         return settings.name, "asked for"
-    if not torch.cuda.is_available():
-        return BASE, "no CUDA device, and the bundled base is the one that runs on a CPU"
-    if try_to_load_from_cache(STABLE_DIFFUSION, "model_index.json"):
+    if settings.device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return BASE, "no CUDA device is used, and the bundled base is the model that runs without one"
+    if all(try_to_load_from_cache(STABLE_DIFFUSION, f"{part}/config.json") for part in ("unet", "vae")):
         return STABLE_DIFFUSION, "a CUDA device and Stable Diffusion v1.5 in the local cache"
     if settings.offline or constants.HF_HUB_OFFLINE:
         return BASE, "Stable Diffusion v1.5 is not in the local cache and the run is offline"
     return BASE, f"Stable Diffusion v1.5 is not in the local cache; use --model {STABLE_DIFFUSION} to download it"
+
+
+def knows_labels(settings: ModelSettings) -> bool:
+    """Return whether the model before fine-tuning is one that this program has fine-tuned: on labels, perhaps these.
+
+    The bundled base, models of a hub and checkpoints of other programs count as unaware of the labels.
+    """
+    names = (choose(settings)[0], settings.lora)
+    return any(name is not None and name != BASE and is_fine_tuned(Path(name)) for name in names)
 
 
 def load_checkpoint(settings: ModelSettings) -> Checkpoint:

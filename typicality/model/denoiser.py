@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from typicality.config import Device, Dtype, Engine
-from typicality.errors import InputError, SettingsError
+from typicality.errors import DeviceMemoryError, SettingsError
 from typicality.model.checkpoint import Checkpoint
 from typicality.model.compiled import CompiledUNet, is_available
 from typicality.model.unet import body, head, predict
@@ -109,7 +109,7 @@ def enough_memory(remedy: str) -> Iterator[None]:
 
     Raises
     ------
-    InputError
+    DeviceMemoryError
     """
     try:
         yield
@@ -117,7 +117,7 @@ def enough_memory(remedy: str) -> Iterator[None]:
         message = str(error).splitlines()[0] if str(error) else ""
         if not isinstance(error, torch.OutOfMemoryError) and not any(m in message.lower() for m in OUT_OF_MEMORY):
             raise
-        raise InputError(f"the memory of the device does not suffice ({message}); {remedy}") from error
+        raise DeviceMemoryError(f"the memory of the device does not suffice ({message}); {remedy}") from error
 
 
 def use_small_attention(unet: UNet2DConditionModel, device: torch.device) -> None:
@@ -203,12 +203,14 @@ class Denoiser:
         timesteps: Int[Tensor, " n"],
         states: Float[Tensor, "p tokens width"],
         rows: Sequence[Sequence[int]] | None = None,
+        at_once: int | None = None,
     ) -> Float[Tensor, "p n c h w"]:
         """Predict the noise in every input under every prompt.
 
         The part of the UNet before its first cross-attention does not see the prompt and runs once an
         input. With `rows`, rows[i][j] is the prompt of slot i for input j (slots then replace prompts), so
-        that inputs with different labels share a batch.
+        that inputs with different labels share a batch. `at_once` is the most evaluations in one call of the
+        UNet, which prompts are divided for; inputs are not.
 
         Returns
         -------
@@ -219,11 +221,14 @@ class Denoiser:
         z = noised.to(self.device)
         t = timesteps.to(self.device)
         table = rows if rows is not None else [[i] * n for i in range(len(states))]
-        index = torch.tensor(table, device=self.device)
-        hidden = states.to(self.dtype)[index.flatten()]
-        prediction = self._unet_for(z, hidden)(z.to(self.dtype), t, hidden, len(table)).float()
-        self.evaluations += index.numel()
-        prediction = prediction.unflatten(0, (len(table), n))
+        together = max(1, at_once // n) if at_once is not None else len(table)
+        parts = []
+        for index in torch.tensor(table, device=self.device).split(together):
+            hidden = states.to(self.dtype)[index.flatten()]
+            part = self._unet_for(z, hidden)(z.to(self.dtype), t, hidden, len(index)).float()
+            self.evaluations += index.numel()
+            parts.append(part.unflatten(0, (len(index), n)))
+        prediction = torch.cat(parts)
         if self.predicts_velocity:
             a = self.alphas_cumprod.to(self.device)[t][:, None, None, None]
             prediction = a.sqrt() * prediction + (1 - a).sqrt() * z

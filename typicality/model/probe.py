@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from typicality.config import ModelSettings
+from typicality.errors import DeviceMemoryError
 from typicality.model.checkpoint import Checkpoint, load_checkpoint
 from typicality.model.denoiser import Denoiser, compiles
 
@@ -27,6 +28,14 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def release(device: torch.device) -> None:
+    """Give back the device's memory that torch keeps for later, after more was asked for than there is."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def timed(work: Callable[[], object], device: torch.device, seconds: float = SECONDS, least: int = 2) -> float:
@@ -76,8 +85,8 @@ def seconds_an_evaluation(
             break
         try:
             found[batch] = timed(evaluation_of(denoiser, batch), denoiser.device, seconds) / batch
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except DeviceMemoryError:
+            release(denoiser.device)
             break
     return found
 

@@ -73,12 +73,16 @@ def stages(facts: Mapping[str, Any]) -> tuple[Stage, ...]:
 
 def _stage(name: str, stage: Mapping[str, Any]) -> Stage:
     counts = {n: v for n, v in stage.items() if n not in NOT_COUNTED and type(v) is int}
+    scales = stage.get("label_scale")
+    scales = scales if isinstance(scales, list) else [scales]  # one a fold
+    told = [f"{clean(n).replace('_', ' ')} {count(v)}" for n, v in counts.items()]
+    told += [f"label scale {scale:.2f}" for scale in scales if isinstance(scale, float)]
     seconds, evaluations, memory = (stage.get(n) for n in ("seconds", "unet_evaluations", "peak_memory_mb"))
     return Stage(
         name=clean(name),
         state=clean(stage.get("state", "")) if stage.get("state") else "",
         seconds=duration(seconds) if isinstance(seconds, int | float) else "",
-        counts=", ".join(f"{clean(n).replace('_', ' ')} {count(v)}" for n, v in counts.items()),
+        counts=", ".join(told),
         evaluations=count(evaluations) if isinstance(evaluations, int | float) else "",
         memory=f"{count(memory)} MB" if isinstance(memory, int | float) else "",
     )

@@ -182,7 +182,7 @@ class Scorer:
         repeated = z[:, None].expand(n, u * sides, *z.shape[1:]).flatten(0, 1)
         inputs = noised(repeated, signed, self.denoiser.alphas_cumprod.to(times.device)[times])
         rows = [[prompt for prompt in slot for _ in range(u * sides)] for slot in slots]
-        prediction = self.denoiser.predict_noise(inputs, times, self.states, rows)
+        prediction = self.denoiser.predict_noise(inputs, times, self.states, rows, self.batch_size)
         prediction = with_label_scale(prediction, self.label_scale)
         e_null, e_label = prediction[0], prediction[1:]
 

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from typicality.tabular.table import Sheet
+from typicality.tabular.table import Sheet, Unread
 
 Kind = Literal["number", "integer", "category", "constant", "empty", "passed"]
 WORDS = {"na", "n/a", "#n/a", "null", "none", "?", "-"}
@@ -93,7 +93,7 @@ def columns_of(
     limit : text with more different values is left as it is
     ignore : columns to leave as they are
     missing : texts that stand for a missing cell, besides those that always do
-    category : columns whose numbers are the names of categories
+    category : columns whose numbers and dates are the names of categories
     """
     return tuple(
         column_of(name, cells, limit, name in ignore, missing, name in category) for name, cells in sheet.cells.items()
@@ -121,9 +121,11 @@ def column_of(
     if not known:
         return Column(name, "empty", unknown, gaps, why="no cell has a value")
     kinds = {type(cell) for cell in known}
+    if kinds == {Unread}:
+        return Column(name, "passed", unknown, gaps, why=known[0].why)
     if kinds not in ({str}, {bool}) and not (category and kinds <= {int, float}):
         return Column(name, "passed", unknown, gaps, why="is neither numbers nor text")
-    if kinds == {str} and all(is_date(cell) for cell in known):
+    if not category and kinds == {str} and all(is_date(cell) for cell in known):
         return Column(name, "passed", unknown, gaps, why="is dates")
     choices = tuple(dict.fromkeys(known))
     if len(choices) > limit or (len(known) >= 20 and len(choices) > len(known) / 2):
@@ -196,11 +198,15 @@ def decimals_of(cell: str) -> int:
 
 
 def is_date(text: str) -> bool:
-    if DATE.fullmatch(text.strip()):
+    """Whether a text is a date or a time. Without a separator it is a code: 20200131, 10, T10."""
+    text = text.strip()
+    if DATE.fullmatch(text):
         return True
-    for kind in (datetime.datetime, datetime.time):
+    for kind, separators in ((datetime.datetime, "-/.:"), (datetime.time, ":")):
+        if not any(sign in text for sign in separators):
+            continue
         try:
-            kind.fromisoformat(text.strip())
+            kind.fromisoformat(text)
         except ValueError:
             continue
         return True

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from typicality.model.average import Average
 from typicality.progress import SILENT, Progress
 from typicality.tabular.diffusion import abar, evidence, noised, step, times
-from typicality.tabular.gaussian import Gaussians, expected, fit
+from typicality.tabular.gaussian import CELLS, Gaussians, expected, fit
 
-WIDEST = 160  # entries up to which equations are solved at every step
+WIDEST = 160  # entries up to which equations are solved at every step; above, covariances are diagonal
 FREQUENCIES = 16
 T_TRAINED = (0.01, 0.99)
 FLOOR = 0.02
@@ -174,14 +174,14 @@ def baseline(
     """Return the Gaussian's E[z | z_t, observed] and the standard deviation that corrections are measured in."""
     a = abar(t)
     sigma = (1 - a) / a
-    if not bool(observed.any()):
-        mean, variance = base.shrink(zt / a.sqrt()[:, None, None], sigma, label)
-    elif zt.shape[-1] > WIDEST:
-        own = base.covariances[label].diagonal(dim1=-2, dim2=-1)
+    if zt.shape[-1] > WIDEST:
+        own = base.covariances.diagonal(dim1=-2, dim2=-1)[label]
         noise = torch.where(observed, 0.0, sigma[:, None])
         y = torch.where(observed[:, None], zt, zt / a.sqrt()[:, None, None])
         centre = base.means[label][:, None]
         mean, variance = centre + (y - centre) * (own / (own + noise))[:, None], own * noise / (own + noise)
+    elif not bool(observed.any()):
+        mean, variance = base.shrink(zt / a.sqrt()[:, None, None], sigma, label)
     else:
         y = torch.where(observed[:, None], zt, zt / a.sqrt()[:, None, None])
         mean, variance = base.condition(y, torch.where(observed, 0.0, sigma[:, None]), label)
@@ -276,14 +276,21 @@ class Rows:
 
 
 def filled(base: Gaussians, z: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
-    """Return rows whose missing entries are drawn from the Gaussian of all rows, given what is known of each."""
-    result = z.clone()
-    for part in (~known).any(1).nonzero()[:, 0].split(CHUNK):
-        mean, spread = expected(z[part].double(), known[part], base.means[0].double(), base.covariances[0].double())
-        hidden = (~known[part])[:, :, None] & (~known[part])[:, None]
-        spread = torch.where(hidden, spread, 0.0) + 1e-4 * torch.eye(z.shape[1])
-        eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)[..., None]
-        drawn = mean + (torch.linalg.cholesky(spread) @ eps)[..., 0]
+    """Return rows whose missing entries are drawn from the Gaussian of all rows, given what is known of each.
+
+    With more than WIDEST entries that is their own Gaussian, whatever is known; else a row takes d x d matrices.
+    """
+    result, d = z.clone(), z.shape[1]
+    centre, covariance = base.means[0].double(), base.covariances[0].double()
+    for part in (~known).any(1).nonzero()[:, 0].split(CHUNK if d > WIDEST else min(CHUNK, CELLS // d**2)):
+        eps = torch.randn(len(part), d, generator=generator, dtype=centre.dtype)
+        if d > WIDEST:
+            drawn = centre + covariance.diagonal().sqrt() * eps
+        else:
+            mean, spread = expected(z[part].double(), known[part], centre, covariance)
+            hidden = (~known[part])[:, :, None] & (~known[part])[:, None]
+            spread = torch.where(hidden, spread, 0.0) + 1e-4 * torch.eye(d)
+            drawn = mean + (torch.linalg.cholesky(spread) @ eps[..., None])[..., 0]
         result[part] = torch.where(known[part], z[part], drawn.float())
     return result
 

@@ -94,16 +94,17 @@ def fit(
     trained, unseen = _some(~held_out, z.shape[1]), _some(held_out, z.shape[1], 1000)
     choices = SHRINKAGES if correlated and len(unseen) else (0.03 if correlated else 1.0,)
     mean, covariance = moments(z[trained], known[trained], correlated)
-    scores = [log_density(z[unseen], known[unseen], mean, shrunk(covariance, s)) for s in choices]
-    shrinkage = choices[max(range(len(choices)), key=lambda i: scores[i])]
+    shrinkage = choices[0]
+    if len(choices) > 1:
+        shrinkage = max(choices, key=lambda s: log_density(z[unseen], known[unseen], mean, shrunk(covariance, s)))
     used = _some(torch.ones_like(held_out), z.shape[1])
     mean, covariance = moments(z[used], known[used], correlated)
     means, scatters, counts = [mean], [], []
     for label in range(n_labels):
         own = _some(labels == label, z.shape[1])
-        filled, spread = expected(z[own], known[own], mean, covariance)
+        filled, spread = expected_total(z[own], known[own], mean, covariance, correlated)
         means.append(filled.mean(0) if len(own) else mean)
-        scatters.append((filled - means[-1]).T @ (filled - means[-1]) + spread.sum(0))
+        scatters.append((filled - means[-1]).T @ (filled - means[-1]) + spread)
         counts.append(len(own))
     weight, covariances = PRIOR * z.shape[1], [shrunk(covariance, shrinkage)]
     if n_labels:
@@ -155,6 +156,23 @@ def expected(
     filled = torch.where(known, z, mean + (torch.where(known, z - mean, 0.0)[:, None] @ g.mT)[:, 0])
     spread = full - g @ full
     return filled, (spread + spread.mT) / 2
+
+
+def expected_total(
+    z: Float[Tensor, "n d"],
+    known: Bool[Tensor, "n d"],
+    mean: Float[Tensor, " d"],
+    covariance: Float[Tensor, "d d"],
+    correlated: bool,
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "d d"]]:
+    """Return E[z | what is known] of every row, and the sum of Var[z | what is known].
+
+    Of a diagonal covariance (not `correlated`) no matrix a row is needed.
+    """
+    if correlated:
+        filled, spread = expected(z, known, mean, covariance)
+        return filled, spread.sum(0)
+    return torch.where(known, z, mean), torch.diag((~known).sum(0) * covariance.diagonal())
 
 
 def log_density(

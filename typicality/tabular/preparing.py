@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from typicality.dataset.labels import in_order, text_of
 from typicality.errors import DatasetError, SettingsError, nearest
 from typicality.tabular.columns import Column, columns_of, is_missing
-from typicality.tabular.table import Sheet, read_sheet
+from typicality.tabular.table import Sheet, Unread, read_sheet
 
 MOST_LABELS = 100
 LEAST_ROWS = 4
@@ -33,6 +33,8 @@ class TableOptions:
     categories : text with more different values is left as it is
     steps : of training, at most
     sampler_steps : of the sampler
+
+    Where several may be named, one text alone stands for itself.
     """
 
     label: str | None = None
@@ -45,6 +47,10 @@ class TableOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(field.default, tuple):
+                given = getattr(self, field.name)
+                object.__setattr__(self, field.name, (given,) if isinstance(given, str) else tuple(given))
         for name, least in (("categories", 2), ("steps", 1), ("sampler_steps", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
@@ -67,8 +73,7 @@ def options_from(kind: type[Options], **given: Any) -> Options:
     for name in given:
         if name not in names:
             raise SettingsError(f"unknown option {name!r}: {nearest(name, names)}")
-    chosen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    return kind(**chosen)
+    return kind(**given)
 
 
 @dataclass(frozen=True)
@@ -153,9 +158,12 @@ def labels_of_rows(sheet: Sheet, column: str, missing: Sequence[str] = ()) -> La
 
     Raises
     ------
-    DatasetError : there are fewer than two, or too many.
+    DatasetError : there are fewer than two, or too many, or they are neither plain numbers nor text.
     """
     cells = sheet.cells[column]
+    for cell in cells:
+        if isinstance(cell, Unread):
+            raise DatasetError(f"column {column!r} of {sheet.path} {cell.why}: it cannot be the label")
     texts = ["" if is_missing(cell, missing) else text_of(cell) for cell in cells]
     names, _ = in_order({text for text in texts if text}, None)
     if len(names) < 2:

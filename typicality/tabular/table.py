@@ -22,12 +22,28 @@ from typicality.store import check_writable, write_table, write_text, write_whol
 
 
 @dataclass(frozen=True)
+class Unread:
+    """A cell that has a value, which is never looked into: of a date, a list, bytes and the like (see `readable`).
+
+    Attributes
+    ----------
+    kind : the type of its Arrow column
+    """
+
+    kind: str
+
+    @property
+    def why(self) -> str:
+        return f"is of the type {self.kind}, which is neither plain numbers nor text"
+
+
+@dataclass(frozen=True)
 class Sheet:
     """A table as it was read.
 
     Attributes
     ----------
-    cells : of every column its cells, as text where the file is text
+    cells : of every column its cells, as text where the file is text; `Unread` where they are not looked into
     arrow : the same with its types, of a Parquet file
     notes : what the reader wants to tell the user
     """
@@ -61,9 +77,7 @@ def read_sheet(path: Path) -> Sheet:
     if path.suffix.lower() == ".parquet":
         with pq.ParquetFile(path) as file:
             arrow = file.read()
-        cells = {name: arrow.column(name).to_pylist() for name in table.columns if readable(arrow, name)}
-        cells = {name: cells.get(name, [None] * len(arrow)) for name in table.columns}
-        sheet = Sheet(path, cells, arrow)
+        sheet = Sheet(path, {name: _cells_of(arrow, name) for name in table.columns}, arrow)
     else:
         rows, empty, last = [], 0, -1
         for values, _, number in table.cells():
@@ -74,6 +88,14 @@ def read_sheet(path: Path) -> Sheet:
     if not len(sheet):
         raise DatasetError(f"{path} has no rows")
     return sheet
+
+
+def _cells_of(arrow: pa.Table, name: str) -> list[Any]:
+    column = arrow.column(name)
+    if readable(arrow, name):
+        return column.to_pylist()
+    unread = Unread(str(column.type))
+    return [None if gap else unread for gap in column.is_null().to_pylist()]
 
 
 def readable(arrow: pa.Table, name: str) -> bool:

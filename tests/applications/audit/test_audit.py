@@ -47,6 +47,12 @@ def test_an_audit_leaves_its_documents(result):
     assert settings["finetune"]["folds"] == 2
 
 
+def test_an_audit_says_which_model_and_elements_it_stands_on(result):
+    stages = json.loads((result.folder / "run.json").read_text())["stages"]
+    assert stages["audit"]["state"] == "done"
+    assert stages["audit"]["built_on"] == {"finetune": stages["finetune"]["weights"], "mine": stages["mine"]["key"]}
+
+
 def test_a_model_that_was_not_fine_tuned_has_seen_no_image(tiny_folder: Path, tiny_model: Path, tmp_path: Path):
     """Without fine-tuning all 32 images are held out; with one model those of `finetune.held_out`."""
     options = {"model": str(tiny_model)}
@@ -167,6 +173,7 @@ def test_a_look_at_the_images_changes_nothing_else_of_a_run(tiny_folder: Path, r
     after = json.loads((result.folder / "run.json").read_text())
     assert {name: after[name] for name in ("settings", "seed")} == {name: record[name] for name in ("settings", "seed")}
     assert 'id="elements"' in (result.folder / "index.html").read_text(), "the report of the run, and not a page alone"
+    assert "built_on" not in after["stages"]["audit"], "what was found without the model holds with another one, too"
     (result.folder / "findings.json").write_text(kept)
     capsys.readouterr()
 

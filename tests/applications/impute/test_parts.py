@@ -98,6 +98,15 @@ def test_masks_belong_to_images_by_path_or_by_a_name_that_is_unique(tmp_path: Pa
     assert strangers == [tmp_path / "9.png"]
 
 
+def test_only_the_suffix_of_an_image_file_is_no_part_of_its_name(tmp_path: Path):
+    """Images in a Parquet file have names such as pq#0.1, and scans are numbered; a mask adds its own suffix."""
+    images = images_named("pq#0.0", "pq#0.1", "scan.001", "scan.002.TIF", "v1.2/b.jpeg", "bare")
+    names = ("pq#0.1.png", "scan.001.png", "scan.002.Png", "b.PNG", "bare.bmp", "pq#0.png")
+    found, strangers = mask_files(masks_in(tmp_path, *names), images)
+    assert found == {str(i): tmp_path / name for i, name in zip(range(1, 6), names[:5], strict=True)}
+    assert strangers == [tmp_path / "pq#0.png"]
+
+
 def test_a_mask_may_have_any_name_of_an_image_that_has_several(tmp_path: Path):
     """The same bytes as a.png and b.png are one image; its mask may be called after either."""
     found, _ = mask_files(masks_in(tmp_path, "b.png"), images_named("a.png"), {"0": ("a.png", "b.png")})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.applications.mined import change_record
 from tests.applications.redesigned import mine
 from typicality.applications.translate.methods import TranslateOptions
 from typicality.applications.translate.run import translate
@@ -128,6 +130,22 @@ def test_changes_of_translated_pairs_are_clustered(run: Path, found: Trends):
     assert {(c["from"], c["to"]) for c in changes} == {("2016", "2024")}
     rows = pq.read_table(run / "trends" / "changes.parquet")
     assert rows.num_rows == sum(c["size"] for c in changes) > 0
+
+
+def test_translations_of_an_earlier_model_are_no_changes(run: Path, tmp_path: Path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    change_record(copy, lambda r: r["stages"]["translate 2016 to 2024"]["built_on"].update(finetune="replaced"))
+    document = trends(copy, images=4, members=3, draws=2, permutations=9).document
+    assert document["changes"] == []
+    assert "left out of what changes together (1)" in document["warnings"][-1]
+
+
+def test_a_run_that_was_scored_anew_and_not_mined(run: Path, tmp_path: Path):
+    """After `score` of fewer images, images.parquet and the record are newer than the elements."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    change_record(copy, lambda record: record["stages"]["mine"].update(fingerprint="more images"))
+    with pytest.raises(OutputError, match=r"have changed since .* was mined; `typicality mine"):
+        trends(copy)
 
 
 def test_the_command_lists_what_rises_and_falls(run: Path, capsys: pytest.CaptureFixture[str]):

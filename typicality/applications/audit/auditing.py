@@ -151,7 +151,11 @@ def audit(
             "notes": [*parts.notes, *unchecked],
             "findings": [finding.as_dict() for finding in findings],
         }  # fmt: skip
-        write_findings(folder, document)
+        with run.directory.stage("audit", key_of([run.dataset.fingerprint, draws, images_only])) as entry:
+            entry["findings"] = len(findings)
+            if not images_only:
+                entry |= run.directory.built_on("finetune", "mine")
+            write_findings(folder, document)
         if run.directory.record["stages"].get("mine", {}).get("state") == "done":
             of_run = replace(run, settings=resolve_settings(str(folder))) if images_only else run
             report = renew_report(of_run) or run.directory.path("index.html")

@@ -21,7 +21,7 @@ from torch import Tensor
 from typicality.config import key_of
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError
-from typicality.mining.features import PURPOSE
+from typicality.mining.features import AT_ONCE, PURPOSE
 from typicality.model.denoiser import Denoiser
 from typicality.progress import SILENT, Progress
 from typicality.run import Run
@@ -51,7 +51,7 @@ def run_features(run: Run) -> np.ndarray:
         null = denoiser.encode_prompts([run.prompts.null])[0]
         features = frozen_features(
             denoiser, null, ids, run.latents.get, mine.timestep, mine.up_block, mine.noises, run.settings.seed,
-            progress=run.progress,
+            min(AT_ONCE, run.batch_size), run.progress,
         )  # fmt: skip
         write_arrays(path, {"features": features})
     return load_file(path)["features"]
@@ -92,7 +92,7 @@ def frozen_features(
     up_block: int = 1,
     noises: int = 4,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = AT_ONCE,
     progress: Progress = SILENT,
 ) -> np.ndarray:
     """Features of whole images (n, 2 d + 2 c) float32: mean and standard deviation over cells of DIFT and latent.

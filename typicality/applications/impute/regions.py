@@ -115,8 +115,8 @@ def mask_files(
 ) -> tuple[dict[str, Path], list[Path]]:
     """Match the images in a folder to those of a data set: image_id -> mask file, and the files that match none.
 
-    A mask belongs to the image whose file name it has, relative to the folder, with or without its suffix; or, where
-    that is unique on both sides, its name without folders.
+    A mask belongs to the image whose file name it has, relative to the folder, whatever the suffixes of image files
+    on both; or, where that is unique on both sides, its name without folders.
 
     Parameters
     ----------
@@ -159,7 +159,10 @@ def mask_files(
 
 
 def _stem(name: str) -> str:
-    return unicodedata.normalize("NFC", PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix())
+    """The name without the suffix of an image file; in scan.001 and pq#0.1 the end is part of the name."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    path = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
+    return unicodedata.normalize("NFC", path.as_posix())
 
 
 def hidden(

@@ -128,7 +128,7 @@ class Pass:
         repeated = z[:, None].expand(n, 2 * u, *z.shape[1:]).flatten(0, 1)
         inputs = noised(repeated, signed, self.denoiser.alphas_cumprod[times])
         rows = [[prompt for prompt in slot for _ in range(2 * u)] for slot in slots]
-        prediction = self.denoiser.predict_noise(inputs, times, self.states, rows)
+        prediction = self.denoiser.predict_noise(inputs, times, self.states, rows, self.batch_size)
         prediction = with_label_scale(prediction, self.label_scale)
         target = signed.to(prediction.device)
 

@@ -296,7 +296,7 @@ def _row(
 def change_boxes(run: Run, image: LabelledImage, change: np.ndarray) -> list[dict[str, Any]]:
     """Return the boxes, of the run's patch size, where a map of change (h, w) is largest in absolute value."""
     factor = run.base.factor
-    side = min(patch_side(run.latents.size, run.settings.mine.patch, factor), *change.shape)
+    side = min(patch_side(run.latents.short_side, run.settings.mine.patch, factor), *change.shape)
     means = box_means(change[None].astype(np.float32), side)
     rows, columns, sizes = best_boxes(np.abs(means), side, CHANGES)
     found = []

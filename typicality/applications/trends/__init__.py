@@ -30,7 +30,7 @@ clearest images is missing. A cluster whose defining members come from fewer tha
          "found": {"2016": [{"image_id": "...", "box": [...], "similarity": .83}, ...], ...}},
         ...],
       "similarity": {"labels": [...], "share": [[...]], "lift": [[...]], "low": [[...]], "high": [[...]]},
-      "changes": [                        elements that change together in translated pairs; [] without translations
+      "changes": [                        elements that change together in pairs translated by the present model
         {"from": "2016", "to": "2024", "cluster": 0, "size": 31, "n_images": 28, "median_change": 0.004,
          "members": [{"image_id": "...", "box": [...], "change": .006}, ...]}, ...],
       "plots": {"timelines": "timelines.svg", "similarity": "similarity.svg"},

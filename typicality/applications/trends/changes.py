@@ -22,7 +22,7 @@ from typicality.applications.trends.detection import patch_at
 from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor
 from typicality.mining.whitening import Whitening
-from typicality.store import RunDirectory
+from typicality.store import RunDirectory, foundation
 
 CLUSTERS = 6
 MEMBERS = 12
@@ -39,12 +39,21 @@ SCHEMA = pa.schema(
 """`trends/changes.parquet`: a row a box of change. `change` is that of its typicality under `to`."""
 
 
-def translated_folders(directory: RunDirectory) -> list[Path]:
-    """Return the folder of the last finished translation of every pair of labels."""
-    stages = directory.record["stages"]
-    names = [e["folder"] for n, e in sorted(stages.items()) if n.startswith("translate ") and e.get("folder")]
-    folders = [directory.path("translate", name) for name in names]
-    return [folder for folder in folders if (folder / "translations.parquet").is_file()]
+def translated_folders(directory: RunDirectory) -> tuple[list[Path], int]:
+    """Return the folder of the last translation of every pair of labels, where it is finished and of the present model.
+
+    Returns
+    -------
+    folders, and how many translations were passed over: stopped, or by a model that has been replaced since
+    """
+    stages = [e for name, e in sorted(directory.record["stages"].items()) if name.startswith("translate ")]
+    current = [e for e in stages if e.get("state") == "done" and _holds(directory, e.get("built_on") or {})]
+    folders = [directory.path("translate", e["folder"]) for e in current if e.get("folder")]
+    return [place for place in folders if (place / "translations.parquet").is_file()], len(stages) - len(current)
+
+
+def _holds(directory: RunDirectory, built_on: Mapping[str, Any]) -> bool:
+    return built_on == foundation(directory.record, built_on)
 
 
 def consistent_changes(

@@ -184,7 +184,8 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
         label_rows = np.array([labels.index(e["label"]) for e in chosen])
         alike = neighbour_shares(features, label_rows, group_rows, len(labels), run.settings.seed)
         change_rows, changes = [], []
-        for place in translated_folders(directory):
+        places, passed_over = translated_folders(directory)
+        for place in places:
             rows, records = consistent_changes(place, extractor, whitening, groups, run.settings.seed)
             change_rows += rows
             changes += records
@@ -194,7 +195,8 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
             "images_a_label": images, "level": 0.9, "significant_at": SIGNIFICANT,
             "n_rising": sum(x["direction"] == "rise" for x in timelines),
             "n_falling": sum(x["direction"] == "fall" for x in timelines),
-            "n_unmeasured": int((~enough).sum()), "warnings": _warnings(run, enough), "timelines": timelines,
+            "n_unmeasured": int((~enough).sum()), "warnings": _warnings(run, enough, passed_over),
+            "timelines": timelines,
             "similarity": {
                 "labels": list(labels), "share": _listed(alike.share), "lift": _listed(alike.lift),
                 "low": _listed(alike.low), "high": _listed(alike.high),
@@ -380,7 +382,7 @@ def _table_rows(timelines: Sequence[dict[str, Any]], labels: Sequence[str]) -> l
     ]  # fmt: skip
 
 
-def _warnings(run: Run, enough: np.ndarray) -> list[str]:
+def _warnings(run: Run, enough: np.ndarray, passed_over: int) -> list[str]:
     found = []
     if not enough.all():
         found.append(
@@ -393,6 +395,12 @@ def _warnings(run: Run, enough: np.ndarray) -> list[str]:
         found.append(
             "The model that reads the features was fine-tuned on most of these images and may know their label."
         )
+    if passed_over:
+        found.append(
+            "Translations that were stopped, or made by an earlier model, are left out of what changes together "
+            f"({passed_over}); `typicality translate` makes them anew."
+        )
+        run.progress.say(f"warning: {found[-1]}")
     return found
 
 

@@ -60,6 +60,7 @@ class Findings(Section):
     heading: ClassVar[str] = "What to check in the data"
     template: ClassVar[str] = "sections/audit.html"
     place: ClassVar[Literal["before", "after"]] = "before"
+    stage: ClassVar[str] = "audit"
 
     @classmethod
     def read(cls, source: Source) -> Findings | None:
