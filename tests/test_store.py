@@ -14,7 +14,7 @@ import pytest
 from typicality.dataset import load_dataset
 from typicality.errors import DatasetError, OutputError
 from typicality.run import resolve_settings, run_record
-from typicality.store import RunDirectory, check_writable, json_text, write_text
+from typicality.store import RunDirectory, check_writable, foundation, json_text, write_text
 
 
 def strict(text: str) -> Any:
@@ -142,3 +142,14 @@ def test_half_written_models_of_killed_runs_are_removed(tmp_path: Path) -> None:
     with run.lock():
         assert sorted(p.name for p in tmp_path.rglob("weights")) == ["weights"]
     assert (tmp_path / "model" / "fold-0" / "weights").exists()
+
+
+def test_a_model_that_is_switched_off_is_no_foundation() -> None:
+    """The report leaves out the stage of a model that takes no part; what was found without it is not stale there."""
+    stages = {"finetune": {"weights": "w"}, "mine": {"key": "m"}}
+    names = ("finetune", "mine", "trends")
+    with_model = {"settings": {"finetune": {"enabled": True}}, "stages": stages}
+    assert foundation(with_model, names) == {"finetune": "w", "mine": "m", "trends": None}
+    without = {"settings": {"finetune": {"enabled": False}}, "stages": stages}
+    shown = {**without, "stages": {"mine": {"key": "m"}}}
+    assert foundation(without, names) == foundation(shown, names) == {"finetune": None, "mine": "m", "trends": None}

@@ -184,9 +184,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def foundation(record: Mapping[str, Any], stages: Iterable[str]) -> dict[str, str | None]:
     """Return which state of each stage run.json records: the hash of its weights, or its key; None where it is absent.
 
-    What an application has found is of an earlier state of the run where this has changed since.
+    What an application has found is of an earlier state of the run where this has changed since. A model that was
+    fine-tuned once plays no part where fine-tuning is switched off.
     """
-    entries = {name: record.get("stages", {}).get(name, {}) for name in stages}
+    tunes = record.get("settings", {}).get("finetune", {}).get("enabled", True)
+    done = {name: entry for name, entry in record.get("stages", {}).items() if tunes or name != "finetune"}
+    entries = {name: done.get(name, {}) for name in stages}
     return {name: entry.get("weights") or entry.get("key") for name, entry in entries.items()}
 
 
