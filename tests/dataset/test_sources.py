@@ -367,6 +367,9 @@ def test_a_saved_data_set_with_splits_takes_the_one_named(tmp_path: Path, load: 
     assert len(load(tmp_path / "both", label="year", split="test")) == 2
     with pytest.raises(DatasetError, match="did you mean 'test'"):
         load(tmp_path / "both", label="year", split="tset")
+    assert len(load(tmp_path / "part", label="year")) == 4
+    with pytest.raises(DatasetError, match="holds no splits, so there is no 'test'"):
+        load(tmp_path / "part", label="year", split="test")
 
 
 def test_embedded_flags(load: Load) -> None:

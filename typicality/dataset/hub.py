@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from typicality.config import DatasetSettings
 from typicality.dataset.labels import path_of, text_of
 from typicality.dataset.places import Place, SavedPlace
 from typicality.dataset.rows import Row, Source, file_place, safe_name
@@ -87,6 +88,9 @@ def open_saved(source: str, split: str, offline: bool) -> Any:
         except (OSError, ValueError) as error:
             raise DatasetError(f"cannot read the saved data set {source}: {error}") from error
         if not isinstance(opened, datasets.DatasetDict):
+            whole = DatasetSettings.model_fields["split"].default, str(opened.split or "")
+            if split not in whole:
+                raise DatasetError(f"{source} holds no splits, so there is no {split!r}: leave out dataset.split")
             return opened
         if split not in opened:
             raise DatasetError(f"{source} has no split {split!r}: set dataset.split; {nearest(split, opened)}")
