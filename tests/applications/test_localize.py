@@ -259,7 +259,7 @@ def test_a_known_denoiser_gives_the_evidence_worked_out_by_hand():
     class Constant:
         timesteps, alphas_cumprod, evaluations = 1000, torch.linspace(0.99, 0.01, 1000), 0
 
-        def predict_noise(self, noised, t, states, rows):
+        def predict_noise(self, noised, t, states, rows, at_once):
             return torch.stack([torch.full_like(noised, float(states[row[0], 0, 0])) for row in rows])
 
     class One:
