@@ -186,3 +186,12 @@ def test_every_mistake_has_one_message_that_says_what_to_do(case: str, tmp_path:
     with pytest.raises(DatasetError, match=message) as caught:
         load(**settings(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_few_groups_that_share_an_image_are_nothing_to_say(tmp_path: Path, load: Load) -> None:
+    source = table(tmp_path, "c,who", *(f"{'ab'[n % 2]},p{n:02d}" for n in range(40)))
+    (tmp_path / "4.png").write_bytes((tmp_path / "2.png").read_bytes())
+    data = load(source, label="c", group="who")
+    assert len({image.group for image in data}) == 39
+    assert not any("groups" in warning for warning in data.warnings)
+    assert not any("groups" in warning for warning in load("emoji", label="year", group="emoji").warnings)

@@ -28,6 +28,7 @@ from typicality.records import Duplicate, LabelledImage, UnreadableImage
 
 IMBALANCE = 50  # the most frequent label has so many times the images of the rarest: worth a warning
 SHOWN = 8  # names in a warning
+MERGED = 0.05  # share of the groups that are lost because they share images: worth a warning
 
 
 @dataclass(frozen=True)
@@ -358,10 +359,12 @@ def _warnings(
             f"the same bytes under different labels, counted for each of them: {_counted(len(conflicts), 'image')}, "
             f"first {min(conflicts)}"
         )
-    if same:
+    merged = len(same) - len(set(same.values()))
+    if merged > MERGED * (merged + len({image.group for image in data})):
         yield (
             f"{len(same)} groups have images in common (the same bytes) and count as {len(set(same.values()))}, so "
-            f"that no image is on both sides of a split: {_some(map(repr, same))}"
+            f"that no image is on both sides of a split: {_some(map(repr, same))}; remove such files where they are "
+            "blank or stand for what is missing"
         )
     lost = sorted(set(tally.labels) - set(data.labels)) if settings.labels is None else []
     if lost:
