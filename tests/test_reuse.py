@@ -18,6 +18,7 @@ import typicality
 from tests.conftest import draw
 from typicality import run as run_module
 from typicality.api import settings_for
+from typicality.config import Dtype
 from typicality.errors import InterruptedRun, OutputError, SettingsError
 from typicality.model import checkpoint as checkpoint_module
 from typicality.model.denoiser import choose_dtype
@@ -156,8 +157,8 @@ def test_a_run_keeps_its_precision_on_another_machine(
     """Mined where `auto` is float32, rendered, read and continued where it is bfloat16; and --dtype decides as ever."""
     automatic = [torch.float32]
 
-    def choose(dtype: str, device: torch.device) -> torch.dtype:
-        return automatic[0] if dtype == "auto" else choose_dtype(dtype, device)  # type: ignore[arg-type]
+    def choose(dtype: Dtype, device: torch.device) -> torch.dtype:
+        return automatic[0] if dtype == "auto" else choose_dtype(dtype, device)
 
     monkeypatch.setattr(run_module, "choose_dtype", choose)
     monkeypatch.setattr(run_module, "has_bfloat16", lambda: True)

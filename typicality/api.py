@@ -88,9 +88,8 @@ def settings_for(
     named = {n: v for n, v in options.items() if n in OPTIONS and not isinstance(v, Mapping)}  # prompt is both
     sections = {name: value for name, value in options.items() if name not in named}
     layer = layer_of({"label": label} | named)
-    named_model = {"name": None if model is None else str(model)}
     chosen = {
-        **(model if isinstance(model, Mapping) else named_model),
+        **(model if isinstance(model, Mapping) else {"name": None if model is None else str(model)}),
         "device": device,
         "dtype": dtype,
         "offline": offline or None,

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from typicality.checks import check_model, check_settings
 from typicality.config import Settings, key_of
@@ -465,6 +466,15 @@ def _save_array(path: Path, array: np.ndarray) -> None:
         np.save(handle, array, allow_pickle=False)
 
 
+def feature_extractor(
+    run: Run, denoiser: Denoiser, state_of: Callable[[str], Tensor], noises: int | None = None
+) -> FeatureExtractor:
+    """Return what reads features as the run's settings say (but for `noises`), in batches that fit the device."""
+    mine, seed = run.settings.mine, run.settings.seed
+    noises = mine.noises if noises is None else noises
+    return FeatureExtractor(denoiser, state_of, noises, mine.timestep, mine.up_block, seed, run.batch_size)
+
+
 def _features(run: Run, patches: Sequence[Patch]) -> np.ndarray:
     """Features of all patches in order; one pass an image and label serves all its patches.
 
@@ -472,12 +482,9 @@ def _features(run: Run, patches: Sequence[Patch]) -> np.ndarray:
     """
     if not patches:
         raise InputError("no patch was found: every label needs at least one scored image")
-    mine, denoiser, labels = run.settings.mine, run.feature_denoiser, run.dataset.labels
+    denoiser, labels = run.feature_denoiser, run.dataset.labels
     states = dict(zip(labels, denoiser.encode_prompts(run.prompts.of_all(labels))[1:], strict=True))
-    extractor = FeatureExtractor(
-        denoiser, states.__getitem__, mine.noises, mine.timestep, mine.up_block, run.settings.seed, run.batch_size
-    )
-    return extractor(patches, run.latents.get, run.progress)
+    return feature_extractor(run, denoiser, states.__getitem__)(patches, run.latents.get, run.progress)
 
 
 def ensure_report(run: Run) -> Path:

@@ -21,7 +21,6 @@ from typicality.config import Settings
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.dataset.split import unit_hash
 from typicality.mining.clusters import cluster_elements
-from typicality.mining.features import FeatureExtractor
 from typicality.mining.patches import PatchSelection, patch_side
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.crossfit import seen_by_a_fold
@@ -30,7 +29,7 @@ from typicality.model.finetune import VALIDATION_PAIRS, Finetuner
 from typicality.model.probe import timed
 from typicality.model.recipe import default_steps, validation_interval
 from typicality.model.training import TrainingSet, parts_of
-from typicality.pipeline import scorer
+from typicality.pipeline import feature_extractor, scorer
 from typicality.plan import controls_of, first_jobs
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch
@@ -229,12 +228,9 @@ class _Probe:
 
     def _features(self, selection: PatchSelection) -> tuple[float, int]:
         """Seconds an image and label, and the width of a feature."""
-        run, mine = self.run, self.settings.mine
+        run = self.run
         states = run.denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels))
-        extractor = FeatureExtractor(
-            run.denoiser, lambda _: states[1], mine.noises, mine.timestep, mine.up_block, self.settings.seed,
-            run.batch_size,
-        )  # fmt: skip
+        extractor = feature_extractor(run, run.denoiser, lambda _: states[1])
         patches = [_patch(image.image_id, selection.side) for image in run.dataset][:16]
         found = extractor(patches, run.latents.get)
         seconds = timed(lambda: extractor(patches, run.latents.get), run.device, PROBE_SECONDS / 2, least=1)

@@ -24,11 +24,11 @@ from typicality.evaluation.rivals.gradcam import SmallCnn, cnn_features, cnn_pro
 from typicality.evaluation.rivals.patches import STRIDE, PatchPool, descriptors, discriminative_patches
 from typicality.mining.boxes import best_boxes, box_means
 from typicality.mining.clusters import cluster_elements
-from typicality.mining.features import FeatureExtractor, patch_features
+from typicality.mining.features import patch_features
 from typicality.mining.patches import PatchSelection, patch_side, top_patches
 from typicality.mining.tables import in_table_order
 from typicality.mining.whitening import Whitening
-from typicality.pipeline import FIRST_PASS, score_pass
+from typicality.pipeline import FIRST_PASS, feature_extractor, score_pass
 from typicality.progress import Progress
 from typicality.records import LabelledImage, Patch
 from typicality.run import Run
@@ -149,12 +149,8 @@ class Workbench:
         self._cnns: dict[int, SmallCnn] = {}
         self._lowest, self._mined, self._by_paper = (None,) * 3  # type: tuple[Offered, Offered, Offered]
         self.detector = "fine-tuned" if run.settings.finetune.enabled else "base"
-        mine, denoiser = run.settings.mine, run.denoiser
-        null = denoiser.encode_prompts([run.prompts.null])[0]
-        self.extract = FeatureExtractor(
-            denoiser, lambda _: null, min(NOISES, mine.noises), mine.timestep, mine.up_block, run.settings.seed,
-            run.batch_size,
-        )  # fmt: skip
+        null = run.denoiser.encode_prompts([run.prompts.null])[0]
+        self.extract = feature_extractor(run, run.denoiser, lambda _: null, min(NOISES, run.settings.mine.noises))
 
     # ------------------------------------------------------------------------------------------- images
 
@@ -332,10 +328,7 @@ class Workbench:
             states = dict(
                 zip(self.labels, run.denoiser.encode_prompts(run.prompts.of_all(self.labels))[1:], strict=True)
             )
-            extract = FeatureExtractor(
-                run.denoiser, states.__getitem__, mine.noises, mine.timestep, mine.up_block, run.settings.seed,
-                run.batch_size,
-            )  # fmt: skip
+            extract = feature_extractor(run, run.denoiser, states.__getitem__)
             self._by_paper = self._by_clusters(found, extract(found, run.latents.get), 1.0)
         return self._enough(self._by_paper, count, PUBLISHED)
 

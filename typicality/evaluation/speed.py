@@ -30,12 +30,11 @@ from typicality.dataset.split import unit_hash
 from typicality.errors import DeviceMemoryError
 from typicality.mining.boxes import box_means
 from typicality.mining.clusters import cluster_elements
-from typicality.mining.features import FeatureExtractor
 from typicality.mining.patches import PatchSelection, patch_side, top_patches
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import DTYPES, Denoiser, cells_at_once, enough_memory
 from typicality.model.probe import chosen_engine, release, settle, timed
-from typicality.pipeline import FIRST_PASS, ensure_latents, scorer
+from typicality.pipeline import FIRST_PASS, ensure_latents, feature_extractor, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import ModelView, Patch, ScoreMap
 from typicality.run import Run
@@ -171,11 +170,8 @@ class _Bench:
 
     def mining(self, run: Run) -> dict[str, Any]:
         """Features an image of this model; top patches and clusters of synthetic data."""
-        mine = run.settings.mine
         states = run.denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels))
-        extractor = FeatureExtractor(
-            run.denoiser, lambda _: states[1], mine.noises, mine.timestep, mine.up_block, batch_size=run.batch_size
-        )
+        extractor = feature_extractor(run, run.denoiser, lambda _: states[1])
         patches = [Patch(i.image_id, "", 0, 0, 2, (0, 0, 1, 1), 0.0, 0.0) for i in run.dataset]
         width = extractor(patches, run.latents.get).shape[1]
         features = timed(lambda: extractor(patches, run.latents.get), run.device) / len(patches)

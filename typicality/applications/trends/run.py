@@ -28,9 +28,8 @@ from typicality.applications.trends.statistics import (
 from typicality.config import Settings, key_of
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError
-from typicality.mining.features import FeatureExtractor
 from typicality.mining.significance import adjusted_p_values
-from typicality.pipeline import score_pass
+from typicality.pipeline import feature_extractor, score_pass
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.renewal import renew_report
@@ -139,12 +138,10 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
     key = key_of([directory.record["stages"]["mine"]["key"], images, members, draws, permutations])
     with directory.stage("trends", key) as entry:
         entry |= directory.built_on("finetune", "mine")
-        denoiser, mine = run.feature_denoiser, run.settings.mine
+        denoiser = run.feature_denoiser
         denoiser.evaluations = 0
         null = denoiser.encode_prompts([run.prompts.null])[0]
-        extractor = FeatureExtractor(
-            denoiser, lambda _: null, mine.noises, mine.timestep, mine.up_block, run.settings.seed
-        )
+        extractor = feature_extractor(run, denoiser, lambda _: null)
         side = int(chosen[0]["side"])
         whitening = whitening_of(extractor, sample.image_ids[:WHITENING_IMAGES], side, run.latents.get)
         patches = [patch_at(e["image_id"], e["row"], e["column"], e["side"]) for e in chosen]
