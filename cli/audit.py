@@ -54,7 +54,7 @@ def audit(
     from typicality.applications.audit.auditing import plan_of, with_folds
     from typicality.applications.audit.gates import parse_conditions
     from typicality.dataset import load_dataset
-    from typicality.run import default_folder
+    from typicality.paths import default_folder
     from typicality.store import write_text
 
     if fail_on is not None:

@@ -130,8 +130,8 @@ def dry_run(
     import yaml
 
     from typicality.dataset import load_dataset
+    from typicality.paths import default_folder
     from typicality.plan import plan_of, warnings_of
-    from typicality.run import default_folder
 
     dataset = load_dataset(settings.dataset)
     warnings = list(dataset.warnings)

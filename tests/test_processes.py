@@ -167,3 +167,14 @@ def test_what_is_wrong_is_said_once_and_ends_all(tiny_folder: Path, tiny_model: 
     assert [process.returncode for process in started] == [2, 130]
     assert "not empty" in errors[0]
     assert "another process of this run has ended" in errors[1]
+
+
+@pytest.mark.slow
+def test_devices_that_differ_are_refused(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Processes with batches of different sizes would divide the images differently, and leave some out."""
+    port, words = free_port(), mine(tiny_folder, tiny_model, tmp_path / "run")
+    started = [begin([*words, "--set", f"score.batch_size={8 + rank}"], rank, 2, port) for rank in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [2, 2]
+    assert "devices of these processes differ" in errors[0]
+    assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ import typicality
 from tests.conftest import draw
 from typicality import run as run_module
 from typicality.api import settings_for
+from typicality.checks import check_model
 from typicality.config import Dtype
 from typicality.errors import InterruptedRun, OutputError, SettingsError
 from typicality.model import checkpoint as checkpoint_module
@@ -26,6 +28,7 @@ from typicality.model.finetune import Finetuner
 from typicality.pipeline import Result
 from typicality.plan import controls_of, first_jobs
 from typicality.progress import Progress
+from typicality.renewal import renew_report
 from typicality.run import Run, existing_record, open_finished, open_run
 
 QUICK: dict[str, Any] = {
@@ -176,6 +179,16 @@ def test_a_run_keeps_its_precision_on_another_machine(
     assert fresh.dtype == torch.bfloat16
 
 
+def test_a_precision_that_is_spelled_out_is_no_other(copy: Path, tiny_model: Path) -> None:
+    """Mined in float32, which `auto` was: --dtype fp32 reads the run, renders it and renews its report; bf16 cannot."""
+    run = open_finished(Path("run"), "mine", settings_for("run", dtype="auto"), said := Said())
+    assert renew_report(run) == Path("run/index.html")
+    assert not [line for line in said.lines if "report" in line]
+    assert typicality.report("run", dtype="auto").elements.num_rows > 0
+    with pytest.raises(OutputError, match="under other settings"):
+        typicality.report("run", dtype="bf16")
+
+
 @pytest.mark.slow
 def test_an_automatic_model_stays_what_it_was(copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stable Diffusion that comes into the cache later, or a GPU, does not replace the model of a run."""
@@ -245,6 +258,34 @@ def test_a_model_of_another_run_has_seen_labels(copy: Path, tiny_model: Path) ->
         assert other.cross_fitted
         assert len(other.held_out) == 32
         assert not any("in-sample" in warning for warning in other.warnings())
+
+
+def test_an_adapter_of_another_run_has_seen_labels(copy: Path, tiny_model: Path) -> None:
+    """By its file or its folder: an adapter that was fine-tuned here is in-sample, and no run replaces its own."""
+    weights = Path("run/model/pytorch_lora_weights.safetensors")
+    weights.touch()
+    for lora in (weights, weights.parent):
+        model = {"name": str(tiny_model), "lora": str(lora)}
+        run = open_run(settings_for("squares", "folder", model=model, finetune={"enabled": False}), Path("a"))
+        assert not run.cross_fitted
+        assert run.trained_on is None
+        with pytest.raises(SettingsError, match="this run would replace it"):
+            check_model(open_run(settings_for("squares", "folder", model=model), Path("run")))
+
+
+# ------------------------------------------------------------------------------------------- what has gone
+
+
+@pytest.mark.slow
+def test_shards_that_have_gone_are_made_again(copy: Path, tiny_model: Path) -> None:
+    """Half of the maps are lost, then all: what is mined of them is what it was, and nothing is silently left out."""
+    before = repr(pq.read_table("run/elements.parquet").to_pydict())
+    for lost in ("*/*.safetensors", "*"):
+        path = next(Path("run/scores").glob(lost))
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        Path("run/elements.parquet").unlink()
+        assert repr(mine(tiny_model).elements.to_pydict()) == before
+    assert pq.read_table("run/images.parquet").num_rows == 32
 
 
 # -------------------------------------------------------------------------------------------- added images

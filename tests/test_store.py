@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -40,6 +42,32 @@ def test_a_run_that_cannot_be_read_can_be_replaced(tmp_path: Path, content: str)
     assert directory.record["stages"] == {}
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
     assert RunDirectory(tmp_path).record["stages"] == {}
+
+
+def test_what_links_lead_to_is_left(tmp_path: Path) -> None:
+    """Scores on a larger disk: `fresh` removes the link, and nothing behind it."""
+    (tmp_path / "disk").mkdir()
+    write_text(tmp_path / "disk/shard", "maps")
+    directory = RunDirectory(tmp_path / "run")
+    directory.save()
+    directory.path("scores").symlink_to(tmp_path / "disk")
+    directory.clear()
+    assert not directory.path("scores").is_symlink()
+    assert (tmp_path / "disk/shard").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"), [(errno.EWOULDBLOCK, "another process is writing"), (errno.ENOSYS, "has no locks")]
+)
+def test_why_a_run_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str) -> None:
+    """Some network file systems have no locks: nobody is to wait for a process that does not exist."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OutputError, match=message), RunDirectory(tmp_path).lock():
+        pass
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from typicality.config import resolve, settings_key
+from typicality.config import Settings, resolve, settings_key
 from typicality.errors import OutputError, SettingsError
 from typicality.mining.patches import patch_side
-from typicality.model.denoiser import check_up_block, prompt_tokens
+from typicality.model.denoiser import cells_at_once, check_up_block, choose_device, choose_dtype, prompt_tokens
+from typicality.processes import Processes
 from typicality.run import Run
 
 
@@ -31,7 +32,7 @@ def check_model(run: Run) -> None:
     """Refuse too few groups for the folds, models that cannot be kept, and to replace the model that is fine-tuned."""
     folder, model = run.directory.folder.resolve(), run.settings.model
     for name in (model.name, model.lora):
-        within = name is not None and Path(name).is_dir() and Path(name).resolve().is_relative_to(folder)
+        within = name is not None and Path(name).exists() and Path(name).resolve().is_relative_to(folder)
         if within and (run.directory.fresh or run.settings.finetune.enabled):
             raise SettingsError(
                 f"the model {name} lies in {folder}, and this run would replace it: choose another --out"
@@ -39,6 +40,24 @@ def check_model(run: Run) -> None:
     if run.folds > 1:
         run.fold_of(next(iter(run.labels_of)))
     _ = run.finetune_key
+
+
+def check_processes(settings: Settings, processes: Processes) -> None:
+    """Refuse processes whose devices differ: they would divide the work differently, and leave some of it undone.
+
+    Raises
+    ------
+    SettingsError
+    """
+    device = choose_device(settings.model.device)
+    dtype = choose_dtype(settings.model.dtype, device)
+    batch = settings.score.batch_size or f"as {cells_at_once(device, dtype)} latent cells allow"
+    own = f"{device.type}, {str(dtype).removeprefix('torch.')}, batches {batch}"
+    if not processes.agree(own):
+        raise SettingsError(
+            f"the devices of these processes differ (here: {own}): give all the same --device, --dtype and "
+            "--set score.batch_size=N, so small that each can do it"
+        )
 
 
 def check_current(folder: Path, record: Mapping[str, Any]) -> None:
@@ -58,7 +77,9 @@ def check_current(folder: Path, record: Mapping[str, Any]) -> None:
     remedy = f"run `typicality mine {folder}` first"
     if entry.get("state", "done") != "done":
         raise OutputError(f"{folder} has not been mined to the end; {remedy}")
-    if "settings" in entry and entry["settings"] != settings_key(resolve(record["settings"]), "mine"):
+    precision = record.get("model", {}).get("dtype")
+    other = "settings" in entry and entry["settings"] != settings_key(resolve(record["settings"]), "mine")
+    if other or entry.get("dtype", precision) != precision:
         raise OutputError(f"the elements of {folder} were mined under other settings than it has now; {remedy}")
     present = record.get("dataset", {}).get("fingerprint")
     if entry.get("fingerprint", present) != present:

@@ -141,7 +141,7 @@ class ScoreSettings(Section):
     )
     draws: int | None = Field(None, ge=2, description="draws an image (first pass of adaptive); 4, 16, 100")
     precision: Literal["fast", "standard", "exact"] = Field(
-        "standard", description="of adaptive: how many further draws, and fresh ones for the winners (4, 8, 32)"
+        "standard", description="of adaptive: how many further draws, and fresh ones for the winners (4, 6, 32)"
     )
     overlap: float | None = Field(
         None, gt=0, lt=1, description="of adaptive: go on until this share of the patches is expected to be right"
@@ -215,10 +215,13 @@ def key_of(content: Any) -> str:
 
 
 def settings_key(settings: Settings, stage: str) -> str:
-    """Key of the settings that decide what a stage leaves behind: all of them for `mine`, else those of training."""
+    """Key of the settings that decide what a stage leaves behind: all of them for `mine`, else those of training.
+
+    The precision is not among them: what `auto` stands for is known to the run alone, which notes it beside the key.
+    """
     parts: list[Any] = [
         settings.prompt.model_dump(), settings.finetune.model_dump(exclude={"keep"}),
-        settings.model.model_dump(exclude={"device", "engine", "offline"}),
+        settings.model.model_dump(exclude={"device", "dtype", "engine", "offline"}),
         settings.dataset.label, settings.dataset.group,
     ]  # fmt: skip
     if stage == "mine":

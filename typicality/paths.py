@@ -1,4 +1,4 @@
-"""Paths in settings: recorded so that they hold from any directory."""
+"""Paths in settings, recorded so that they hold from any directory, and where a run goes by default."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 import os
 from pathlib import Path
 
-from typicality.dataset import is_opened_here
+from typicality.dataset import LabelledImages, is_opened_here
 from typicality.dataset.labels import printable
 from typicality.model.checkpoint import BASE
 
@@ -26,3 +26,9 @@ def absolute(text: str, setting: str) -> str:
         return text
     whole = os.path.abspath(path)  # links keep their names, of which data sets are called
     return whole if printable(whole) == whole else text
+
+
+def default_folder(dataset: LabelledImages) -> Path:
+    """Return reports/<data set>-<label>."""
+    label = "".join(c if c.isalnum() or c in "-_" else "-" for c in dataset.label)
+    return Path("reports") / f"{dataset.name}-{label}"

@@ -19,7 +19,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,12 +26,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from typicality.checks import check_model, check_settings
+from typicality.checks import check_model, check_processes, check_settings
 from typicality.config import Settings, key_of
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, InterruptedRun, OutputError
 from typicality.mining.clusters import cluster_elements
-from typicality.mining.features import FeatureExtractor, element_index
+from typicality.mining.features import FeatureExtractor, element_index, write_index
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches, with_specificity
 from typicality.mining.selection import Selected, moderated, select
 from typicality.mining.significance import Candidates
@@ -54,11 +53,12 @@ from typicality.run import Run, open_run
 from typicality.scoring.adaptive import effort_of
 from typicality.scoring.scorer import Job, Scorer, UnitMaps
 from typicality.scoring.shards import ScoreReader
-from typicality.store import hash_of_files, is_full_disk, write_table, write_whole
+from typicality.store import hash_of_files, is_full_disk, write_array, write_table
 
 logger = logging.getLogger(__name__)
 
 FIRST_PASS, FURTHER, REFINEMENT = "first pass", "further", "refinement"
+TABLES = ("elements.parquet", "clusters.parquet", "features.npy", "index.faiss")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def ensure_model(run: Run) -> None:
     run.directory.record["model"] = {
         "name": run.base.title, "resolved": run.base.name, "revision": run.base.revision, "reason": run.base.reason,
         "weights_hash": run.base_hash, "fine_tuned": settings.enabled,
-        "device": str(run.device), "dtype": str(run.dtype).removeprefix("torch."),
+        "device": str(run.device), "dtype": run.precision,
         "engine": "openvino" if run.compiled_shapes else "torch",
     }  # fmt: skip
     if not settings.enabled or run.directory.is_done("finetune", run.finetune_key):
@@ -268,7 +268,7 @@ def ensure_scores(run: Run) -> None:
         write_table(run.directory.path("images.parquet"), images_table(run.dataset, run.held_out, first.index))
     if run.settings.score.protocol == "adaptive":
         before = {name for name in run.directory.record["stages"] if name.startswith("select ")}
-        chosen, asked = _selected(run)
+        chosen, asked = _selected(run, run.progress.say)
         for name in before - asked:  # rounds that an earlier precision needed
             del run.directory.record["stages"][name]
         key = key_of([first.folder.name, run.settings.score.model_dump(), run.settings.mine.model_dump()])
@@ -297,11 +297,17 @@ def score_pass(run: Run, stage: str, purpose: str, draws: int, jobs: Sequence[Jo
     draws : UNet draws an image and label; even unless the protocol is `paper`
     jobs : which images under which labels; one null prediction serves all labels of a job
 
-    With folds each image is scored by the model that has not seen it; the maps of all folds lie in one folder.
+    With folds each image is scored by the model that has not seen it; the maps of all folds lie in one folder. Shards
+    that are no longer there are made again.
+
+    Raises
+    ------
+    OutputError : when maps are missing although all was scored.
     """
     folder = run.score_folder(purpose, draws)
     key = key_of([folder.name, [[j.image_id, *j.labels] for j in jobs]])
-    if not run.directory.is_done(stage, key):
+    reader, wanted = ScoreReader(folder), [(job.image_id, label) for job in jobs for label in job.labels]
+    if not run.directory.is_done(stage, key) or not reader.has_all(wanted):
         with run.directory.stage(stage, key) as entry:
             entry |= {"images": len(jobs), "draws": draws}
             for fold, held_out in by_fold(run, jobs):
@@ -311,7 +317,10 @@ def score_pass(run: Run, stage: str, purpose: str, draws: int, jobs: Sequence[Jo
                     scorer(run, purpose, draws, fold)(held_out, folder, run.progress)
                 finally:
                     entry["unet_evaluations"] = entry.get("unet_evaluations", 0) + denoiser.evaluations
-    return ScoreReader(folder)
+            reader = ScoreReader(folder)
+            if not reader.has_all(wanted):
+                raise OutputError(f"shards of {folder} were removed while it was being filled; give the command again")
+    return reader
 
 
 def _with_contrast(run: Run, image_id: str, own: Sequence[str]) -> tuple[str, ...]:
@@ -365,8 +374,8 @@ def first_pass(run: Run) -> _Current:
     return _Current(run, _first_reader(run))
 
 
-def _selected(run: Run) -> tuple[Selected, set[str]]:
-    """Choose the patches of every label, scoring further what is undecided: nothing new the second time.
+def _selected(run: Run, say: Callable[[str], None] = lambda _: None) -> tuple[Selected, set[str]]:
+    """Choose the patches of every label, scoring further what is undecided: nothing new, or to `say`, the second time.
 
     Returns the choice, and the names under which run.json has its passes.
 
@@ -383,7 +392,7 @@ def _selected(run: Run) -> tuple[Selected, set[str]]:
 
     chosen = select(
         first_pass(run), ask, _selection(run), effort_of(run.settings.score), run.first_draws,
-        _sizes(run).__getitem__, run.progress.say,
+        _sizes(run).__getitem__, say,
     )  # fmt: skip
     return chosen, names
 
@@ -402,7 +411,7 @@ def ensure_elements(run: Run) -> None:
             settings.seed,
         ]
     )  # fmt: skip
-    if directory.is_done("mine", key):
+    if directory.is_done("mine", key) and all(directory.path(name).is_file() for name in TABLES):
         run.remember_settings("mine")
         return
     with directory.stage("mine", key) as entry:
@@ -427,9 +436,8 @@ def ensure_elements(run: Run) -> None:
         )  # fmt: skip
         write_table(directory.path("elements.parquet"), elements_table(ordered, clustering, names.__getitem__))
         write_table(directory.path("clusters.parquet"), clusters_table(clustering.clusters))
-        write_whole(directory.path("features.npy"), lambda p: _save_array(p, features))
-        index = element_index(features)
-        write_whole(directory.path("index.faiss"), lambda p: p.write_bytes(faiss.serialize_index(index).tobytes()))
+        write_array(directory.path("features.npy"), features)
+        write_index(directory.path("index.faiss"), element_index(features))
         entry |= {
             "elements": len(ordered), "clusters": len(clustering.clusters),
             "unet_evaluations": run.feature_denoiser.evaluations,
@@ -459,11 +467,6 @@ def _test_candidates(run: Run, patches: Mapping[str, Sequence[Patch]]) -> Candid
     }
     ordered = in_table_order(chosen)
     return Candidates(ordered, _features(run, ordered), images, labels_of.__getitem__, run.fold_of)
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as handle:
-        np.save(handle, array, allow_pickle=False)
 
 
 def feature_extractor(
@@ -506,7 +509,6 @@ def ensure_report(run: Run) -> Path:
             return score.typicality, (v.left, v.top, v.left + v.width * v.scale_x, v.top + v.height * v.scale_y)
 
         stages = {name: entry for name, entry in directory.record["stages"].items() if _takes_part(name, settings)}
-        history = stages.get("finetune", {}).get("history", [])
         return write_report(
             ReportInput(
                 title=settings.report.title or f"What is typical of each {dataset.label} in {dataset.name}",
@@ -524,7 +526,7 @@ def ensure_report(run: Run) -> Path:
                 warnings=run.warnings(),
                 unreadable=tuple((u.file_name, u.reason) for u in dataset.unreadable),
                 duplicates=tuple(d.file_names for d in dataset.duplicates),
-                training=history,
+                training=stages.get("finetune", {}).get("history", []),
                 settings=settings.report,
                 metadata={image.image_id: image.metadata for image in dataset},
                 features=np.load(directory.path("features.npy"), allow_pickle=False),
@@ -616,6 +618,7 @@ def _working(
     Where there are several processes, the others open the run when the main one has, and all begin together.
     """
     processes = processes_here()
+    check_processes(settings, processes)
     if not processes.main:
         processes.wait()
     run = open_run(settings, out, fresh, progress if processes.main else SILENT)

@@ -59,10 +59,9 @@ def plan_of(settings: Settings, dataset: LabelledImages, scoring: bool = True) -
     )  # fmt: skip
     training = f"{steps} steps on {n_training} images"
     if finetune.folds > 1:
-        training = (
-            f"{finetune.folds} folds, {finetune.shared:.0%} of the steps shared: in all as long as "
-            f"{finetune.shared + finetune.folds * (1 - finetune.shared):g} fine-tunings"
-        )
+        parts = finetune.shared + finetune.folds * (1 - finetune.shared)
+        together = f"{steps} in all" if finetune.minutes else f"in all as long as {parts:g} fine-tunings of one model"
+        training = f"{finetune.folds} folds, {finetune.shared:.0%} of the steps shared: {together}"
     first_pass = sum((1 + len(job.labels)) * draws for job in first_jobs(settings, dataset))
     return {
         "images": len(dataset),

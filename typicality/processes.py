@@ -8,6 +8,7 @@ it ends, closes its connections, and the others stop at their next barrier inste
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,19 @@ class Processes:
         ------
         InterruptedRun : when another process has ended.
         """
+        return self._reduced(number, "SUM")
+
+    def agree(self, value: str) -> bool:
+        """Return whether all processes, which wait for one another, give the same text.
+
+        Raises
+        ------
+        InterruptedRun : when another process has ended.
+        """
+        number = int.from_bytes(hashlib.sha256(value.encode()).digest()[:7])
+        return self._reduced(number, "MIN") == self._reduced(number, "MAX")
+
+    def _reduced(self, number: int, how: str) -> int:
         if self.count == 1:
             return number
         import torch
@@ -59,7 +73,7 @@ class Processes:
 
         everywhere = torch.tensor(number, dtype=torch.int64)
         try:
-            distributed.all_reduce(everywhere)
+            distributed.all_reduce(everywhere, getattr(distributed.ReduceOp, how))
         except RuntimeError as error:
             raise InterruptedRun(
                 f"process {self.rank} stops, because another process of this run has ended; see its message, and "

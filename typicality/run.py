@@ -28,7 +28,7 @@ from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, ch
 from typicality.model.latents import LatentStore
 from typicality.model.probe import chosen_engine
 from typicality.model.training import parts_of
-from typicality.paths import absolute
+from typicality.paths import absolute, default_folder
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
@@ -71,7 +71,7 @@ class Run:
         chosen = choose_dtype(self.settings.model.dtype, self.device)
         before = self.directory.record.get("model", {}).get("dtype")
         if self.settings.model.dtype == "auto" and before is not None:
-            if str(chosen) != f"torch.{before}":
+            if chosen != getattr(torch, before):
                 self.progress.say(f"precision: {before}, as this run has had it; --dtype would set another")
             chosen = getattr(torch, before)
         if chosen == torch.bfloat16 and self.device.type == "cpu" and not has_bfloat16():
@@ -79,6 +79,11 @@ class Run:
                 "warning: this processor has no bfloat16 arithmetic; --dtype bf16 is many times slower here than fp32"
             )
         return chosen
+
+    @property
+    def precision(self) -> str:
+        """The name under which run.json has `dtype`."""
+        return str(self.dtype).removeprefix("torch.")
 
     @cached_property
     def model_settings(self) -> ModelSettings:
@@ -193,8 +198,10 @@ class Run:
 
     @property
     def trained_on(self) -> frozenset[str] | None:
-        """Ids of the images that the only model learned from, which those that chose its step are not; or None."""
+        """Ids of images that the only model learned from, without those that chose its step; None where not known."""
         path = self.directory.path(*SEEN)
+        if knows_labels(self.model_settings):
+            return None
         if not self.settings.finetune.enabled:
             return frozenset()
         if self.folds > 1 or not path.is_file():
@@ -210,7 +217,7 @@ class Run:
     def remember_settings(self, stage: str) -> None:
         """Note under which settings, and when mined of which images, a stage stands: so it can be told if it holds."""
         entry = self.directory.record["stages"].get(stage, {})
-        entry["settings"] = settings_key(self.settings, stage)
+        entry |= {"settings": settings_key(self.settings, stage), "dtype": self.precision}
         if stage == "mine":
             entry["fingerprint"] = self.dataset.fingerprint
 
@@ -273,7 +280,8 @@ class Run:
         if entry.get("state") != "done":
             raise OutputError(f"{folder} has not been {DONE[stage]} yet; run `typicality {stage}` first")
         key = settings_key(settings or self.settings, stage)
-        if entry.get("settings", key) != key:
+        other_precision = settings is None and entry.get("dtype", self.precision) != self.precision
+        if entry.get("settings", key) != key or other_precision:
             raise OutputError(
                 f"{folder} was {DONE[stage]} under other settings: they were changed since, perhaps by a call that was "
                 f"stopped; `typicality {stage} {folder}` finishes it under the present ones"
@@ -528,12 +536,6 @@ def resolve_settings(
         if isinstance(value, str) and value != recorded.get(section, {}).get(setting):
             merged[section][setting] = absolute(value, setting)
     return resolve(merged)
-
-
-def default_folder(dataset: LabelledImages) -> Path:
-    """Return reports/<data set>-<label>."""
-    label = "".join(c if c.isalnum() or c in "-_" else "-" for c in dataset.label)
-    return Path("reports") / f"{dataset.name}-{label}"
 
 
 def open_run(

@@ -102,6 +102,14 @@ def is_full_disk(error: OSError | SafetensorError) -> bool:
     return any(f"code: {code}" in str(error) or f"os error {code}" in str(error) for code in codes)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or folder where it is there; of a link the link alone, for what it leads to may not be ours."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files below `folder` that killed processes have left, and half-written models."""
     for temporary in folder.rglob(".*.tmp"):
@@ -118,6 +126,16 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, 
     """Write named arrays as safetensors."""
     whole = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
     write_whole(path, lambda p: save_file(whole, p, metadata=metadata))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write one array as numpy does."""
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as handle:  # np.save adds a suffix to the name of a file
+            np.save(handle, array, allow_pickle=False)
+
+    write_whole(path, save)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -264,11 +282,8 @@ class RunDirectory:
         """Remove what runs write here, and nothing else, but for a record that says of no stage that it is done."""
         write_json(self.record_path, self._empty())
         for name in OWNED:
-            path = self.path(name)
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != self.record_path:
-                path.unlink(missing_ok=True)
+            if name != "run.json":
+                remove(self.path(name))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -287,9 +302,14 @@ class RunDirectory:
         with self.path(".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise OutputError(
                     f"another process is writing to {self.folder}; wait for it, or choose another --out"
+                ) from error
+            except OSError as error:
+                raise OutputError(
+                    f"cannot lock {self.folder} against other processes ({error.strerror}): its file system has no "
+                    "locks; choose an --out on another one"
                 ) from error
             remove_leftovers(self.folder)
             if not self.fresh:

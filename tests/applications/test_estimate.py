@@ -69,6 +69,13 @@ def test_controls_are_counted_as_a_run_takes_them(tiny_folder: Path, tiny_model:
     assert found.stages["features"].unet_evaluations == pytest.approx(stages["mine"]["unet_evaluations"], rel=0.1)
 
 
+def test_folds_share_the_minutes(tiny_folder: Path) -> None:
+    """`minutes` are those of all models together, and a plan says so; without them it counts fine-tunings."""
+    for minutes, said in ((10.0, "10.0 minutes in all"), (None, "as long as 1.75 fine-tunings of one model")):
+        settings = settings_for(tiny_folder, "folder", finetune={"folds": 2, "minutes": minutes})
+        assert said in plan_of(settings, load_dataset(settings.dataset))["fine-tuning"]
+
+
 @pytest.mark.usefixtures("quick")
 def test_mirror_images_take_room(tiny_folder: Path, tiny_model: Path) -> None:
     """Fine-tuning with `flip` stores the latent of every mirror image too."""

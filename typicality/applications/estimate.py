@@ -165,7 +165,7 @@ class _Probe:
             disk_bytes=an_image * n + fixed,
             disk_bytes_an_image=an_image,
             device=str(self.run.device),
-            dtype=str(self.run.dtype).removeprefix("torch."),
+            dtype=self.run.precision,
             stages={k: StageCost(v.unet_evaluations, round(v.seconds, 1)) for k, v in stages.items()},
         )
 

@@ -33,9 +33,10 @@ from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, InterruptedRun
 from typicality.evaluation.coverage import NORMAL_90, group_weights
 from typicality.metrics import average_precision
+from typicality.paths import default_folder
 from typicality.pipeline import ensure_latents, ensure_model
 from typicality.progress import SILENT, Progress
-from typicality.run import Run, default_folder, open_run
+from typicality.run import Run, open_run
 
 How = Literal["uniform", "confusable"]
 COMPARED = 64

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import faiss
@@ -20,6 +21,7 @@ from torch import Tensor
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch
 from typicality.scoring.noise import image_generator
+from typicality.store import write_whole
 
 Job = tuple[str, str]  # image_id, label
 PURPOSE = "features"
@@ -161,13 +163,15 @@ def _coverage(starts: np.ndarray, sides: np.ndarray, cells: int, feature_cells: 
 
 
 def element_index(features: np.ndarray) -> Any:
-    """FAISS index of unit features (n, d) float32 by cosine, in the order of the elements table.
-
-    Save it with `faiss.write_index(index, path)`.
-    """
+    """FAISS index of unit features (n, d) float32 by cosine, in the order of the elements table."""
     index = faiss.IndexFlatIP(features.shape[1])
     index.add(np.ascontiguousarray(features, dtype=np.float32))
     return index
+
+
+def write_index(path: Path, index: Any) -> None:
+    """Write an index, whole or not at all, as `faiss.read_index` reads it."""
+    write_whole(path, lambda p: p.write_bytes(faiss.serialize_index(index).tobytes()))
 
 
 def nearest_elements(index: Any, features: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,9 @@ from typicality.dataset import LabelledImages
 MADE_BY = "fine-tuned by `typicality`"
 
 
-def is_fine_tuned(folder: Path) -> bool:
-    """Return whether a folder holds a model that this program has fine-tuned: its card says so."""
-    card = folder / "README.md"
+def is_fine_tuned(path: Path) -> bool:
+    """Return whether a model or adapter is one that this program has fine-tuned: the card in its folder says so."""
+    card = (path.parent if path.is_file() else path) / "README.md"
     return card.is_file() and MADE_BY in card.read_text(encoding="utf-8", errors="replace")
 
 

@@ -39,6 +39,7 @@ from typicality.model.training import Part, TrainingSet, divided, unseen_labels
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
 from typicality.records import LabelledImage
+from typicality.store import remove
 
 
 def folds_of(dataset: LabelledImages, folds: int, seed: int) -> dict[str, int]:
@@ -90,7 +91,7 @@ class CrossFit:
     def run(self, progress: Progress = SILENT) -> dict[str, Any]:
         """Train what is missing and return what is to be recorded of all folds."""
         if (self.models / "model_index.json").exists() or (self.models / "adapter.json").exists():
-            shutil.rmtree(self.models)  # the model of a run without folds
+            remove(self.models)  # the model of a run without folds
         number = max(self.folds.values()) + 1
         for folder in self.models.glob("fold-*/"):  # of a run with more folds
             if folder.name not in {f"fold-{fold}" for fold in range(number)}:

@@ -52,7 +52,7 @@ from typicality.model.recipe import FULL_SIZE, MARGIN, default_steps, recipe_of,
 from typicality.model.training import WHOLE, Draws, Part, TrainingSet, shifted
 from typicality.model.unet import predict
 from typicality.progress import SILENT, Progress
-from typicality.store import write_arrays, write_text
+from typicality.store import remove, write_arrays, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -608,7 +608,7 @@ class Finetuner:
         (temporary / "README.md").write_text(card, encoding="utf-8")
         if record is not None:
             (temporary / TRAINING_RECORD).write_text(json.dumps(record), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         temporary.rename(folder)
         if not keep_state:
             shutil.rmtree(self.folder, ignore_errors=True)

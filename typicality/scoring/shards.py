@@ -8,7 +8,7 @@ later become further shards.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def write_shard(folder: Path, rows: Sequence[ScoredRow]) -> None:
 def read_index(folder: Path) -> pa.Table:
     """Return the index of all finished shards, with a column `shard`, ordered by image and label."""
     tables = []
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(p for p in folder.glob("*.parquet") if p.with_suffix(".safetensors").is_file()):
         table = pq.read_table(path, schema=INDEX_SCHEMA)
         tables.append(table.append_column("shard", pa.array([path.stem] * len(table))))
     if not tables:
@@ -117,6 +117,10 @@ class ScoreReader:
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._rows
+
+    def has_all(self, keys: Iterable[tuple[str, str]]) -> bool:
+        """Whether there is a map of every image and label."""
+        return all(key in self._rows for key in keys)
 
     def get(self, image_id: str, label: str) -> ScoreMap:
         """Return one map.

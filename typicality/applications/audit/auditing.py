@@ -57,11 +57,12 @@ from typicality.config import Settings, key_of
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import DatasetError, OutputError, SettingsError
 from typicality.mining.significance import adjusted_p_values
+from typicality.paths import default_folder
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.renewal import renew_report
 from typicality.report.checks import write_checks
-from typicality.run import Run, default_folder, open_run, resolve_settings, run_record
+from typicality.run import Run, open_run, resolve_settings, run_record
 from typicality.scoring.shards import ScoreReader
 
 FOLDS = 2

@@ -27,10 +27,14 @@ def ids_of_part(run: Run, part: Part) -> frozenset[str]:
     if part == "held-out":
         return run.held_out
     learned = run.trained_on
-    if learned is None:
+    if learned is None and run.folds > 1:
         raise SettingsError(
             f"--part {part}: every fold of this run has training images of its own, and all images are held out by "
             "their own fold; use --part held-out"
+        )
+    if learned is None:
+        raise SettingsError(
+            f"--part {part}: it is not known which images the model of this run learned; use --part all"
         )
     return learned if part == "training" else everything - learned - run.held_out
 
