@@ -139,6 +139,7 @@ def test_a_folder_of_masks_that_is_none(tmp_path: Path):
         (lambda: Region(marked=True, hide=0.2).check(), "--where-marked"),
         (lambda: Region(hide=1.0).check(), "between 0 and 1"),
         (lambda: Region(hide=0.2, shape="sqare").check(), "square"),  # type: ignore[arg-type]
+        (lambda: Region(marked=True, shape="half").check(), "--hide-shape has no effect without --hide"),
         (lambda: ImputeOptions(samples=0).check(), "--samples"),
         (lambda: ImputeOptions(steps=1).check(), "--sampler-steps"),
         (lambda: ImputeOptions(jumps=0).check(), "--jumps"),
@@ -220,9 +221,12 @@ def test_neighbours_are_never_of_the_same_group():
     names = [("a", "x"), ("b", "x"), ("c", "y"), ("d", "z")]
     pool = [LabelledImage(i, f"{i}.png", ("red",), group, 8, 8, None) for i, group in names]
     dataset: Any = SimpleNamespace(open=lambda image: Image.new("RGB", (8, 8)), labels=("red",))
-    found, thumbnails = baselines.References(dataset, {"red": pool}).of("red", "x", frozenset("abc"))
+    references = baselines.References(dataset, {"red": pool, "held out": []})
+    found, thumbnails = references.of("red", "x", frozenset("abc"))
     assert [i.image_id for i in found] == ["c"]
     assert len(thumbnails) == 1
+    found, thumbnails = references.of("held out", "x", frozenset("abc"))
+    assert len(found) == len(thumbnails) == 0
 
 
 # --------------------------------------------------------------------------------------------------- pixels

@@ -105,6 +105,8 @@ class References:
     def of(self, label: str, group: str, allowed: frozenset[str]) -> tuple[list[LabelledImage], np.ndarray]:
         """Return the images of a label, of other groups than `group` and among `allowed`, and their thumbnails."""
         images = self.pool.get(label, ())
+        if not images:  # all of the label's are held out
+            return [], np.zeros((0, THUMBNAIL, THUMBNAIL, 3), np.uint8)
         if label not in self._thumbnails:
             self._thumbnails[label] = np.stack([thumbnail(self.dataset.open(i)) for i in images])
         index = [k for k, i in enumerate(images) if i.group != group and i.image_id in allowed]
