@@ -517,6 +517,7 @@ def ensure_report(run: Run) -> Path:
                 labels=dataset.labels,
                 ordered=dataset.ordered,
                 n_images={label: dataset.number_of(label) for label in dataset.labels},
+                n_distinct=len(dataset),
                 elements=pq.read_table(directory.path("elements.parquet")),
                 clusters=pq.read_table(directory.path("clusters.parquet")),
                 images=pq.read_table(directory.path("images.parquet")),

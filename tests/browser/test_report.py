@@ -132,6 +132,24 @@ def test_the_keyboard_reaches_everything(new_page: Make, report: Path) -> None:
     assert focused(page) == "7"
 
 
+def test_the_tab_key_reaches_what_a_search_leaves(new_page: Make, report: Path) -> None:
+    """Each row that is shown is one stop, also where its first tile is filtered away, and when it comes back."""
+    page = new_page().visit(report)
+    row = page.locator("#labels .cluster").first
+    name = row.locator(".tile").nth(2).get_attribute("aria-label").split(",")[0]
+    stops = """[...document.querySelectorAll('#labels .cluster:not([hidden])')].map((row) =>
+        [...row.querySelectorAll('.tile')].filter((t) => t.tabIndex === 0).map((t) => t.hidden))"""
+    page.fill("#search", name)
+    until(page, f"document.querySelectorAll('#labels .tile:not([hidden])').length < {shown(page)}")
+    assert page.evaluate(stops) == [[False]] * page.locator("#labels .cluster:not([hidden])").count()
+    page.locator("#copy").focus()
+    page.keyboard.press("Tab")
+    assert focused(page) == "2"
+    page.fill("#search", "")
+    until(page, "document.querySelectorAll('#labels .tile[hidden]').length === 0")
+    assert page.evaluate(stops) == [[False]] * 12
+
+
 def test_links_lead_to_a_label_a_cluster_and_an_element_and_back_leads_out(new_page: Make, report: Path) -> None:
     page = new_page().visit(report, "#label=2019&cluster=2&element=3")
     assert page.locator("#lightbox").evaluate("(d) => d.open")

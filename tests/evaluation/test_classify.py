@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.applications.redesigned import mine
-from typicality.evaluation.classify import classify
+from typicality.errors import InputError
+from typicality.evaluation.classify import classify, classify_held_out
+from typicality.evaluation.detection import Workbench
 from typicality.metrics import clustered_error
+from typicality.model.card import MADE_BY
+from typicality.progress import SILENT
+from typicality.run import open_run, resolve_settings
 
 
 @pytest.mark.slow
@@ -23,7 +30,25 @@ def test_the_error_takes_subjects_for_what_is_independent(
         return clustered_error(values, groups)
 
     monkeypatch.setattr("typicality.evaluation.classify.clustered_error", kept)
-    found = classify(mine(tmp_path, tiny_model), draws=2)
+    folder = mine(tmp_path, tiny_model)
+    found = classify(folder, draws=2)
     assert found.n == len(seen["groups"]) == 2 * len(set(seen["groups"]))
     assert found.accuracy == pytest.approx(seen["values"].mean(), abs=1e-4)
     assert found.standard_error == pytest.approx(clustered_error(seen["values"], seen["groups"]), abs=1e-4)
+    stages = json.loads((folder / "run.json").read_text())["stages"]
+    assert found.built_on == {"finetune": stages["finetune"]["weights"]}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_base_that_was_fine_tuned_before_has_seen_all_images(
+    tiny_folder: Path, tiny_model: Path, tmp_path: Path, enabled: bool
+):
+    """It may have learned from any of them, whatever the split would hold out: there is nothing to measure on."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "README.md").write_text(f"A model, {MADE_BY}")
+    changes = {"dataset": {"label": "folder"}, "model": {"name": str(model)}, "finetune": {"enabled": enabled}}
+    run = open_run(resolve_settings(str(tiny_folder), None, [changes]), tmp_path / "run")
+    assert run.dataset.held_out()[1]
+    for measure in (lambda: classify_held_out(run, 2, SILENT), lambda: Workbench(run, 10, SILENT)):
+        with pytest.raises(InputError, match=r"no image is held out: .* fine-tuned on labelled images before"):
+            measure()

@@ -221,6 +221,8 @@ def test_the_whole_benchmark(run: Path, tmp_path: Path):
     own, alike = ([r.accuracy for r in rivals if (r.space == "typicality") is same] for same in (False, True))
     assert found.accuracy_margin == pytest.approx(found.accuracy_ours - max(own), abs=2e-4)
     assert found.accuracy_margin_same_search == pytest.approx(found.accuracy_ours - max(alike), abs=2e-4)
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    assert found.built_on == {"finetune": stages["finetune"]["weights"], "mine": stages["mine"]["key"]}
     json.dumps(found.as_dict(), allow_nan=False)
     again = elements(run, count=3, seeds=2, epochs=3, draws=2)
     assert [r.area for r in again.rows] == [r.area for r in found.rows]

@@ -31,7 +31,7 @@ from typicality.evaluation.translate import (
     train_judge,
 )
 from typicality.progress import SILENT
-from typicality.run import Run, open_finished
+from typicality.run import Run, open_finished, open_run, resolve_settings
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +88,16 @@ def test_the_judge_learns_colours_and_is_kept(run: Run, folder: Path, monkeypatc
     assert best["flip_rate"] == 1
     assert all(best[f"reduction_{name}"] == 1 for name in DISTANCES)
     assert best["share_nearer"] == 1
+
+
+def test_a_judge_of_other_groups_or_crops_is_trained_anew(folder: Path):
+    """Groups say what it learns from, and the longest aspect what it sees; the same ones find it again."""
+    known = set((folder / "translate").glob("judge-*"))
+    found = []
+    for changes in ({}, {"dataset": {"group": None}}, {"model": {"max_aspect": 1.5}}, {}):
+        train_judge(open_run(resolve_settings(str(folder), None, [changes]), folder), 1, SILENT)
+        found.append(len(set((folder / "translate").glob("judge-*")) - known))
+    assert found == [1, 2, 3, 3]
 
 
 def test_all_methods_are_in_the_table(folder: Path, tmp_path: Path):

@@ -135,6 +135,7 @@ def synthetic_input(
         "labels": tuple(labels),
         "ordered": ordered,
         "n_images": {label: len(years[n % len(years)]) for n, label in enumerate(labels)},
+        "n_distinct": sum(len(years[n % len(years)]) for n in range(len(labels))),
         "elements": pa.Table.from_pylist(elements),
         "clusters": pa.Table.from_pylist(grouped),
         "images": pa.Table.from_pylist(list(images.values())),

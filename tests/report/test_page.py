@@ -13,11 +13,16 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib.font_manager import FontEntry
+from PIL import ImageDraw
 
 from typicality.config import ReportSettings
 from typicality.report import build_view, write_report
+from typicality.report.grids import _write, fontManager
 from typicality.report.pictures import LEVELS, draw_crop, draw_pictures, encode, quantise
-from typicality.report.plots import make_plots
+from typicality.report.plots import confusion_plot, lift_plot, make_plots
 from typicality.report.render import render_page
 
 from .synthetic import synthetic_input
@@ -125,6 +130,49 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
         assert image.width > image.height / 3
 
 
+def bars(path: Path, **widths: str) -> Path:
+    """Write a font that has a bar for each character, as wide as its name says."""
+    builder = FontBuilder(1000, isTTF=True)
+    glyphs = {}
+    for name, width in {".notdef": 900, **{name: int(name[1:]) for name in widths}}.items():
+        pen = TTGlyphPen(None)
+        pen.moveTo((0, 0))
+        for corner in ((0, 700), (width, 700), (width, 0)):
+            pen.lineTo(corner)
+        pen.closePath()
+        glyphs[name] = pen.glyph()
+    builder.setupGlyphOrder(list(glyphs))
+    builder.setupCharacterMap({ord(character): name for name, character in widths.items()})
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+    return path
+
+
+def test_grids_take_a_font_that_has_the_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DejaVu draws the same box for 日 and 本; of the fonts installed the one that has both is taken, and only then."""
+
+    def ink(text: str) -> float:
+        canvas = PIL.Image.new("L", (60, 40), 255)
+        _write(ImageDraw.Draw(canvas), (0, 0), text, 30, "black", room=60)
+        return float((255 - np.asarray(canvas, float)).sum())
+
+    fonts = {"half": {"w300": "日"}, "whole": {"w200": "日", "w800": "本"}, "Last Resort": {"w100": "日", "w700": "本"}}
+    entries = [FontEntry(str(bars(tmp_path / f"{name}.ttf", **has)), name=name) for name, has in fonts.items()]
+    monkeypatch.setattr(fontManager, "ttflist", [])
+    latin = ink("2016")
+    assert ink("日") == ink("本") > 0
+    monkeypatch.setattr(fontManager, "ttflist", entries)
+    assert ink("2016") == latin
+    assert ink("日本") / ink("日日") == pytest.approx((200 + 800) / (300 + 300), rel=0.1)
+    monkeypatch.setattr(fontManager, "ttflist", [FontEntry(str(tmp_path / "gone.ttf"), name="gone")])
+    assert ink("日") == ink("本") > 0
+
+
 @pytest.mark.slow
 def test_the_page_stays_within_its_budget_and_keeps_every_tile() -> None:
     """First pictures get coarser; where that is not enough, source images are left out, but never a tile."""
@@ -208,6 +256,28 @@ def test_plots_take_the_colours_of_the_page_and_say_what_they_show() -> None:
     ids = re.findall(r'\bid="([^"]*)"', "".join(p.svg for p in plots))
     assert len(ids) == len(set(ids))
     assert make_plots(data.labels, data.elements.slice(0, 0), data.images.slice(0, 0), []) == []
+
+
+def test_labels_that_are_not_drawn_count_all_the_same() -> None:
+    """Of 60 labels 40 are drawn: 98 of the first one's 100 images are taken for the 51st, and 2% for itself."""
+    labels = [f"l{n:02}" for n in range(60)]
+    counts = 10 * np.eye(60)
+    counts[0], counts[0, 0], counts[0, 50] = 0, 2, 98
+    plot = confusion_plot(labels, counts.tolist(), 0.9, 1 / 60)
+    assert "l00 is most often taken for l50 (98%)" in plot.reading
+    assert "l00 is most often taken for l50 (98%)" in plot.alt
+    assert plot.reading.endswith("The first 40 labels are drawn; 20 more are not.")
+    assert ">l39<" in plot.svg
+    assert ">l40<" not in plot.svg
+    opacities = [float(value) for value in re.findall(r"opacity: ([\d.]+)", plot.svg)]
+    assert min(value for value in opacities if value > 0) == pytest.approx(0.85 * 0.02)
+    lift = np.full((60, 60), 0.5)
+    lift[3, 55] = 4
+    alike = lift_plot(labels, lift)
+    assert "elements of l03 have their nearest look-alike in l55, 4.00 times chance" in alike.reading
+    assert alike.reading.endswith("The first 40 labels are drawn; 20 more are not.")
+    assert ">l40<" not in alike.svg
+    assert "more are not" not in confusion_plot(labels[:40], counts[:40, :40].tolist(), None, None).reading
 
 
 def test_a_loss_that_is_unknown_is_no_point_of_the_curve() -> None:

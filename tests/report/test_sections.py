@@ -391,6 +391,39 @@ def test_curves_of_the_elements_benchmark_are_drawn(data: ReportInput) -> None:
     assert "ours (dift) 0.80, hog svm (hog) 0.60" in section.plots[0].reading
 
 
+def test_two_measurements_of_one_kind_are_told_apart(data: ReportInput) -> None:
+    folder = data.folder
+    assert folder is not None
+    confusion = {"2016": {"2016": 8, "2019": 2}, "2019": {"2016": 4, "2019": 6}}
+    for name, accuracy in (("a", 0.7), ("b", 0.6)):
+        write(folder / "evaluation" / f"{name}.json", {"confusion": confusion, "accuracy": accuracy})
+    section = Evaluation.read(Source(folder, data))
+    assert section is not None
+    assert [p.title for p in section.plots] == [f"Which labels are confused ({name}.json)" for name in "ab"]
+    assert [p.reading[:3] for p in section.plots] == ["70%", "60%"]
+    ids = re.findall(r'\bid="([^"]*)"', "".join(p.svg for p in section.plots))
+    assert len(ids) == len(set(ids))
+
+
+def test_a_measurement_of_an_earlier_model_says_so(data: ReportInput) -> None:
+    """`evaluate` writes what it measured; where a document does not say, nothing is said of it."""
+    folder = data.folder
+    assert folder is not None
+    data.facts["stages"]["finetune"] |= {"weights": "w1"}
+    confusion = {"2016": {"2016": 8, "2019": 2}, "2019": {"2016": 4, "2019": 6}}
+    said = {}
+    for name, more in (
+        ("now", {"built_on": {"finetune": "w1"}}),
+        ("before", {"built_on": {"finetune": "w0"}}),
+        ("?", {}),
+    ):
+        write(folder / "evaluation" / "classify.json", {"confusion": confusion, **more})
+        section = Evaluation.read(Source(folder, data))
+        assert section is not None
+        said[name] = "earlier state of the run" in section.plots[0].reading
+    assert said == {"now": False, "before": True, "?": False}
+
+
 def test_translations_are_those_of_the_record(data: ReportInput) -> None:
     """What lies there from before, or was stopped, is not shown; all others are in the table, most changed first."""
     fill_translation(data, "2019", "2016", 0.004)

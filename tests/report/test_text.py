@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from typicality.report.text import clean, duration, milli, plural, safe_json, slugs
+from typicality.report.text import beside, clean, duration, milli, p_text, plural, safe_json, slugs
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,34 @@ def test_clean_keeps_markup_but_no_control_characters() -> None:
     assert clean("  ") == "(blank)"
 
 
-def test_slugs_are_ascii_unique_and_never_the_overview() -> None:
-    names = ["Café", "cafe", "日本", "overview", "../../etc"]
-    assert list(slugs(names).values()) == ["cafe", "cafe-2", "label-3", "overview-2", "etc"]
+def test_slugs_are_unique_and_never_the_overview() -> None:
+    names = ["Café", "cafe", "Cafe\u0301", "😀", "overview", "../../etc", "\ud800", "❤\ufe0f"]
+    expected = ["cafe", "cafe-2", "cafe-3", "label-4", "overview-2", "etc", "label-7", "label-8"]
+    assert list(slugs(names).values()) == expected
+
+
+def test_slugs_keep_letters_of_every_script() -> None:
+    """Composed and in one case, as file systems may not tell these apart, with the vowel signs that letters carry."""
+    names = ["日本語 2016", "か\u3099", "が", "Ю́ля", "юля", "हिन्दी", "مرحبا بالعالم"]
+    expected = ["日本語-2016", "が", "が-2", "ю́ля", "юля", "हिन्दी", "مرحبا-بالعالم"]
+    assert list(slugs(names).values()) == expected
+    long = slugs(["日" * 100, "日" * 99 + "本", "x" * 100])
+    assert [len(slug.encode()) for slug in long.values()] == [60, 62, 60]
+
+
+@pytest.mark.parametrize(
+    ("value", "threshold", "style", "text"),
+    [
+        (0.2, 0.05, "g", "0.2"), (0.0504, 0.05, "g", "0.0504"), (0.05001, 0.05, "g", "0.05001"),
+        (0.05, 0.05, "g", "0.05"), (0.4996, 0.5, "f", "0.4996"), (0.49, 0.5, "f", "0.49"), (0.5, 0.5, "f", "0.50"),
+    ],
+)  # fmt: skip
+def test_a_rounded_number_stays_on_its_side_of_the_threshold(value: float, threshold: float, style, text: str) -> None:
+    assert beside(value, threshold, style) == text
+
+
+def test_p_values_near_the_threshold_are_told_apart_from_it() -> None:
+    assert [p_text(p) for p in (0.0504, 0.0496, 0.05, 0.031)] == ["p = 0.0504", "p = 0.0496", "p = 0.05", "p = 0.031"]
 
 
 def test_safe_json_cannot_leave_its_script_and_reads_back() -> None:

@@ -11,8 +11,8 @@ import pytest
 from typicality.config import ReportSettings
 from typicality.report.facts import fact_groups, stages
 from typicality.report.pictures import Pictures
-from typicality.report.render import evidence_of, page_state
-from typicality.report.view import ReportInput, build_view, context_window, nearest
+from typicality.report.render import evidence_of, fill, page_state
+from typicality.report.view import ReportInput, build_view, context_window, doubts_of, nearest
 
 from .synthetic import synthetic_input
 
@@ -59,6 +59,7 @@ def small() -> ReportInput:
         synthetic_input(labels=["2016"], clusters=2, members=2),
         labels=("a",),
         n_images={"a": 3},
+        n_distinct=3,
         elements=pa.Table.from_pylist(elements),
         clusters=pa.Table.from_pylist(clusters),
         images=pa.Table.from_pylist(images),
@@ -122,6 +123,30 @@ def test_nothing_holds_up_that_was_not_tested_against_controls(small: ReportInpu
     assert "speaks against every visual element" in doubtful.labels[0].notes[-1]
 
 
+def test_what_a_test_takes_follows_from_the_model(small: ReportInput) -> None:
+    """Where no model has seen an image, folds add nothing; where the base may know labels, they alone do not help."""
+    untested = dataclasses.replace(small, clusters=of_method(small.clusters, "none"))
+    never, tuned, aware = (
+        build_view(dataclasses.replace(untested, in_sample=in_sample, trained_on=learned))
+        for in_sample, learned in ((False, frozenset()), (True, frozenset({"p"})), (True, None))
+    )
+    assert "--folds" not in never.certainty + never.test_takes
+    assert "fine-tuned" not in never.certainty
+    assert "score.controls is 0, or every image has the label" in never.certainty
+    assert tuned.test_takes.endswith("--folds 2")
+    assert "memorised" in tuned.certainty
+    assert aware.test_takes.endswith("--folds 2 and a base that was not fine-tuned on labelled images before")
+    for view in (never, tuned, aware):
+        assert view.test_takes in view.certainty
+        assert view.test_takes in fill(view, Pictures(), [])
+
+
+def test_an_image_with_several_labels_is_one_image(small: ReportInput) -> None:
+    """Three images that have both labels are six for the labels and three for the data set."""
+    both = dataclasses.replace(small, labels=("a", "b"), n_images={"a": 3, "b": 3})
+    assert [n.value for n in build_view(both).numbers if n.name == "images"] == ["3"]
+
+
 def test_a_run_from_before_methods_were_recorded_counts_as_not_tested(small: ReportInput) -> None:
     old = small.clusters.drop_columns(["p_value_method"])
     assert not build_view(dataclasses.replace(small, clusters=old)).tested
@@ -135,6 +160,14 @@ def test_unstable_clusters_are_doubted(small: ReportInput) -> None:
     assert not first.holds
     assert second.stability is None
     assert second.doubts == ("not significant, p = 0.2",)
+
+
+def test_doubts_near_a_threshold_do_not_contradict_it(small: ReportInput) -> None:
+    """p = 0.05 would be significant, and a stability of 0.50 enough."""
+    assert doubts_of(9, False, 0.0504, 0.4996) == ("not significant, p = 0.0504", "unstable, 0.4996")
+    marked = small.clusters.append_column("stability", pa.array([0.4996, 0.4996]))
+    for cluster in build_view(dataclasses.replace(small, clusters=marked)).labels[0].clusters:
+        assert ["Stability", "0.4996 of 1"] in evidence_of(cluster)
 
 
 def test_the_evidence_of_a_cluster_is_told(small: ReportInput) -> None:
@@ -278,6 +311,15 @@ def test_it_is_said_what_the_model_has_seen(small: ReportInput) -> None:
     unseen = dataclasses.replace(small, images=marked, in_sample=False)
     assert {s.seen for s in build_view(unseen).sources} == {False}
     assert {s.seen for s in build_view(small).sources} == {None}
+    learned = dataclasses.replace(small, images=marked, trained_on=frozenset({"q"}))
+    assert {s.image_id: s.seen for s in build_view(learned).sources} == {"p": False, "q": True, "r": False}
+
+
+def test_no_image_is_called_unseen_where_the_base_knows_labels(small: ReportInput) -> None:
+    """Nothing is held out then, and it is not known what the model learned from (`Run.trained_on`)."""
+    marked = small.images.append_column("held_out", pa.array([False] * 3))
+    aware = dataclasses.replace(small, images=marked, in_sample=True, trained_on=None)
+    assert {s.seen for s in build_view(aware).sources} == {True}
 
 
 def test_labels_with_few_images_or_nothing_sound_carry_a_warning(small: ReportInput) -> None:

@@ -48,6 +48,7 @@ from typicality.config import Settings
 from typicality.dataset import LabelledImages, load_dataset, prepare
 from typicality.dataset.split import unit_hash
 from typicality.errors import DatasetError, InputError, InterruptedRun
+from typicality.evaluation.classify import NOTHING_HELD_OUT
 from typicality.evaluation.fewshot import (
     Draw,
     Few,
@@ -244,10 +245,7 @@ def held_out_images(run: Run) -> list[LabelledImage]:
     held_out = run.dataset.held_out(run.settings.finetune.held_out)[1]
     found = [i for i in held_out if i.image_id in run.held_out]
     if not found:
-        raise InputError(
-            "no image is held out: finetune.held_out is 0, there are too few groups, or the model was fine-tuned on "
-            "labelled images before"
-        )
+        raise InputError(NOTHING_HELD_OUT)
     return found
 
 

@@ -27,6 +27,10 @@ from typicality.scoring.noise import check_draws
 from typicality.scoring.scorer import Job
 
 PURPOSE = "classify"
+NOTHING_HELD_OUT = (
+    "no image is held out: finetune.held_out is 0, there are too few groups, or the model was fine-tuned on labelled "
+    "images before"
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Classification:
     chance : share of the most frequent label among these images
     recall : label -> share of its images that got it; not a number where none of its images is held out
     confusion : true label -> predicted label -> images
+    built_on : the state of the run that was measured, see `RunDirectory.built_on`
     """
 
     accuracy: float
@@ -54,6 +59,7 @@ class Classification:
     labels: tuple[str, ...]
     recall: dict[str, float]
     confusion: dict[str, dict[str, int]]
+    built_on: dict[str, str | None]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,7 +89,7 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
     """Classify the held-out images of an open run; nothing is written."""
     images = [i for i in run.dataset if i.image_id in run.held_out]
     if not images:
-        raise InputError("no image is held out: finetune.held_out is 0, or there are too few groups")
+        raise InputError(NOTHING_HELD_OUT)
     labels = run.dataset.labels
     measure = scorer(run, PURPOSE, draws)
     by_shape: dict[tuple[int, int, int], list[Job]] = {}
@@ -120,5 +126,5 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
     return Classification(
         accuracy=round(float(hits.mean()), 4), standard_error=round(error, 4),
         accuracy_weighted=round(weighted / n, 4), n=n, draws=draws, chance=round(max(counts.values()) / n, 4),
-        labels=labels, recall=recall, confusion=confusion,
+        labels=labels, recall=recall, confusion=confusion, **run.directory.built_on("finetune"),
     )  # fmt: skip

@@ -20,6 +20,7 @@ from sklearn.cluster import KMeans
 from typicality.dataset import prepare
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, OutputError
+from typicality.evaluation.classify import NOTHING_HELD_OUT
 from typicality.evaluation.rivals.gradcam import SmallCnn, cnn_features, cnn_probabilities, gradcam, train_cnn
 from typicality.evaluation.rivals.patches import STRIDE, PatchPool, descriptors, discriminative_patches
 from typicality.mining.boxes import best_boxes, box_means
@@ -130,8 +131,9 @@ class Workbench:
             )
         share = run.settings.finetune.held_out
         training, held_out = run.dataset.held_out(share)
+        held_out = [image for image in held_out if image.image_id in run.held_out]
         if not held_out or not training:
-            raise InputError("no image is held out: finetune.held_out is 0, or there are too few groups")
+            raise InputError(NOTHING_HELD_OUT)
         self.making = _some(training, images)
         self.fitting, self.held_out = in_halves(_some(held_out, images))
         single = {image.labels[0] for image in self.fitting if len(image.labels) == 1}

@@ -106,6 +106,7 @@ class ElementsBenchmark:
     n_training, n_fitting, n_held_out : images that elements came from, that matches were fitted on, and measured on
     paper_draws : draws an image of `published`
     draws : draws an image of the search by typicality
+    built_on : the state of the run that was measured, see `RunDirectory.built_on`
     """
 
     dataset: str
@@ -129,6 +130,7 @@ class ElementsBenchmark:
     detector: str
     warnings: list[str]
     seconds: float
+    built_on: dict[str, str | None]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -206,6 +208,7 @@ def elements(
         detector=work.detector,
         warnings=work.warnings,
         seconds=round(time.monotonic() - started, 1),
+        **run.directory.built_on("finetune", "mine"),
     )
 
 

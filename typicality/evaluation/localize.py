@@ -172,7 +172,8 @@ def _check(turns: Turns) -> None:
     if not marked:
         raise InputError(
             "there is no ground truth for images that the model has not seen: give --masks COLUMN or --boxes FILE, "
-            "and hold images out (finetune.held_out, or --folds 4) when fine-tuning"
+            "and hold images out (finetune.held_out, or --folds 4) when fine-tuning; a model that was fine-tuned on "
+            "labelled images before may have seen all of them"
         )
     if len(marked) < 2:
         raise InputError("too few groups with ground truth: some have to choose and others to judge")
@@ -269,12 +270,15 @@ def _untrained(
 def _gradcams(run: Run, requests: Sequence[Request], epochs: int) -> tuple[list[Evidence], dict[str, Any]]:
     """Return Grad-CAM maps of a CNN that has not seen the image's group, or those kept from before, and its accuracy.
 
-    With folds there is a CNN a fold, as there is a diffusion model; a run without fine-tuning has nothing unseen, so
-    that the CNN may know some of the images: an advantage to the rival.
+    With folds there is a CNN a fold, as there is a diffusion model. Without fine-tuning all images judge, and the CNN
+    learns from those of them outside of the fixed held-out part: an advantage to the rival.
     """
     key = key_of(
-        ["gradcam", epochs, run.settings.seed, run.weights_key, run.latents.folder.name, run.dataset.fingerprint]
-    )
+        [
+            "gradcam", epochs, run.settings.seed, run.weights_key, run.latents.folder.name, run.dataset.fingerprint,
+            run.dataset.grouping,
+        ]
+    )  # fmt: skip
     path = run.directory.path("scores", f"gradcam-{key}.safetensors")
     kept = load_file(path) if path.exists() else {}
     said = path.with_suffix(".json")
@@ -304,7 +308,12 @@ def _drawn_gradcams(run: Run, requests: Sequence[Request], epochs: int) -> tuple
     for request in requests:
         by_fold[run.fold_of(request[0])].append(request)
     for fold, asked in sorted(by_fold.items()):
-        unseen = {i for i in images if run.fold_of(i) == fold} if run.folds > 1 else run.held_out
+        if run.folds > 1:
+            unseen = frozenset(i for i in images if run.fold_of(i) == fold)
+        elif run.settings.finetune.enabled:
+            unseen = run.held_out
+        else:
+            unseen = frozenset(image.image_id for image in run.dataset.held_out()[1])
         training = sorted(i for i in images if i not in unseen)
         targets = np.zeros((len(training), len(column)), np.float32)
         for row, i in enumerate(training):

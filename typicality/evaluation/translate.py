@@ -333,7 +333,8 @@ def train_judge(run: Run, epochs: int, progress: Progress) -> tuple[Judge, dict[
     """
     training, held_out = run.dataset.held_out()
     labels = run.dataset.labels
-    key = key_of([run.dataset.fingerprint, labels, run.latents.size, run.settings.seed, epochs])
+    data, latents = run.dataset, run.latents
+    key = key_of([data.fingerprint, data.grouping, labels, latents.size, latents.max_aspect, run.settings.seed, epochs])
     weights = run.directory.path("translate", f"judge-{key}.safetensors")
     if weights.is_file():
         model = SmallCnn(len(labels)).to(run.device).eval()

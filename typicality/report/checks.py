@@ -36,6 +36,7 @@ def write_checks(
     data = ReportInput(
         title=settings.title or f"What to check in {dataset_name}",
         dataset_name=dataset_name, label_name=label_name, labels=(), ordered=False, n_images={},
+        n_distinct=len(files),
         elements=nothing, clusters=nothing, images=images, open_image=open_image, open_map=_no_map, facts={},
         settings=settings, folder=folder,
     )  # fmt: skip

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import PIL.Image
+from matplotlib.font_manager import fontManager
+from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
 
 from typicality.report.pictures import Opener, cut
@@ -129,9 +132,32 @@ def _mask(side: int, radius: int) -> PIL.Image.Image:
 
 
 @lru_cache(maxsize=32)
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
+
+
+def _face(text: str, bold: bool) -> str:
+    """Return the file of DejaVu Sans, or of the installed font that lacks the fewest characters of a text."""
+    usual = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf")
+    wanted = np.unique([ord(c) for c in text])
+
+    def lacks(path: str) -> int:
+        return int(np.isin(wanted, _characters(path), invert=True).sum())
+
+    if not lacks(usual):
+        return usual
+    upright = [f for f in fontManager.ttflist if f.style == "normal" and not f.name.startswith("Last Resort")]
+    upright.sort(key=lambda f: (fontManager.score_weight(f.weight, 700 if bold else 400), f.fname))
+    return min((usual, *(f.fname for f in upright)), key=lacks)
+
+
+@cache
+def _characters(path: str) -> np.ndarray:
+    """Return the characters (n,) for which a font has a glyph; none where the font is gone."""
+    try:
+        return np.fromiter(FT2Font(path).get_charmap(), np.int64)
+    except (OSError, RuntimeError):
+        return np.zeros(0, np.int64)
 
 
 def _write(
@@ -146,9 +172,10 @@ def _write(
 ) -> None:
     """Write one line, smaller or cut short where it is longer than `room` pixels, without bidirectional controls."""
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
-    while size > 14 and pen.textlength(text, font=_font(size, bold)) > room:
+    face = _face(text, bold)
+    while size > 14 and pen.textlength(text, font=_font(face, size)) > room:
         size -= 2
-    font = _font(size, bold)
+    font = _font(face, size)
     if pen.textlength(text, font=font) > room:
         while text and pen.textlength(text + "…", font=font) > room:
             text = text[:-1]

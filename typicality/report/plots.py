@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,11 +116,9 @@ def _distribution(groups: Mapping[str, np.ndarray], title: str, name: str, alt: 
     medians = {label: float(np.median(v)) for label, v in full.items()}
     best = max(medians, key=lambda label: medians[label])
     listed = "; ".join(f"{_short(label)} {milli(value)}" for label, value in list(medians.items())[:MOST_ROWS])
-    left_out = len(full) - len(shown)
-    note = f" The first {MOST_ROWS} labels are drawn; {left_out} more are not." if left_out else ""
     return PlotView(
         title=title,
-        reading=reading.format(best=_short(best), value=f"{milli(medians[best])} × 10⁻³") + note,
+        reading=reading.format(best=_short(best), value=f"{milli(medians[best])} × 10⁻³") + _left_out(full),
         alt=f"{alt}, by label, in units of 10⁻³. Medians: {listed}.",
         svg=_svg(figure, name),
     )
@@ -164,32 +162,38 @@ def confusion_plot(
     name: str = "plot-confusion",
 ) -> PlotView:
     """Shares of each true label's images (rows) that are taken for each label (columns), in percent."""
-    table = np.asarray(counts, dtype=float)[:MOST_ROWS, :MOST_ROWS]
-    names = [_short(label) for label in labels[:MOST_ROWS]]
+    table = np.asarray(counts, dtype=float)
     totals = table.sum(1, keepdims=True)
     shares = table / np.where(totals > 0, totals, 1)
+    every_name = [_short(label) for label in labels]
+    names = every_name[:MOST_ROWS]
     figure = Figure(figsize=(6.2, 1.2 + 0.34 * max(len(names), 4)))
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
     figure.patch.set_alpha(0)
-    for row, values in enumerate(shares):
+    for row, values in enumerate(shares[:MOST_ROWS, :MOST_ROWS]):
         for column, share in enumerate(values):
             axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, color=ACCENT, alpha=0.85 * share, lw=0))
             if len(names) <= 14 and share >= 0.005:
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=INK)
     _label_axes(axes, names, "taken for (% of the row)", "true label")
     figure.subplots_adjust(left=0.2, right=0.98, top=0.98, bottom=0.16 if len(names) < 7 else 0.24)
-    wrong = np.where(np.eye(len(names), dtype=bool), 0, shares)
+    wrong = np.where(np.eye(len(every_name), dtype=bool), 0, shares)
     true, taken = np.unravel_index(int(wrong.argmax()), wrong.shape)
-    worst = f"{names[true]} is most often taken for {names[taken]} ({100 * wrong[true, taken]:.0f}%)"
+    worst = f"{every_name[true]} is most often taken for {every_name[taken]} ({100 * wrong[true, taken]:.0f}%)"
     right = f"{100 * (accuracy or 0):.0f}% of held-out images are recognised"
     level = f", where always guessing the most frequent label gives {100 * chance:.0f}%" if chance is not None else ""
     return PlotView(
         title,
-        f"{right}{level}; {worst}." if accuracy is not None else f"{worst}.",
+        (f"{right}{level}; {worst}." if accuracy is not None else f"{worst}.") + _left_out(labels),
         f"Table of true label against taken for (% of the row); {worst}.",
         _svg(figure, name),
     )
+
+
+def _left_out(labels: Sized) -> str:
+    more = len(labels) - MOST_ROWS
+    return f" The first {MOST_ROWS} labels are drawn; {more} more are not." if more > 0 else ""
 
 
 def _label_axes(axes: Axes, names: Sequence[str], across: str, down: str) -> None:
@@ -217,13 +221,14 @@ def lift_plot(
     lift : (labels, labels); rows are the labels of the elements, 1 is chance, NaN is unknown
     low, high : bounds of `lift`, where they are known
     """
-    table = np.asarray(lift, dtype=float)[:MOST_ROWS, :MOST_ROWS]
-    names = [_short(label) for label in labels[:MOST_ROWS]]
+    table = np.asarray(lift, dtype=float)
+    every_name = [_short(label) for label in labels]
+    names = every_name[:MOST_ROWS]
     figure = Figure(figsize=(6.2, 1.2 + 0.34 * max(len(names), 4)))
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
     figure.patch.set_alpha(0)
-    for (row, column), value in np.ndenumerate(table):
+    for (row, column), value in np.ndenumerate(table[:MOST_ROWS, :MOST_ROWS]):
         if not np.isfinite(value):
             continue
         strength = min(1.0, abs(np.log2(max(value, 1 / 8))) / 3)  # full at 8 times, and at 1/8
@@ -233,10 +238,10 @@ def lift_plot(
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=INK)
     _label_axes(axes, names, "nearest element is of", "element of")
     figure.subplots_adjust(left=0.2, right=0.98, top=0.98, bottom=0.16 if len(names) < 7 else 0.24)
-    said = _most_alike(names, table, low, high)
+    said = _most_alike(every_name, table, low, high)
     return PlotView(
         "Which labels look alike",
-        f"Times as often as chance would give: 1 is chance. {said}.",
+        f"Times as often as chance would give: 1 is chance. {said}." + _left_out(labels),
         f"Table of elements' labels against the labels of their nearest elements, as a multiple of chance. {said}.",
         _svg(figure, "plot-alike"),
     )
@@ -256,15 +261,15 @@ def _most_alike(names: Sequence[str], lift: np.ndarray, low: np.ndarray | None, 
     return f"No two labels are {'' if highest < 1 else 'shown to be '}more alike than by chance; the most alike: {said}"
 
 
-def purity_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> PlotView:
+def purity_plot(curves: Mapping[str, Sequence[tuple[float, float]]], name: str = "plot-purity") -> PlotView:
     """Purity against coverage, a line a method by its best search; the first is drawn in the accent colour."""
     figure, axes = _figure(7, grid="y")
     ends = []
     styles = [(colour, dash) for dash in ("-", "--", ":") for colour in (ACCENT, OTHER, INK, MUTED)]
-    for (name, points), (colour, dash) in zip(curves.items(), styles, strict=False):
+    for (method, points), (colour, dash) in zip(curves.items(), styles, strict=False):
         coverage, purity = np.asarray(points, dtype=float).T
-        axes.plot(coverage, purity, color=colour, linestyle=dash, linewidth=1.6, label=_short(name))
-        ends.append(f"{_short(name)} {purity.mean():.2f}")
+        axes.plot(coverage, purity, color=colour, linestyle=dash, linewidth=1.6, label=_short(method))
+        ends.append(f"{_short(method)} {purity.mean():.2f}")
     axes.legend(frameon=False, fontsize=8, labelcolor=MUTED, ncols=2)
     axes.set_xlabel("coverage (share of held-out images reached)", color=MUTED)
     axes.set_ylabel("purity (share with the right label)", color=MUTED)
@@ -274,7 +279,7 @@ def purity_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> PlotView
         f"Each method by the search that serves it best. Mean purity along the curve: {said}; a curve further up means "
         "elements that find their label more surely.",
         f"Line plot of purity against coverage; mean purity {said}.",
-        _svg(figure, "plot-purity"),
+        _svg(figure, name),
     )
 
 

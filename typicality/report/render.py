@@ -23,7 +23,7 @@ from typicality.report.grids import write_grids
 from typicality.report.pictures import FINE, LEVELS, Pictures, choose_level, draw_pictures
 from typicality.report.plots import PlotView, make_plots
 from typicality.report.sections import Section, read_sections, stale_sections
-from typicality.report.text import clean, count, milli, p_text, plural, safe_json
+from typicality.report.text import beside, clean, count, milli, p_text, plural, safe_json
 from typicality.report.view import STABLE, ClusterView, ReportInput, ReportView, Score, build_view
 from typicality.store import write_text
 
@@ -194,7 +194,7 @@ def evidence_of(cluster: ClusterView) -> list[list[str]]:
     if cluster.own_rate is not None and cluster.control_rate is not None:
         rows.append(["Found in", f"{cluster.own_rate:.0%} of the label's images, {cluster.control_rate:.0%} of others"])
     if cluster.stability is not None:
-        rows.append(["Stability", f"{cluster.stability:.2f} of 1"])
+        rows.append(["Stability", f"{beside(cluster.stability, STABLE, 'f')} of 1"])
     if cluster.n_groups is not None and cluster.n_groups != cluster.n_images:
         rows.append(["Groups", count(cluster.n_groups)])
     return rows

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
+
+from typicality.mining.significance import SIGNIFICANT
 
 MINUS = "\u2212"
 Z90 = 1.6448536269514722  # half-width of a two-sided 90% interval, in standard errors
@@ -61,22 +62,51 @@ def p_text(p_value: float | None) -> str:
     """Return 'p = 0.03', 'p < 0.001', or '' where there is none."""
     if p_value is None:
         return ""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+    return "p < 0.001" if p_value < 0.001 else f"p = {beside(p_value, SIGNIFICANT, 'g')}"
+
+
+def beside(value: float, threshold: float, style: Literal["f", "g"]) -> str:
+    """Return a number with two digits, or as many more as keep it on its side of a threshold: 0.0504 -> '0.0504'.
+
+    Parameters
+    ----------
+    style : two decimal places (f), or two significant digits (g)
+    """
+    for digits in range(2, 17):
+        text = f"{value:.{digits}{style}}"
+        if value == threshold or (value - threshold) * (float(text) - threshold) > 0:
+            break
+    return text
 
 
 def slugs(names: Iterable[str]) -> dict[str, str]:
-    """Return a file name stem for each name: lower-case ASCII letters, digits and dashes, none twice."""
+    """Return a file name stem for each name: lower-case letters and digits of any script, and dashes, none twice.
+
+    What is an ASCII letter but for its accents becomes one; the case is folded, for file systems may not tell it.
+    """
     taken: set[str] = set()
     result: dict[str, str] = {}
     for position, name in enumerate(names, start=1):
-        ascii_only = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-        stem = re.sub(r"[^a-z0-9]+", "-", ascii_only.lower()).strip("-")[:60] or f"label-{position}"
+        stem = _stem(name).encode()[:60].decode(errors="ignore") or f"label-{position}"
         slug, turn = stem, 2
         while slug in taken or slug == "overview":
             slug, turn = f"{stem}-{turn}", turn + 1
         taken.add(slug)
         result[name] = slug
     return result
+
+
+def _stem(name: str) -> str:
+    composed = unicodedata.normalize("NFC", name)
+    plain = (unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or c for c in composed)
+    stem = ""
+    for character in unicodedata.normalize("NFC", "".join(plain).casefold()):
+        kind = unicodedata.category(character)[0]
+        if kind in "LN" or (kind == "M" and not stem[-1:].isascii()):  # as vowels of Devanagari
+            stem += character
+        elif kind != "M" and not stem.endswith("-"):
+            stem += "-"
+    return stem.strip("-")
 
 
 def safe_json(content: Any) -> str:

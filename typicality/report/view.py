@@ -26,7 +26,7 @@ import pyarrow as pa
 from typicality.config import ReportSettings
 from typicality.mining.significance import SIGNIFICANT, tested_p_value
 from typicality.report.facts import FactGroup, Stage, fact_groups, model_name, stages
-from typicality.report.text import Z90, clean, count, plural, slugs
+from typicality.report.text import Z90, beside, clean, count, plural, slugs
 from typicality.scoring.adaptive import quantile
 from typicality.scoring.pooling import freedom
 
@@ -45,6 +45,8 @@ class ReportInput:
 
     Attributes
     ----------
+    n_images : of each label
+    n_distinct : of the data set: an image counts once, however many labels it has
     elements : image_id, file_name, label, x0, y0, x1, y1, typicality, standard_error, lower_bound, specificity,
         rank, cluster (-1 none), rank_in_cluster
     clusters : label, cluster, rank, size, n_images, median_typicality, standard_error, p_value; if known also
@@ -68,6 +70,7 @@ class ReportInput:
     labels: tuple[str, ...]
     ordered: bool
     n_images: Mapping[str, int]
+    n_distinct: int
     elements: pa.Table
     clusters: pa.Table
     images: pa.Table
@@ -229,6 +232,7 @@ class ReportView:
     ordered: bool
     numbers: tuple[KeyNumber, ...]
     certainty: str
+    test_takes: str
     warnings: tuple[str, ...]
     labels: tuple[LabelView, ...]
     sources: tuple[SourceImage, ...]
@@ -268,12 +272,13 @@ def build_view(data: ReportInput) -> ReportView:
         model=model_name(data.facts),
         ordered=data.ordered,
         numbers=(
-            KeyNumber(count(sum(data.n_images.get(name, 0) for name in data.labels)), "images"),
+            KeyNumber(count(data.n_distinct), "images"),
             KeyNumber(count(len(data.labels)), "labels"),
             _number_of_clusters(len(shown), data.clusters.num_rows),
             _number_that_hold(shown) if shown else KeyNumber(count(data.elements.num_rows), "places found"),
         ),
-        certainty=_certainty(shown),
+        certainty=_certainty(shown, data),
+        test_takes=_test_takes(data),
         warnings=tuple(map(clean, data.warnings)),
         labels=labels,
         sources=builder.sources(labels),
@@ -504,23 +509,40 @@ def doubts_of(n_images: int, few_images: bool, p_value: float | None, stability:
     if few_images:
         found.append(f"from only {plural(n_images, 'image')}")
     if p_value is not None and p_value > SIGNIFICANT:
-        found.append(f"not significant, p = {p_value:.2g}")
+        found.append(f"not significant, p = {beside(p_value, SIGNIFICANT, 'g')}")
     if stability is not None and stability < STABLE:
-        found.append(f"unstable, {stability:.2f}")
+        found.append(f"unstable, {beside(stability, STABLE, 'f')}")
     return tuple(found)
 
 
-def _certainty(clusters: list[ClusterView]) -> str:
+def _test_takes(data: ReportInput) -> str:
+    """What visual elements would have to be tested by, and why there is no such thing."""
+    if not data.in_sample:
+        return (
+            "A test takes images without the label that were scored for it as well, and there are none: "
+            "score.controls is 0, or every image has the label"
+        )
+    # where it is not known what the model learned from, the base may have learned labels before: folds do not undo that
+    base = "" if data.trained_on is not None else " and a base that was not fine-tuned on labelled images before"
+    return (
+        "A test takes images with and without the label, all scored by models that have not seen them: mine with "
+        f"--folds 2{base}"
+    )
+
+
+def _certainty(clusters: list[ClusterView], data: ReportInput) -> str:
     """How many of the clusters shown hold up, by which test, and what it takes to test them where none was."""
     if not clusters:
         return "No visual elements were formed, so the best-scoring places are shown as they are."
     formed, tested = plural(len(clusters), "visual element"), sum(c.p_value is not None for c in clusters)
     if not tested:
         doubtful = sum(bool(c.doubts) for c in clusters)
+        memorised = (
+            " A model that was fine-tuned on the images it scores gives high scores to what it has memorised as well."
+            if data.in_sample else ""
+        )  # fmt: skip
         return (
-            f"None of the {formed} shown was tested, so none is said to hold up: a model that was fine-tuned on the "
-            "images it scores gives high scores to what it has memorised as well. Mine with --folds 2 to have images "
-            "scored by a model that has not seen them, and visual elements tested against images without the label. "
+            f"None of the {formed} shown was tested, so none is said to hold up.{memorised} {_test_takes(data)}. "
             f"Marked as doubtful, being from too few images or of a stability below {STABLE}: {doubtful}."
         )
     left = "" if tested == len(clusters) else f" {count(len(clusters) - tested)} could not be tested."

@@ -69,9 +69,7 @@ def cell_shares(truth: np.ndarray, view: ModelView, cells: tuple[int, int]) -> n
 
 
 def unseen(run: Run) -> frozenset[str]:
-    """Ids of images whose maps come from a model that was not trained on their group."""
-    if not run.settings.finetune.enabled:
-        return frozenset(run.labels_of)
+    """Ids of images whose maps come from a model that was not trained on their group; see `Run.held_out`."""
     return run.held_out
 
 

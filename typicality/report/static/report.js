@@ -88,6 +88,9 @@
           if (match) { matches += 1; visible.push(tile.number); }
         }
         put(cluster, matches === 0);
+        // a row's one stop of the tab key must be a tile that is shown
+        const stop = cluster.tiles.find((tile) => tile.node.tabIndex === 0);
+        if (matches && stop.hidden) { stop.node.tabIndex = -1; cluster.tiles.find((tile) => !tile.hidden).node.tabIndex = 0; }
         if (matches) left += 1;
       }
       clusters += left;
