@@ -11,7 +11,7 @@ from typicality.errors import SettingsError
 
 from .console import print_document, print_json, say
 from .evaluation import AtLeast, Write, finish, parse_limits, show_plan
-from .options import WORK, Common, with_options
+from .options import WORK, Common, given, with_options
 
 app = typer.Typer(help="The same for tables: fill in missing cells, add rows to rare labels.", no_args_is_help=True)
 
@@ -45,9 +45,9 @@ def resolved(kind: type[Any], common: Common, **given: Any) -> Any:
     return kind(**chosen, seed=common.seed or 0)
 
 
-def only_for_evaluation(limits: dict[str, float]) -> None:
-    if limits:
-        raise SettingsError("--at-least needs --evaluate, which measures")
+def only_for_evaluation(**values: Any) -> None:
+    for name in given(**values):
+        raise SettingsError(f"--{name.replace('_', '-')} needs --evaluate, which measures")
 
 
 def done(summary: dict[str, Any], common: Common, write: Path | None) -> None:
@@ -84,8 +84,10 @@ def impute(
     steps: Steps = 3000,
     sampler_steps: SamplerSteps = 20,
     evaluate: Evaluate = False,
-    hide: Annotated[float, typer.Option("--hide", help="Share of the known cells that --evaluate hides.")] = 0.2,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Of --evaluate.")] = 3,
+    hide: Annotated[
+        float | None, typer.Option("--hide", help="Share of the known cells that --evaluate hides [0.2].")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Of --evaluate [3].")] = None,
     at_least: AtLeast = None,
     write: Write = None,
 ) -> None:
@@ -94,7 +96,7 @@ def impute(
     Goes to --out FILE, or TABLE-imputed, with the uncertainty of every filled cell in a second file beside it.
     """
     from typicality.tabular import impute as work
-    from typicality.tabular.imputation_benchmark import check, evaluate_imputation
+    from typicality.tabular.imputation_benchmark import HIDE, REPEATS, check, evaluate_imputation
     from typicality.tabular.preparing import prepare
 
     limits = parse_limits(at_least)
@@ -104,6 +106,7 @@ def impute(
     )  # fmt: skip
     if evaluate:
         common.pass_over("out", "fresh", why="--evaluate measures, and writes no table")
+        hide, repeats = HIDE if hide is None else hide, REPEATS if repeats is None else repeats
         check(hide, repeats)
         if common.dry_run:
             found = prepare(table, options).summary() | {"hide": hide, "repeats": repeats}
@@ -111,7 +114,7 @@ def impute(
         return finish(
             "tabular impute", evaluate_imputation(table, options, hide, repeats, common.progress), limits, common, write
         )
-    only_for_evaluation(limits)
+    only_for_evaluation(at_least=at_least, hide=hide, repeats=repeats)
     if common.dry_run:
         planned, path, beside = work.plan(table, common.out, options, common.fresh)
         gaps = {c.name: int(c.gaps.sum()) for c in planned.columns if c.gaps.any()}
@@ -145,8 +148,10 @@ def balance(
     steps: Steps = 3000,
     sampler_steps: SamplerSteps = 20,
     evaluate: Evaluate = False,
-    repeats: Annotated[int, typer.Option("--repeats", min=2, help="Splits of --evaluate.")] = 5,
-    test: Annotated[float, typer.Option("--test", help="Share of the real rows that judges in --evaluate.")] = 0.3,
+    repeats: Annotated[int | None, typer.Option("--repeats", min=2, help="Splits of --evaluate [5].")] = None,
+    test: Annotated[
+        float | None, typer.Option("--test", help="Share of the real rows that judges in --evaluate [0.3].")
+    ] = None,
     at_least: AtLeast = None,
     write: Write = None,
 ) -> None:
@@ -155,7 +160,7 @@ def balance(
     Goes to --out FILE, or TABLE-balanced: the rows of the table, then the new ones, marked in the column synthetic.
     """
     from typicality.tabular import balance as work
-    from typicality.tabular.balance_benchmark import evaluate_balance
+    from typicality.tabular import balance_benchmark as benchmark
 
     limits = parse_limits(at_least)
     options = resolved(
@@ -163,18 +168,20 @@ def balance(
         missing=missing, category=category, categories=categories, draws=draws, steps=steps,
         sampler_steps=sampler_steps,
     )  # fmt: skip
+    where: dict[str, Any]
     if evaluate:
         common.pass_over("out", "fresh", why="--evaluate measures, and writes no table")
+        repeats, test = benchmark.REPEATS if repeats is None else repeats, benchmark.TEST if test is None else test
+        if not common.dry_run:
+            result = benchmark.evaluate_balance(table, options, repeats, test, common.progress)
+            return finish("tabular balance", result, limits, common, write)
+        planned, labels, asked, _ = benchmark.plan(table, options, repeats, test)
+        where = {"repeats": repeats, "test": test}
     else:
-        only_for_evaluation(limits)
-    if common.dry_run:
-        planned, labels, asked, path = work.plan(
-            table, None if evaluate else common.out, options, common.fresh or evaluate
-        )
-        more = {labels.names[i]: {"real": int(labels.counts[i]), "asked": count} for i, count in asked.items()}
-        where: dict[str, Any] = {"repeats": repeats, "test": test} if evaluate else {"out": str(path)}
-        return show_plan(planned.summary() | where | {"labels": more, "options": options.as_dict()}, common)
-    if evaluate:
-        result = evaluate_balance(table, options, repeats, test, common.progress)
-        return finish("tabular balance", result, limits, common, write)
-    return done(work.balance(table, common.out, options, common.fresh, common.progress).summary, common, write)
+        only_for_evaluation(at_least=at_least, repeats=repeats, test=test)
+        if not common.dry_run:
+            return done(work.balance(table, common.out, options, common.fresh, common.progress).summary, common, write)
+        planned, labels, asked, path = work.plan(table, common.out, options, common.fresh)
+        where = {"out": str(path)}
+    more = {labels.names[i]: {"real": int(labels.counts[i]), "asked": count} for i, count in asked.items()}
+    return show_plan(planned.summary() | where | {"labels": more, "options": options.as_dict()}, common)

@@ -63,6 +63,18 @@ def test_a_dry_run_shows_what_would_be_done_and_writes_nothing(call, tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
+def test_a_dry_run_of_an_evaluation_shows_its_defaults(call):
+    for words, shown in (
+        (["impute"], {"hide": 0.2, "repeats": 3}),
+        (["balance"], {"repeats": 5, "test": 0.3}),
+        (["balance", "--test", 0.5, "--repeats", 2], {"repeats": 2, "test": 0.5}),
+    ):
+        name, *options = words
+        code, out, _ = call("tabular", name, "t.csv", "--label", "y", "--evaluate", *options, "--dry-run", "--json")
+        assert code == 0
+        assert json.loads(out).items() >= shown.items()
+
+
 def test_evaluations_print_what_they_measured(call, monkeypatch):
     for module in (balance_benchmark, imputation_benchmark, rivals):
         monkeypatch.setattr(module, "TREES", 3)
@@ -91,10 +103,19 @@ def test_evaluations_print_what_they_measured(call, monkeypatch):
         (["impute", "t.csv", "--out", "t.txt"], "takes a table"),
         (["impute", "t.csv", "--out", "t.csv/x.csv"], "cannot write"),
         (["impute", "t.csv", "--evaluate", "--hide", "2"], "--hide"),
-        (["impute", "t.csv", "--at-least", "x=1"], "--evaluate"),
+        (["impute", "t.csv", "--at-least", "x=1"], "--at-least needs --evaluate"),
+        (["impute", "t.csv", "--hide", "0.5"], "--hide needs --evaluate"),
+        (["impute", "t.csv", "--repeats", "9"], "--repeats needs --evaluate"),
+        (["impute", "t.csv", "--evaluate", "--seed", "-1"], "--seed"),
         (["balance", "t.csv", "--label", "y", "--rare", "rar"], "did you mean 'rare'"),
         (["balance", "t.csv", "--label", "y", "--draws", "3"], "--draws must be even"),
         (["balance", "t.csv"], "--label"),
+        (["balance", "t.csv", "--label", "y", "--test", "0.9"], "--test needs --evaluate"),
+        (["balance", "t.csv", "--label", "y", "--repeats", "9"], "--repeats needs --evaluate"),
+        (["balance", "t.csv", "--label", "y", "--evaluate", "--seed", "20240101123"], "--seed"),
+        (["balance", "t.csv", "--label", "y", "--evaluate", "--test", "0.01"], "1 to judge"),
+        (["balance", "t.csv", "--label", "y", "--evaluate", "--test", "0.03"], "0 to judge"),
+        (["balance", "t.csv", "--label", "y", "--evaluate", "--test", "2"], "--test"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])

@@ -12,8 +12,9 @@ import typicality
 from tests.tabular.conftest import WriteTable, cells_of, correlated, numbers
 from typicality.errors import DatasetError, SettingsError
 from typicality.tabular import balance_benchmark
-from typicality.tabular.balance import BalanceOptions, Generator, fit_generator, new_rows
+from typicality.tabular.balance import BalanceOptions, Generator, fit_generator, new_rows, plan
 from typicality.tabular.judging import averaged, differences, standard_error
+from typicality.tabular.preparing import Labels
 from typicality.tabular.rivals import oversampled, smote
 
 MOVED = np.array([8.0, 9.0])
@@ -173,6 +174,54 @@ def test_smote_stays_between_two_rows_of_the_label():
     assert len(set(made[:, 0])) > 20
     copies, _ = oversampled(x, np.array([1, 1, 1, 0]), {1: 40}, np.random.default_rng(0))
     assert set(map(tuple, copies)) == set(map(tuple, x[:3]))
+
+
+def test_labels_that_are_given_no_row_are_named(write_csv: WriteTable):
+    """Of 40 c, 10 rare and 3 fraud the last are too few to learn from; c has all that it is asked for."""
+    y = ["c"] * 40 + ["rare"] * 10 + ["fraud"] * 3
+    table = write_csv(a=[f"{i * 7 % 53}" for i in range(53)], y=y)
+    found = plan(table, None, BalanceOptions(label="y"), fresh=False)[0].summary()
+    assert found["notes"][0] == "label 'fraud' has 3 row(s), and is passed over: 4 at least are needed"
+    assert found["notes"] == typicality.tabular_balance(table, "y", steps=2, draws=2).summary["notes"]
+    named = BalanceOptions(label="y", rare=("rare", "c"))
+    for notes in (
+        plan(table, None, named, fresh=True)[0].summary()["notes"],
+        balance_benchmark.plan(table, named, 2, 0.3)[0].summary()["notes"],
+    ):
+        assert notes[0] == "label 'c' has 40 rows already, and --ratio 1 asks for 40"
+        assert "fraud" not in str(notes)
+    for rare, ratio, reason in (((), 0.25, "'fraud' has 3 row"), ("c", 1.0, "'c' has 40 rows already")):
+        with pytest.raises(DatasetError, match=f"no label is to be given more rows.*; label {reason}"):
+            typicality.tabular_balance(table, "y", rare=rare, ratio=ratio, fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("counts", "test", "message"),
+    [
+        ((57, 3), 0.01, "59 to learn from and 1 to judge: each part needs a row of every one of 2 labels"),
+        ((57, 8), 0.99, "0 to learn from and 65 to judge"),
+        ((192, 8), 0.05, r"label 'l1' has too few rows \(8\).* leave as few as 8 to learn from and 0 to judge"),
+        ((40, 5), 0.5, r"label 'l1' has too few rows \(5\).* leave as few as 2 to learn from and 3 to judge"),
+        ((40, 1), 0.3, "label 'l1' has one row"),
+    ],
+)
+def test_splits_that_leave_a_rare_label_no_rows_are_refused(counts: tuple[int, ...], test: float, message: str):
+    """Without a row to judge every measure of a label is 0; with fewer than four nothing is learned."""
+    codes = np.repeat(np.arange(len(counts)), counts)
+    labels = Labels(tuple(f"l{i}" for i in range(len(counts))), codes, ())
+    with pytest.raises(DatasetError, match=message):
+        balance_benchmark.splits_of(labels, [1], 3, test, 0)
+
+
+def test_splits_are_of_the_rows_that_have_a_label():
+    """A third of 12 and of 6 rows judges; rows without a label are not counted."""
+    codes = np.array([0] * 12 + [-1] * 5 + [1] * 6)
+    splits = balance_benchmark.splits_of(Labels(("a", "b"), codes, ()), [1], 3, 1 / 3, 0)
+    assert len(splits) == 3
+    for train, judged in splits:
+        assert sorted([*train, *judged]) == list(range(18))
+        assert sum(judged >= 12) == 2
+        assert len(judged) == 6
 
 
 def test_what_cannot_be_balanced(write_csv: WriteTable):

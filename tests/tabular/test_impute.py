@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from typicality.errors import DatasetError, SettingsError
 from typicality.tabular import imputation_benchmark, rivals
 from typicality.tabular.columns import column_of
 from typicality.tabular.encoding import fit_encoding, number_code
-from typicality.tabular.imputation_benchmark import errors, evaluate_imputation, hidden_cells
+from typicality.tabular.imputation_benchmark import coverage, errors, evaluate_imputation, hidden_cells, label_judge
 from typicality.tabular.impute import ImputeOptions, fill, summarised
+from typicality.tabular.preparing import prepare
 
 QUICK = ImputeOptions(steps=40)
 
@@ -164,6 +166,42 @@ def test_dates_of_a_parquet_file_are_left_and_not_called_missing(tmp_path: Path)
     assert pq.read_table(found.path).column("day").equals(table.column("day"))
 
 
+def test_numbers_of_any_size_are_filled_within_their_range(write_csv: WriteTable):
+    """1e-25 has more decimals than a float has digits, and 5e-7 +- 1e-7 an uncertainty below 1e-6."""
+    values = correlated(40, 0.9)
+    columns = {
+        "a": [f"{v:.3f}" for v in values[:, 0]],
+        "tiny": ["" if i % 6 == 0 else f"{1e-25 * (11 + v):.3e}" for i, v in enumerate(values[:, 0])],
+        "small": ["" if i % 6 == 1 else f"{5e-7 + 1e-8 * v:.3e}" for i, v in enumerate(values[:, 1])],
+    }
+    found = typicality.tabular_impute(write_csv(**columns), steps=5, samples=4)
+    cells, spread = cells_of(found.path), cells_of(found.uncertainty)
+    for name in ("tiny", "small"):
+        known = [float(v) for v in columns[name] if v]
+        assert all(min(known) <= float(v) <= max(known) for v in cells[name])
+        uncertain = [float(s) for s in spread[name] if s]
+        assert len(uncertain) == 40 - len(known)
+        assert 0 < np.median(uncertain) < max(uncertain) < max(known) - min(known)
+
+
+def test_long_ids_are_left(write_csv: WriteTable):
+    ids = [str(8901410321111851072 + 11 * i) if i != 5 else "" for i in range(20)]
+    table = write_csv(a=[f"{i / 7:.3f}" if i != 3 else "" for i in range(20)], iccid=ids)
+    found = typicality.tabular_impute(table, steps=5, samples=4)
+    assert cells_of(found.path)["iccid"] == ids
+    assert found.summary["left_missing"] == {"iccid": 1}
+
+
+def test_numbers_among_other_cells_of_json_lines(tmp_path: Path):
+    """Whole numbers with NA and empty texts between: the gaps become whole numbers, not texts."""
+    rows = [{"a": i / 4, "k": ("NA" if i % 2 else "") if i % 5 == 0 else i % 7} for i in range(30)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = typicality.tabular_impute(tmp_path / "t.jsonl", steps=5, samples=4)
+    written = [json.loads(line)["k"] for line in found.path.read_text().splitlines()]
+    assert all(type(k) is int and 0 <= k <= 6 for k in written)
+    assert found.summary["filled_by_column"] == {"k": 6}
+
+
 def test_a_table_without_gaps_is_written_as_it_was(write_csv: WriteTable):
     table = write_csv(a=["1", "2", "3"], b=["x", "y", "x"])
     found = typicality.tabular_impute(table)
@@ -186,6 +224,26 @@ def test_errors_are_in_units_of_the_column():
     made = truth + np.array([[truth[:, 0].std(), 1], [0, 0], [99, 99]])
     hidden = np.array([[True, True], [True, True], [False, False]])
     assert errors(columns, truth, made, hidden) == pytest.approx({"nrmse": 0.5**0.5, "error_rate": 0.5})
+
+
+def test_coverage_of_small_numbers():
+    """Off by two deviations is not covered, whatever the unit; what differs by rounding alone is."""
+    truth = np.array([[1e-20], [2e-20], [3.0]])
+    made = truth + np.array([[2e-21], [1e-21], [1e-15]])
+    spread = np.array([[1e-21], [1e-21], [0.0]])
+    found = coverage(numbers(truth), truth, made, spread, np.ones((3, 1), dtype=bool))
+    assert found["covered"] == pytest.approx(2 / 3)
+
+
+def test_a_label_whose_numbers_are_names_is_judged_as_such(write_csv: WriteTable, monkeypatch):
+    """Of 21 different numbers the forest predicts the value, and of as many names the name."""
+    monkeypatch.setattr(imputation_benchmark, "TREES", 2)
+    y = [str(i % 21) for i in range(63)]
+    table = write_csv(a=[str(i) for i in range(63)], y=y)
+    for category, measure in (((), "label_r2"), (("y",), "label_accuracy")):
+        options = ImputeOptions(label="y", category=category)
+        found = prepare(table, options)
+        assert list(label_judge(found, options)(found.values, 0)) == [measure]
 
 
 def test_a_share_of_the_known_cells_is_hidden():

@@ -18,7 +18,7 @@ from typicality.tabular.balance import BalanceOptions
 from typicality.tabular.columns import column_of
 from typicality.tabular.impute import ImputeOptions
 from typicality.tabular.preparing import labels_of_rows, options_from, prepare
-from typicality.tabular.table import output_path, read_sheet, write_sheet
+from typicality.tabular.table import Sheet, output_path, read_sheet, write_sheet
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ from typicality.tabular.table import output_path, read_sheet, write_sheet
     [
         (["1.50", "2", "3.25", ""], "number", 1),
         (["1", "2", "30", "NA"], "integer", 1),
+        ([1, 2, 30, "NA", ""], "integer", 2),
         (["1", "0", "1", "?"], "category", 1),
         (["a", "b", "a", " "], "category", 1),
         (["a", "NA", "a", "b"], "category", 0),
@@ -53,6 +54,63 @@ def test_numbers_that_are_names():
     assert column.cell(1.0) == "1"
     assert column_of("x", ["a", "b"], ignored=True).kind == "passed"
     assert column_of("x", ["1", "2", "-9"], missing=["-9"]).gaps.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("cells", "missing", "gaps"),
+    [
+        ([1, 2, 3, -999], "-999", [3]),
+        ([1.5, 2.5, -999.0, None], "-999", [2, 3]),
+        (["1.5", "2.5", "-999.0", "-999"], "-999", [2, 3]),
+        ([1.5, 99.9, 2.5], "99.90", [1]),
+        (["x", "-999", "y"], "-999", [1]),
+        ([2**60, 2**60 + 1, 2**60 + 2], str(2**60), [0]),
+        (["007", "7", "07"], "7", [1]),
+        ([True, False, True], "1", []),
+    ],
+)
+def test_a_number_that_stands_for_missing_counts_however_it_is_written(cells: list[Any], missing: str, gaps: list[int]):
+    """As a whole number, a float or text; but codes are compared as texts, long IDs exactly, and true is not 1."""
+    column = column_of("x", cells, missing=[missing])
+    assert [i for i, gap in enumerate(column.gaps) if gap] == gaps
+
+
+def test_numbers_that_stand_for_missing_in_parquet(tmp_path: Path):
+    table = pa.table({"i": [1, -999, 3, 4], "f": [0.5, -999.0, 1.5, -999.0]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = prepare(tmp_path / "t.parquet", ImputeOptions(missing="-999"))
+    assert [int(column.gaps.sum()) for column in found.columns] == [1, 2]
+
+
+@pytest.mark.parametrize("last", [2**53, -(2**53) - 1, 8901410321111851072])
+@pytest.mark.parametrize("kind", [int, str])
+def test_whole_numbers_that_a_float_does_not_tell_apart_are_left(last: int, kind: type):
+    """2^53 and 2^53 + 1 are one float64: a column of such IDs would be constant, and its gap the first row's ID."""
+    for cells in ([kind(last - 1), None, kind(last), kind(last + 1)], [kind(last), None]):
+        column = column_of("x", cells)
+        assert (column.kind, column.gaps.tolist().index(True)) == ("passed", 1)
+        assert "2^53" in column.why
+    assert column_of("x", [kind(last - 1), kind(last)], category=True).choices == (kind(last - 1), kind(last))
+    assert column_of("x", [kind(v) for v in (1, 2, 2**53 - 1)]).kind == "integer"
+
+
+@pytest.mark.parametrize(
+    ("cells", "category", "names"),
+    [
+        (["1", "0", "NA", "?", "-", "1"], False, ("0", "1")),
+        ([1, 0, "n/a", None], False, ("0", "1")),
+        (["1", "0", "NA"], True, ("0", "1", "NA")),
+        (["a", "b", "NA"], False, ("a", "b", "NA")),
+        (["007", "042", "NA"], False, ("007", "042", "NA")),
+    ],
+)
+def test_words_among_labels_that_are_numbers_are_no_label(cells: list[Any], category: bool, names: tuple[str, ...]):
+    """As in a column: NA says that there is no number, and may be a name among names."""
+    labels = labels_of_rows(Sheet(Path("t.csv"), {"y": cells}), "y", category=category)
+    assert set(labels.names) == set(names)
+    assert [labels.names[code] if code >= 0 else None for code in labels.codes] == [
+        str(cell) if str(cell) in names else None for cell in cells
+    ]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +143,13 @@ def test_one_text_alone_is_one_element():
     assert options_from(BalanceOptions, label="y", rare=["a", "b"]).rare == ("a", "b")
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31, 20240101123])
+def test_a_seed_is_in_the_range_of_every_generator(seed: int):
+    with pytest.raises(SettingsError, match="--seed must be at least 0 and below 2147483648"):
+        ImputeOptions(seed=seed)
+    assert BalanceOptions(seed=2**31 - 1).seed == 2**31 - 1
+
+
 def test_more_different_texts_than_the_limit_are_left_alone():
     cells = ["a", "b", "c"] * 10
     assert column_of("x", cells, limit=3).kind == "category"
@@ -102,6 +167,10 @@ def test_more_different_texts_than_the_limit_are_left_alone():
         ([1, 2, 3], 1.6, 2),
         ([0.5, 1.5, 2.5], 1.23456, 1.23456),
         (["1e-3", "2e-3", "5e-3"], 0.00423, "0.004"),
+        (["1.5e-25", "2.25e-25", "4e-25"], 3.1234e-25, "3.12e-25"),
+        ([1, 2, "NA", 30], 1.6, 2),
+        ([1, 2.5, "", 30], 1.6, 1.6),
+        ([1, 2.25, "3"], 1.678, "1.68"),
     ],
 )
 def test_what_is_filled_in_has_the_type_and_decimals_of_its_column(cells: list[Any], value: float, cell: Any):
@@ -175,6 +244,25 @@ def test_text_becomes_numbers_in_parquet(tmp_path: Path, write_csv: WriteTable):
     found = pq.read_table(tmp_path / "o.parquet")
     assert [str(f.type) for f in found.schema] == ["int64", "double", "string", "string"]
     assert found.to_pydict()["i"] == [1, None, 3]
+
+
+def test_names_that_read_like_numbers_stay_text_in_parquet(tmp_path: Path, write_csv: WriteTable):
+    """Python reads 2020_01 as 202001, and 2^64 + 1 fits a float alone, which ends in other digits."""
+    columns = {
+        "period": ["2020_01", "2020_02", ""],
+        "sample": ["1.5", "1_11", "2"],
+        "iccid": ["89014103211118510720", "", "7"],
+        "code": ["-007", "1", "2"],
+        "number": ["0.5", "89014103211118510720", "-0.5"],
+    }
+    write_sheet(tmp_path / "o.parquet", read_sheet(write_csv(**columns)), {})
+    found = pq.read_table(tmp_path / "o.parquet")
+    assert [str(f.type) for f in found.schema] == [*["string"] * 4, "double"]
+    for name in ("period", "sample", "iccid", "code"):
+        assert found.column(name).to_pylist() == [text or None for text in columns[name]]
+    (tmp_path / "t.jsonl").write_text('{"id": 89014103211118510720}\n{"id": null}\n')
+    write_sheet(tmp_path / "j.parquet", read_sheet(tmp_path / "t.jsonl"), {})
+    assert pq.read_table(tmp_path / "j.parquet").to_pydict() == {"id": ["89014103211118510720", None]}
 
 
 def test_json_lines(tmp_path: Path):

@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +201,23 @@ def wanted(labels: Labels, options: BalanceOptions) -> dict[int, int]:
     missing = {i: int(goal - counts[i]) for i in chosen if counts[i] < goal}
     if not missing:
         shown = ", ".join(f"{name!r} {count}" for name, count in zip(labels.names, counts, strict=True))
-        raise DatasetError(f"no label is to be given more rows at --ratio {options.ratio:g}: {shown}")
+        why = "".join(f"; {reason}" for reason in passed_over(labels, options))
+        raise DatasetError(f"no label is to be given more rows at --ratio {options.ratio:g}: {shown}{why}")
     return missing
+
+
+def passed_over(labels: Labels, options: BalanceOptions) -> list[str]:
+    """Return a sentence a label that is given no row: too rare to learn from, or named and not rare."""
+    counts = labels.counts
+    goal = math.ceil(options.ratio * counts.max())
+    named = {text_of(name) for name in options.rare}
+    found = []
+    for name, count in zip(labels.names, counts.tolist(), strict=True):
+        if name in named and count >= goal:
+            found.append(f"label {name!r} has {count} rows already, and --ratio {options.ratio:g} asks for {goal}")
+        elif not named and count < min(goal, LEAST_ROWS):
+            found.append(f"label {name!r} has {count} row(s), and is passed over: {LEAST_ROWS} at least are needed")
+    return found
 
 
 @dataclass(frozen=True)
@@ -229,8 +244,9 @@ def plan(
     taken = [name for name in ADDED if name in found.sheet.columns]
     if taken:
         raise DatasetError(f"{table} has a column {taken[0]!r}, which is to be added: rename it")
-    labels = labels_of_rows(found.sheet, options.label, options.missing)
-    return found, labels, wanted(labels, options), path
+    labels = labels_of_rows(found.sheet, options.label, options.missing, options.label in options.category)
+    asked = wanted(labels, options)
+    return replace(found, notes=tuple(passed_over(labels, options))), labels, asked, path
 
 
 def balance(

@@ -7,9 +7,10 @@ against all others (their mean, where several labels are rare).
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,73 @@ from jaxtyping import Float, Int
 from typicality.errors import DatasetError, SettingsError
 from typicality.metrics import average_precision
 from typicality.progress import SILENT, Progress
-from typicality.tabular.balance import BalanceOptions, fit_generator, new_rows, wanted
+from typicality.tabular.balance import BalanceOptions, fit_generator, new_rows, passed_over, wanted
 from typicality.tabular.columns import Column
 from typicality.tabular.judging import averaged, differences
-from typicality.tabular.preparing import LEAST_ROWS, Labels, labels_of_rows, prepare
+from typicality.tabular.preparing import LEAST_ROWS, Labels, Prepared, labels_of_rows, prepare
 from typicality.tabular.rivals import matrix_of, oversampled, smote, smote_by_library
 
 METHODS = ("ours", "nothing", "class_weights", "oversampling", "smote")
 TREES = 200
+REPEATS, TEST = 5, 0.3
+
+Split = tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]
+
+
+def plan(
+    table: Path, options: BalanceOptions, repeats: int, test: float
+) -> tuple[Prepared, Labels, dict[int, int], list[Split]]:
+    """Look at everything that could stand in the way; the splits are of the rows that have a label.
+
+    Raises
+    ------
+    InputError
+    """
+    if not 0 < test < 1:
+        raise SettingsError(f"--test must be above 0 and below 1, not {test}")
+    if repeats < 2:
+        raise SettingsError(f"--repeats must be at least 2, not {repeats}: the standard error is over repeats")
+    if options.label is None:
+        raise SettingsError("name the column of the label with --label")
+    found = prepare(table, options)
+    labels = labels_of_rows(found.sheet, options.label, options.missing, options.label in options.category)
+    asked = wanted(labels, options)
+    splits = splits_of(labels, asked, repeats, test, options.seed)
+    return replace(found, notes=tuple(passed_over(labels, options))), labels, asked, splits
+
+
+def splits_of(labels: Labels, rare: Collection[int], repeats: int, test: float, seed: int) -> list[Split]:
+    """Return stratified splits, in each of which every rare label has rows to learn from and to judge.
+
+    Raises
+    ------
+    DatasetError : there are too few rows for that.
+    """
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    codes, counts = labels.codes[labels.codes >= 0], labels.counts
+    if counts.min() < 2:
+        raise DatasetError(f"label {labels.names[counts.argmin()]!r} has one row, which cannot be split")
+    judging = math.ceil(test * len(codes))
+    if min(judging, len(codes) - judging) < len(counts):
+        raise DatasetError(
+            f"--test {test:g} splits {len(codes)} rows into {len(codes) - judging} to learn from and {judging} to "
+            f"judge: each part needs a row of every one of {len(counts)} labels"
+        )
+    splits = StratifiedShuffleSplit(repeats, test_size=test, random_state=seed)
+    found = list(splits.split(np.zeros(len(codes)), codes))
+    for label in sorted(rare):
+        learned, judged = (min(int((codes[split[part]] == label).sum()) for split in found) for part in (0, 1))
+        if learned < LEAST_ROWS or not judged:
+            raise DatasetError(
+                f"label {labels.names[label]!r} has too few rows ({counts[label]}) for --test {test:g}: splits leave "
+                f"as few as {learned} to learn from and {judged} to judge; {LEAST_ROWS} and 1 at least are needed"
+            )
+    return found
 
 
 def evaluate_balance(
-    table: Path, options: BalanceOptions, repeats: int = 5, test: float = 0.3, progress: Progress = SILENT
+    table: Path, options: BalanceOptions, repeats: int = REPEATS, test: float = TEST, progress: Progress = SILENT
 ) -> dict[str, Any]:
     """Measure what synthetic rows are worth to a random forest (and XGBoost, where installed); see the module.
 
@@ -43,27 +99,15 @@ def evaluate_balance(
     ------
     InputError
     """
-    from sklearn.model_selection import StratifiedShuffleSplit
-
     started = time.monotonic()
-    if not 0 < test < 1:
-        raise SettingsError(f"--test must be above 0 and below 1, not {test}")
-    if repeats < 2:
-        raise SettingsError(f"--repeats must be at least 2, not {repeats}: the standard error is over repeats")
-    if options.label is None:
-        raise SettingsError("name the column of the label with --label")
-    found = prepare(table, options)
-    labels = labels_of_rows(found.sheet, options.label, options.missing)
-    rare = sorted(wanted(labels, options))
+    found, labels, asked, splits = plan(table, options, repeats, test)
+    rare = sorted(asked)
     usable = np.flatnonzero(labels.codes >= 0)
     values, codes = found.values[usable], labels.codes[usable]
-    if labels.counts.min() < 2 or min(labels.counts[label] for label in rare) * (1 - test) < LEAST_ROWS:
-        raise DatasetError(f"a label of {options.label!r} has too few rows to be split with --test {test:g}")
     judges, notes = available_judges()
     records: dict[str, dict[str, list[dict[str, float]]]] = {name: defaultdict(list) for name in judges}
     dropped: dict[str, int] = defaultdict(int)
-    splits = StratifiedShuffleSplit(repeats, test_size=test, random_state=options.seed)
-    for repeat, (train, judged) in enumerate(splits.split(values, codes)):
+    for repeat, (train, judged) in enumerate(splits):
         seed = options.seed + repeat
         part = Labels(labels.names, codes[train], labels.cells)
         sets = training_sets(found.modelled, values[train], part, replace(options, seed=seed), dropped, progress)

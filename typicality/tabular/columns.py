@@ -7,10 +7,11 @@
 | category  | text, true and false, or two numbers; up to a limit of different values   | a choice                |
 | constant  | one value                                                                 | filled with that value  |
 | empty     | no value at all                                                           | left as it is           |
-| passed    | dates, names and free text, codes, lists, and what the user says          | left as it is           |
+| passed    | dates, names and free text, codes, lists, whole numbers above 2^53, and   | left as it is           |
+|           | what the user says                                                        |                         |
 
-Missing are empty cells, NaN, what the user names, and among numbers also NA, N/A, NULL, NONE, ? and -. An infinite
-number is no gap: it is neither learned from nor replaced.
+Missing are empty cells, NaN, what the user names (a number however it is written: -999.0 is -999), and among numbers
+also NA, N/A, NULL, NONE, ? and -. An infinite number is no gap: it is neither learned from nor replaced.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from typicality.tabular.table import Sheet, Unread
+from typicality.dataset.labels import number_of_text, text_of
+from typicality.tabular.table import CODE, Sheet, Unread
 
 Kind = Literal["number", "integer", "category", "constant", "empty", "passed"]
 WORDS = {"na", "n/a", "#n/a", "null", "none", "?", "-"}
 """Among numbers these say that there is none; among texts they may be a category."""
-CODE = re.compile(r"[+-]?0\d+")
 DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d.*)?")
 DECIMALS = 15
+WHOLE_LIMIT = 2**53
+"""A float64 tells whole numbers apart up to here: 2^53 + 1 is read as 2^53."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def column_of(
     category: bool = False,
 ) -> Column:
     """Return one column from its cells."""
-    gaps = np.array([is_missing(cell, missing) for cell in cells], dtype=bool)
+    gaps = gaps_of(cells, missing)
     unknown = np.full(len(cells), np.nan)
     if ignored:
         return Column(name, "passed", unknown, gaps, why="left out as asked")
@@ -148,21 +151,39 @@ def _numeric(name: str, cells: Sequence[Any], values: np.ndarray, gaps: np.ndarr
     if not finite.any():
         return Column(name, "empty", values, gaps, why=why or "no cell has a value")
     different = np.unique(values[finite])
-    text = any(isinstance(cell, str) for cell in cells)
+    shown = [cells[i] for i in np.flatnonzero(finite).tolist()]
+    whole = all(isinstance(c, int) or (isinstance(c, str) and re.fullmatch(r"\s*[+-]?\d+\s*", c)) for c in shown)
+    if whole and np.abs(different).max() >= WHOLE_LIMIT:
+        why = "has whole numbers above 2^53, which a float64 does not tell apart"
+        return Column(name, "passed", np.full(len(cells), np.nan), gaps, why=why)
+    text = any(isinstance(cell, str) for cell in shown)
     if len(different) <= 2:
         first = [next(cells[i] for i in np.flatnonzero(values == value).tolist()) for value in different]
         codes = np.where(finite, np.searchsorted(different, np.where(finite, values, different[0])), np.nan)
         return Column(name, "category" if len(first) > 1 else "constant", codes, gaps, tuple(first), why=why, text=text)
-    shown = [cells[i] for i in np.flatnonzero(finite).tolist()]
-    whole = all(isinstance(c, int) or (isinstance(c, str) and re.fullmatch(r"\s*[+-]?\d+\s*", c)) for c in shown)
-    decimals = max(decimals_of(c) for c in shown) if text else DECIMALS
+    decimals = max(decimals_of(str(c)) for c in shown) if text else DECIMALS
     return Column(name, "integer" if whole else "number", values, gaps, (), decimals, text, why)
 
 
-def is_missing(cell: Any, more: Collection[str] = ()) -> bool:
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return True
-    return isinstance(cell, str) and (not cell.strip() or cell.strip().casefold() == "nan" or cell.strip() in more)
+def gaps_of(cells: Sequence[Any], missing: Collection[str] = ()) -> Bool[np.ndarray, " n"]:
+    """Return which cells are empty, NaN, or one of the texts that stand for a missing cell."""
+    named = {meaning_of(text) for text in missing}
+
+    def is_missing(cell: Any) -> bool:
+        if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+            return True
+        if isinstance(cell, str) and (not cell.strip() or cell.strip().casefold() == "nan"):
+            return True
+        plain = isinstance(cell, str | int | float) and not isinstance(cell, bool)
+        return bool(named) and plain and meaning_of(cell) in named
+
+    return np.array([is_missing(cell) for cell in cells], dtype=bool)
+
+
+def meaning_of(cell: str | float) -> Decimal | str:
+    """The exact number that a cell is or writes, else its text: -999.0 and -999 are one, 007 and 7 are not."""
+    text = text_of(cell)
+    return text if CODE.fullmatch(text) or number_of_text(text) is None else Decimal(text)
 
 
 def numbers_of(cells: Sequence[Any], gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -194,7 +215,7 @@ def numbers_of(cells: Sequence[Any], gaps: np.ndarray) -> tuple[np.ndarray, np.n
 
 def decimals_of(cell: str) -> int:
     exponent = Decimal(cell.strip()).as_tuple().exponent
-    return min(DECIMALS, max(0, -exponent)) if isinstance(exponent, int) else 0
+    return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
 def is_date(text: str) -> bool:

@@ -29,6 +29,7 @@ from typicality.tabular.rivals import IMPUTERS, matrix_of
 
 NORMAL_90 = 1.645
 LEAST_KNOWN = 5
+HIDE, REPEATS = 0.2, 3
 TREES = 100
 
 
@@ -46,7 +47,7 @@ def check(hide: float, repeats: int) -> None:
 
 
 def evaluate_imputation(
-    table: Path, options: ImputeOptions, hide: float = 0.2, repeats: int = 3, progress: Progress = SILENT
+    table: Path, options: ImputeOptions, hide: float = HIDE, repeats: int = REPEATS, progress: Progress = SILENT
 ) -> dict[str, Any]:
     """Measure how well hidden cells are filled in; see the module.
 
@@ -154,7 +155,7 @@ def coverage(
     numbers = [i for i, column in enumerate(columns) if column.kind != "category"]
     if not numbers:
         return {}
-    inside = np.abs(made - truth) <= NORMAL_90 * np.where(np.isnan(spread), 0.0, spread) + 1e-12
+    inside = np.abs(made - truth) <= NORMAL_90 * np.where(np.isnan(spread), 0.0, spread) + 1e-12 * np.abs(truth)
     return {"covered": float(inside[:, numbers][hidden[:, numbers]].mean())}
 
 
@@ -165,9 +166,10 @@ def label_judge(found: Prepared, options: ImputeOptions) -> Any:
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
     from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
 
-    column = column_of(options.label, found.sheet.cells[options.label], missing=options.missing)
+    named = options.label in options.category
+    column = column_of(options.label, found.sheet.cells[options.label], missing=options.missing, category=named)
     number = column.kind in ("number", "integer") and len(np.unique(column.values[~np.isnan(column.values)])) > 20
-    codes = column.values if number else labels_of_rows(found.sheet, options.label, options.missing).codes
+    codes = column.values if number else labels_of_rows(found.sheet, options.label, options.missing, named).codes
     rows = np.flatnonzero(~np.isnan(codes) if number else codes >= 0)
     if not number and np.bincount(codes[rows]).min() < 3:
         raise DatasetError(f"a label of {options.label!r} has fewer than 3 rows, too few for cross-validation")

@@ -162,7 +162,7 @@ def impute(
     for i, column in enumerate(modelled):  # an infinite number is unknown to the model, but no gap
         places = np.flatnonzero(column.gaps)
         fills[column.name] = {int(j): column.cell(filled.values[j, i]) for j in places}
-        spread[column.name] = {int(j): round(float(filled.spread[j, i]), 6) for j in places}
+        spread[column.name] = {int(j): float(f"{filled.spread[j, i]:.6g}") for j in places}
     for column in found.columns:
         if column.kind == "constant":
             fills[column.name] = {int(j): column.cell(0) for j in np.flatnonzero(column.gaps)}

@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 
 from typicality.dataset.labels import in_order, text_of
 from typicality.errors import DatasetError, SettingsError, nearest
-from typicality.tabular.columns import Column, columns_of, is_missing
+from typicality.tabular.columns import Column, columns_of, gaps_of, numbers_of
 from typicality.tabular.table import Sheet, Unread, read_sheet
 
 MOST_LABELS = 100
 LEAST_ROWS = 4
+SEEDS = 2**31
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class TableOptions:
     categories : text with more different values is left as it is
     steps : of training, at most
     sampler_steps : of the sampler
+    seed : of everything random, at least 0 and below 2^31, as of a run
 
     Where several may be named, one text alone stands for itself.
     """
@@ -54,6 +56,8 @@ class TableOptions:
         for name, least in (("categories", 2), ("steps", 1), ("sampler_steps", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.seed < SEEDS:
+            raise SettingsError(f"--seed must be at least 0 and below {SEEDS}, not {self.seed}")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,10 +87,12 @@ class Prepared:
     Attributes
     ----------
     columns : all of them, as they stand
+    notes : what else the user should know
     """
 
     sheet: Sheet
     columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def modelled(self) -> tuple[Column, ...]:
@@ -105,7 +111,7 @@ class Prepared:
             "rows": len(self.sheet),
             "kinds": dict(Counter(column.kind for column in self.columns)),
             "learned": [column.name for column in self.modelled],
-            "notes": [*self.sheet.notes, *(f"{c.name!r} {c.why}" for c in self.columns if c.why)],
+            "notes": [*self.sheet.notes, *self.notes, *(f"{c.name!r} {c.why}" for c in self.columns if c.why)],
         }
 
 
@@ -153,8 +159,13 @@ class Labels:
         return np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
 
 
-def labels_of_rows(sheet: Sheet, column: str, missing: Sequence[str] = ()) -> Labels:
+def labels_of_rows(sheet: Sheet, column: str, missing: Sequence[str] = (), category: bool = False) -> Labels:
     """Return the labels of a sheet.
+
+    Parameters
+    ----------
+    missing : texts that stand for a missing label, besides those that always do (see `columns`)
+    category : its numbers are names, and NA among them is one, too
 
     Raises
     ------
@@ -164,7 +175,10 @@ def labels_of_rows(sheet: Sheet, column: str, missing: Sequence[str] = ()) -> La
     for cell in cells:
         if isinstance(cell, Unread):
             raise DatasetError(f"column {column!r} of {sheet.path} {cell.why}: it cannot be the label")
-    texts = ["" if is_missing(cell, missing) else text_of(cell) for cell in cells]
+    gaps = gaps_of(cells, missing)
+    numbers = None if category else numbers_of(cells, gaps)
+    gaps = gaps if numbers is None else numbers[1]
+    texts = ["" if gap else text_of(cell) for cell, gap in zip(cells, gaps, strict=True)]
     names, _ = in_order({text for text in texts if text}, None)
     if len(names) < 2:
         found = f"only the label {names[0]!r}" if names else "no label"

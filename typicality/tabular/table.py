@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ import pyarrow.parquet as pq
 from typicality.dataset.tables import TABLE_SUFFIXES, open_table
 from typicality.errors import DatasetError, OutputError, SettingsError
 from typicality.store import check_writable, write_table, write_text, write_whole
+
+CODE = re.compile(r"[+-]?0\d+")
+"""With a leading zero, such as 007, a text is a name and no number."""
 
 
 @dataclass(frozen=True)
@@ -211,18 +215,25 @@ def _arrow(
 
 
 def _typed(cells: list[Any]) -> pa.Array:
-    """Text cells as whole numbers or numbers where all of them are, an empty text as missing; others as they are."""
+    """Text cells as whole numbers or numbers where all of them are, an empty text as missing; others as they are.
+
+    Names that read like numbers stay text: 007, 2020_01 (Python takes the underscore), whole numbers of over 64 bits.
+    """
     if not all(cell is None or isinstance(cell, str) for cell in cells):
         try:
             return pa.array(cells)
-        except pa.ArrowException:
+        except (pa.ArrowException, OverflowError):
             return pa.array([None if cell is None else text_of_cell(cell) for cell in cells])
     present = [None if cell is None or not cell.strip() else cell for cell in cells]
     known = [cell for cell in present if cell is not None]
-    plain = not any(len(cell) > 1 and cell[0] == "0" and cell.isdecimal() for cell in known)  # 007 is a name
+    plain = not any("_" in cell or CODE.fullmatch(cell.strip()) for cell in known)
     for read in (int, float) if plain and known else ():
         try:
-            return pa.array([None if cell is None else read(cell) for cell in present])
-        except (ValueError, pa.ArrowException, OverflowError):
+            numbers = [None if cell is None else read(cell) for cell in present]
+        except ValueError:
             continue
+        try:
+            return pa.array(numbers)
+        except (pa.ArrowException, OverflowError):
+            break
     return pa.array(present, pa.string())
