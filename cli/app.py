@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from typicality.errors import InputError, InterruptedRun, TypicalityError
+from typicality.errors import InputError, InterruptedRun, OutputError, TypicalityError
 
 from . import audit, augment, evaluation, evidence, exchange, impute, localize, machine, mining, tabular, translate
 from .console import print_text, say
@@ -103,7 +103,14 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     verbose = any(word in ("--verbose", "-v") for word in sys.argv[1:])
-    sys.exit(run(sys.argv[1:], verbose))
+    code = run(sys.argv[1:], verbose)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if code != 2 and not isinstance(error, BrokenPipeError):  # who reads a part of it with `head` knows
+            code = failed(OutputError(f"cannot write to standard output: {error.strerror}"), 2, verbose)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it is tried again on the way out
+    sys.exit(code)
 
 
 def run(arguments: list[str], verbose: bool = False) -> int:
@@ -120,6 +127,10 @@ def run(arguments: list[str], verbose: bool = False) -> int:
         return 130
     except TypicalityError as error:
         return failed(error, 70, verbose)
+    except OSError as error:
+        from typicality.store import is_full_disk
+
+        return failed(error, 2, verbose) if is_full_disk(error) else usage_or_bug(error, verbose)
     except Exception as error:  # the last line of defence: say that it is our bug, and how to report it
         return usage_or_bug(error, verbose)
     return code if isinstance(code, int) else 0

@@ -100,4 +100,7 @@ def diff(
         print_text(
             f"  findings are not compared: an earlier state of {stale} was audited; run `typicality audit {stale}`"
         )
+    if found.findings_known and found.findings_not_compared:
+        kinds = ", ".join(found.findings_not_compared)
+        print_text(f"  findings of these kinds are not compared, as one of the audits did not look for them: {kinds}")
     return None

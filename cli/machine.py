@@ -18,6 +18,7 @@ from .options import (
     DatasetArgument,
     DeviceName,
     DtypeName,
+    Patch,
     Scoring,
     Training,
     given,
@@ -48,6 +49,7 @@ def bench(
 @with_options
 def estimate(
     common: Common, data: Data, training: Training, scoring: Scoring, dataset: DatasetArgument = None,
+    patch: Patch = None,
 ) -> None:  # fmt: skip
     """Cost before work: images, UNet evaluations, time and disk of `mine` with the same options."""
     from typicality.applications.estimate import PROBE_IMAGES
@@ -55,7 +57,8 @@ def estimate(
     from typicality.dataset import load_dataset
 
     common.pass_over(*PLACE, why="it keeps nothing")
-    settings = common.settings(dataset, data.layer(), training.layer(), scoring.layer())
+    layers = [data.layer(), training.layer(), scoring.layer(), {"mine": given(patch=patch)}]
+    settings = common.settings(dataset, *layers)
     if common.dry_run:
         n = len(load_dataset(settings.dataset))
         plan = {"images": n, "images that are timed": min(n, PROBE_IMAGES), "kept": "nothing"}

@@ -10,9 +10,7 @@ import typer
 from typicality.config import Settings
 
 from .console import print_json, print_text, say
-from .options import WORK, Common, Data, DatasetArgument, RunArgument, Scoring, Training, given, with_options
-
-Patch = Annotated[int | None, typer.Option("--patch", help="Patch side in model pixels.", rich_help_panel=WORK)]
+from .options import Common, Data, DatasetArgument, Patch, RunArgument, Scoring, Training, given, with_options
 
 
 @with_options

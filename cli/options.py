@@ -63,6 +63,7 @@ DatasetArgument = Annotated[
     typer.Argument(metavar="DATASET", help="Built-in name, folder, table, hf://owner/name, or a run directory."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory that `mine` has filled.")]
+Patch = Annotated[int | None, typer.Option("--patch", help="Patch side in model pixels.", rich_help_panel=WORK)]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,11 @@ class Common:
         if self.seed is not None:
             own["seed"] = self.seed
         assigned = [parse_assignment(text) for text in self.assign or []]
-        return resolve_settings(source, self.config, [merge(*layers, own, *assigned)])
+        chosen = merge(*layers, own, *assigned)
+        settings = resolve_settings(source, self.config, [chosen])
+        for sentence in without_effect(chosen, settings):
+            say(f"warning: {sentence}")
+        return settings
 
     def pass_over(self, *names: str, why: str | None = None) -> None:
         """Warn of options that were given to a command on which they have no effect, and would do no harm.
@@ -264,6 +269,24 @@ class Scoring(Settable):
             rich_help_panel=WORK,
         ),
     ] = None  # fmt: skip
+
+
+def without_effect(chosen: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Return a sentence for each setting that was chosen and that another setting leaves without effect."""
+    protocol = settings.score.protocol
+    idle: list[tuple[str, tuple[str, ...], str]] = []
+    if protocol != "adaptive":
+        idle.append(
+            ("score", ("precision", "overlap"), f"the protocol {protocol} takes the same draws for every image")
+        )
+    if not settings.finetune.enabled:
+        idle.append(("finetune", ("steps", "minutes", "folds"), "the model is not fine-tuned"))
+    return [
+        f"{section}.{name} has no effect, for {why}"
+        for section, names, why in idle
+        for name in names
+        if chosen.get(section, {}).get(name) is not None
+    ]
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -32,3 +32,14 @@ def test_options_of_commands_are_keywords_and_settings() -> None:
         settings_for("emoji", minutes=float("inf"))
     with pytest.raises(SettingsError, match="unknown setting 'stepps'"):
         settings_for("emoji", stepps=5)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"), [("lable", "label"), ("step", "steps"), ("devise", "device"), ("repport", "report")]
+)
+def test_a_misspelt_keyword_is_told_from_all_that_there_are(misspelt: str, meant: str) -> None:
+    """Options, sections, and the keywords of the function itself; each is named once."""
+    with pytest.raises(SettingsError, match=f"unknown setting '{misspelt}': did you mean '{meant}'") as caught:
+        settings_for("emoji", **{misspelt: "x"})
+    names = str(caught.value).partition("did you mean ")[2].rstrip("?").split(" or ")
+    assert len(names) == len(set(names))

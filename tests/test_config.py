@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,3 +113,53 @@ def test_places_are_recorded_as_they_are_found_from_anywhere(tmp_path: Path, mon
     assert settings_for("link").dataset.source == str(tmp_path / "link")  # whose name is that of the data set
     assert settings_for("photos", model="owner/name").model.name == "owner/name"
     assert settings_for("photos", model="base").model.name == "base"
+
+
+def test_a_section_is_no_value(tmp_path: Path) -> None:
+    """Also beside a file that has the section; the message names a setting of it."""
+    (tmp_path / "own.yaml").write_text("prompt: {template: 'a {label}', null: a}\n")
+    file = read_config(tmp_path / "own.yaml")
+    for layers in (["prompt=the {label}"], ["prompt.template=a {label} car", "prompt=the {label}"]):
+        with pytest.raises(
+            SettingsError, match=r"prompt = 'the \{label\}': prompt is a section: use prompt\.template="
+        ):
+            resolve(file, *map(parse_assignment, layers))
+    with pytest.raises(SettingsError, match=r"score is a section: use score\.protocol="):
+        resolve(parse_assignment("score=8"))
+
+
+def test_a_separator_that_yaml_has_eaten_is_asked_for_in_quotes() -> None:
+    """A bare | begins a block of text there, of which nothing follows: labels would not be split, without a word."""
+    with pytest.raises(SettingsError, match=r'label_separator = .*: write "\|" with its quotes'):
+        resolve(parse_assignment("dataset.label_separator=|"))
+    with pytest.raises(SettingsError, match="nothing can be split"):
+        settings_for("emoji", label_separator="")
+    assert resolve(parse_assignment('dataset.label_separator="|"')).dataset.label_separator == "|"
+
+
+def test_a_model_that_may_not_be_looked_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = os.stat
+
+    def refuse(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if str(path) == "/locked/model":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(SettingsError, match=r"model\.name: /locked/model cannot be looked for: Permission denied"):
+        settings_for("emoji", model="/locked/model")
+
+
+@pytest.mark.parametrize("source", ["cardb", "cardb/", "./cardb", "./cardb/"])
+def test_a_folder_with_the_name_of_a_known_data_set_has_its_settings(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the name was completed; one that is elsewhere, or is built in, is another data set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cardb").mkdir()
+    (tmp_path / "other" / "cardb").mkdir(parents=True)
+    (tmp_path / "flags").mkdir()
+    found = settings_for(source)
+    assert found.prompt.template == config_of("cardb")["prompt"]["template"]
+    assert found.dataset.source == str(tmp_path / "cardb")
+    assert settings_for("other/cardb").prompt == settings_for("flags/").prompt == resolve().prompt

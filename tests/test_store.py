@@ -181,3 +181,14 @@ def test_a_model_that_is_switched_off_is_no_foundation() -> None:
     without = {"settings": {"finetune": {"enabled": False}}, "stages": stages}
     shown = {**without, "stages": {"mine": {"key": "m"}}}
     assert foundation(without, names) == foundation(shown, names) == {"finetune": None, "mine": "m", "trends": None}
+
+
+def test_a_record_that_may_not_be_read_is_nothing_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may be the user's images: the message must not tell to start anew there."""
+
+    def refuse(path: Path, **_: Any) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(OutputError, match=r"run\.json may not be read: Permission denied$"):
+        run_record(str(tmp_path))

@@ -39,6 +39,7 @@ from typicality.applications.trends.run import Trends
 from typicality.applications.trends.run import trends as follow_trends
 from typicality.config import OPTIONS, Settings, layer_of
 from typicality.dataset import DatasetInfo, builtin_datasets
+from typicality.errors import SettingsError, nearest
 from typicality.evaluation.augment import AugmentBenchmark
 from typicality.evaluation.augment import evaluate_augment as benchmark_augment
 from typicality.evaluation.autoencoder import Reconstruction, reconstruct
@@ -68,6 +69,9 @@ from typicality.tabular.balance_benchmark import evaluate_balance
 from typicality.tabular.imputation_benchmark import evaluate_imputation
 from typicality.tabular.preparing import options_from
 
+OWN = ("model", "seed", "device", "dtype", "offline", "config")
+"""Keywords of `settings_for` itself."""
+
 
 def settings_for(
     source: str | Path = "emoji",
@@ -87,6 +91,8 @@ def settings_for(
     """
     named = {n: v for n, v in options.items() if n in OPTIONS and not isinstance(v, Mapping)}  # prompt is both
     sections = {name: value for name, value in options.items() if name not in named}
+    for name in sections.keys() - Settings.model_fields.keys() - OPTIONS.keys():
+        raise SettingsError(f"unknown setting {name!r}: {nearest(name, [*Settings.model_fields, *OPTIONS, *OWN])}")
     layer = layer_of({"label": label} | named)
     chosen = {
         **(model if isinstance(model, Mapping) else {"name": None if model is None else str(model)}),

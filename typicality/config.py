@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from typicality.errors import SettingsError, nearest
 from typicality.prompts import without_label
@@ -27,14 +27,17 @@ Engine = Literal["auto", "torch", "openvino"]
 
 
 def _text(value: Any) -> Any:
-    """Return a number or a date, as which YAML reads 2016 and 2016-01-31, as the text that it was."""
+    """Return a number or a date, as which YAML reads 2016 and 2016-01-31, as text.
+
+    That is the text that it was, but for 007, 1_000 and 1:30, which YAML reads as the numbers 7, 1000 and 90.
+    """
     if isinstance(value, bool):
         raise ValueError("YAML reads yes, no, on and off as true and false: write the text in quotes")
     return str(value) if isinstance(value, (int, float, datetime.date)) else value
 
 
 Text = Annotated[str, BeforeValidator(_text)]
-"""A string that need not be quoted in YAML."""
+"""A string that need not be quoted in YAML where it is a number or a date as these are usually written."""
 
 
 class Section(BaseModel):
@@ -59,6 +62,15 @@ class DatasetSettings(Section):
     split: str = Field("train", description="split of a Hugging Face data set")
     offline: bool = Field(False, description="never contact a hub for the data; true where model.offline is")
     strict: bool = Field(False, description="an unreadable image is an error, not a line in the report")
+
+    @field_validator("label_separator")
+    @classmethod
+    def _separates(cls, separator: str | None) -> str | None:
+        if separator == "":
+            raise ValueError(
+                'nothing can be split at empty text; YAML reads a bare | as such: write "|" with its quotes'
+            )
+        return separator
 
 
 class PromptSettings(Section):
@@ -326,7 +338,8 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(value, Mapping):
                 value = merge(result[name] if isinstance(result.get(name), Mapping) else {}, value)
             result[name] = value
-    if _null_is_stale([layer["prompt"] for layer in layers if isinstance(layer.get("prompt"), Mapping)]):
+    prompts = [layer["prompt"] for layer in layers if isinstance(layer.get("prompt"), Mapping)]
+    if isinstance(result.get("prompt"), dict) and _null_is_stale(prompts):
         result["prompt"].pop("null", None)
     return result
 
@@ -376,10 +389,14 @@ def _check_draws(score: ScoreSettings) -> None:
 def _explain(error: Mapping[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
     name = ".".join(location)
+    section: Any = Settings
     if error["type"] == "extra_forbidden":
-        section: Any = Settings
         for part in location[:-1]:
             section = section.model_fields[part].annotation
         return f"unknown setting {name!r}: {nearest(location[-1], section.model_fields)}"
+    if error["type"] == "model_type":
+        section = Settings.model_fields[name].annotation
+        first = next(iter(section.model_fields))
+        return f"setting {name} = {error['input']!r}: {name} is a section: use {name}.{first}=... or others of it"
     message = error["ctx"]["error"] if error["type"] == "value_error" else error["msg"].lower()
     return f"setting {name} = {error['input']!r}: {message}"

@@ -53,7 +53,7 @@ class InterruptedRun(TypicalityError):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return a phrase that names the choices nearest to a misspelt `name`, for error messages."""
-    names = list(choices)
+    names = list(dict.fromkeys(choices))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"

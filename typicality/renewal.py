@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from typicality.config import resolve
-from typicality.errors import OutputError
+from typicality.errors import InputError
 from typicality.pipeline import ensure_report
 from typicality.run import Run
 
@@ -15,7 +15,8 @@ def renew_report(run: Run) -> Path | None:
     """Render the report of a mined run with what an application has just added to it; the run's lock must be held.
 
     The report is of the run as it was mined: its recorded settings hold, but for device and precision. Where it cannot
-    be rendered, since the run has not been mined or this session reads other images, the user is told.
+    be rendered, since the run has not been mined, its model is gone (by which its maps are found), or this session
+    reads other images, the user is told.
     """
     record = run.directory.record
     where = run.directory.folder
@@ -27,11 +28,11 @@ def renew_report(run: Run) -> Path | None:
         return None
     settings = resolve(record["settings"]).model_copy(update={"model": run.settings.model})
     mined = replace(run, settings=settings)
-    mined.take_model(run)
     try:
+        mined.take_model(run)
         mined.check_done("mine")
         mined.check_mined()
-    except OutputError as error:  # what the application found is written all the same
+    except InputError as error:  # what the application found is written all the same
         run.progress.say(f"not in the report yet: {error}")
         return None
     return ensure_report(mined)

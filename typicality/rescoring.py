@@ -23,7 +23,7 @@ from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoredRow
 
 MOST_LABELS = 12
-"""Labels that an image is classified among; with more labels, the two of the translation and others by a hash."""
+"""Labels that an image is classified among; with more labels, its own, the one it is to get, and others by a hash."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,15 @@ def batches(run: Run, images: Sequence[LabelledImage], size: int) -> Iterator[tu
 
 
 def rival_labels(labels: Sequence[str], source: str, target: str) -> tuple[str, ...]:
-    """Return the labels to classify among, in their order: all of them unless they are many."""
+    """Return the labels to classify among, in their order: all of them unless they are many.
+
+    Which of many they are differs from one pair of labels to the next, so that all of them are asked of some images.
+    """
     if len(labels) <= MOST_LABELS:
         return tuple(labels)
-    others = sorted((x for x in labels if x not in (source, target)), key=lambda x: unit_hash(x, "rival"))
-    chosen = {source, target, *others[: MOST_LABELS - 2]}
+    own = {source, target}
+    others = sorted((x for x in labels if x not in own), key=lambda x: unit_hash(f"{source}|{target}|{x}", "rival"))
+    chosen = {*own, *others[: MOST_LABELS - len(own)]}
     return tuple(x for x in labels if x in chosen)
 
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from typicality.config import ModelSettings, Settings, config_of, key_of, merge, read_config, resolve, settings_key
-from typicality.dataset import LabelledImages, is_opened_here, load_dataset
+from typicality.config import ModelSettings, Settings, key_of, merge, read_config, resolve, settings_key
+from typicality.dataset import LabelledImages, load_dataset
 from typicality.errors import OutputError, SettingsError
 from typicality.model import recipe
 from typicality.model.checkpoint import Checkpoint, knows_labels, load_checkpoint
@@ -28,7 +28,7 @@ from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, ch
 from typicality.model.latents import LatentStore
 from typicality.model.probe import chosen_engine
 from typicality.model.training import parts_of
-from typicality.paths import absolute, default_folder
+from typicality.paths import absolute, default_folder, shipped_settings
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
 from typicality.prompts import Prompts
@@ -515,8 +515,7 @@ def resolve_settings(
 ) -> Settings:
     """Resolve all settings: the run's own when `source` is a run directory, else the data set's, then the user's.
 
-    Folders and files are recorded by their absolute paths, so that a run can be used from any directory. A folder in
-    the working directory that has the name of a built-in data set is not that data set, and does not get its settings.
+    Folders and files are recorded by their absolute paths, so that a run can be used from any directory.
     """
     overrides = list(overrides)
     file = [] if config is None else [read_config(config)]
@@ -527,14 +526,13 @@ def resolve_settings(
     else:
         named = merge({"dataset": {"source": "emoji"}}, *file, *overrides)["dataset"]
         name = source if source is not None else str(named["source"]) if isinstance(named, Mapping) else "emoji"
-        other = Path(name).expanduser().is_dir() and is_opened_here(name)
-        layers = [{} if other else config_of(name), *file, {"dataset": {"source": name}}]
+        layers = [shipped_settings(name), *file, {"dataset": {"source": name}}]
     merged = merge(*layers, *overrides)
     for section, setting in (("dataset", "source"), ("dataset", "boxes"), ("model", "name"), ("model", "lora")):
         part = merged.get(section)
         value = part.get(setting) if isinstance(part, dict) else None
         if isinstance(value, str) and value != recorded.get(section, {}).get(setting):
-            merged[section][setting] = absolute(value, setting)
+            merged[section][setting] = absolute(value, section, setting)
     return resolve(merged)
 
 

@@ -190,6 +190,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:  # perhaps of a folder that no run has written
+        raise OutputError(f"{path} may not be read: {error.strerror}") from error
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be read ({error}); {anew}") from error
     if not isinstance(record, dict) or not {"schema_version", "stages"} <= set(record):

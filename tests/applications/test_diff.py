@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -209,6 +210,24 @@ def test_findings_of_an_earlier_state_are_unknown(runs: tuple[Path, Path], tmp_p
     assert diff(*runs).findings_known
     write_findings(runs[1], fingerprint="other images")
     assert not diff(*runs).findings_known
+
+
+def test_what_an_audit_did_not_look_for_is_not_gone(runs: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    """The second audit was of images only: it could find the mark again, or not, but neither labels nor elements."""
+    wrong = replace(a_finding("high", "wrong label"), kind="label_error")
+    element = replace(a_finding("high", "element"), details={"cluster": 0})
+    write_findings(runs[0], a_finding("high"), wrong, element)
+    write_findings(runs[1])
+    assert [f.state for f in diff(*runs).findings] == ["gone"] * 3
+    document = {"findings": [], "images_only": True, "not_examined": ["label_error", "borders"]}
+    (runs[1] / "findings.json").write_text(json.dumps(document))
+    for found, state in ((diff(*runs), "gone"), (diff(*runs[::-1]), "new")):
+        assert [(f.state, f.title) for f in found.findings] == [(state, "the mark")]
+        assert (found.findings_known, found.findings_not_compared) == (True, ("borders", "label_error"))
+    assert command(["diff", *map(str, runs), "--quiet"]) == 0
+    assert "did not look for them: borders, label_error" in capsys.readouterr().out
+    (runs[0] / "findings.json").write_text(json.dumps(document))
+    assert diff(*runs).findings_not_compared == ()
 
 
 @pytest.mark.parametrize("said", STALE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,25 @@ def test_force_does_not_replace_what_no_export_wrote(mined: Path, tmp_path: Path
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
     assert (export(mined, "png", tmp_path / "empty") / MARKER).is_file()
+
+
+@pytest.mark.parametrize("to", ["coco", "parquet", "csv"])
+def test_force_does_not_replace_a_file_that_no_export_wrote(mined: Path, tmp_path: Path, to: str) -> None:
+    """Notes, another COCO file, and the run's own table, which begins like an exported one; any export is replaced."""
+    (tmp_path / "notes.csv").write_text("my notes\n")
+    (tmp_path / "nothing.csv").touch()
+    (tmp_path / "boxes.json").write_text('{"info": {}, "images": []}')
+    (tmp_path / "list.json").write_text("{1, 2}")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    shutil.copy(mined / "elements.parquet", tmp_path)
+    for path in list(tmp_path.iterdir()):
+        before = path.read_bytes()
+        with pytest.raises(OutputError, match="was not written by"):
+            export(mined, to, path, force=True)
+        assert path.read_bytes() == before
+    for earlier in ("coco", "parquet", "csv"):
+        path = export(mined, earlier, tmp_path / f"export-{earlier}")
+        assert export(mined, to, path, force=True) == path
 
 
 def test_an_export_that_fails_leaves_nothing(mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

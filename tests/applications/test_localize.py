@@ -39,9 +39,10 @@ from typicality.applications.localize.truth import (
     cell_shares,
     truths_of,
     turns_of,
+    unseen,
     validation_part,
 )
-from typicality.applications.localize.work import Options, parts_of, requests_of
+from typicality.applications.localize.work import Options, _safe, parts_of, requests_of
 from typicality.cli.app import run as command
 from typicality.config import Settings
 from typicality.dataset.view import view_of
@@ -566,6 +567,49 @@ def test_localize_writes_boxes_maps_masks_and_overlays(run_folder: Path):
     assert not (run_folder / "localize" / "masks").exists()
 
 
+def test_names_of_files_are_distinct_and_short():
+    """Labels that differ beyond their first 80 letters, or in how these are escaped, have names of their own; what is
+    short and plain stays as it is."""
+    diagnosis = "Displaced fracture of shaft of third metacarpal bone, right hand, initial encounter for "
+    long = [diagnosis + "closed fracture", diagnosis + "open fracture", "壁" * 79, "壁" * 80]
+    labels = [*long, " 0b", "\u200b", "\udce9"]
+    names = [_safe(label) for label in labels]
+    assert len(set(names)) == len(labels)
+    assert max(len(name.encode()) for name in names) <= 80
+    assert all(c.isalnum() or c in "-_%~" for name in names for c in name)
+    assert _safe("dot-1_a b") == "dot-1_a%20b"
+
+
+def test_labels_that_begin_alike_keep_their_own_maps_and_masks(tiny_model: Path, tmp_path: Path):
+    """Every image carries both; each label has the maps of all images in a file of its own, and a mask of each."""
+    labels = [f"{'/ + ' * 7}{end}" for end in ("closed", "open")]  # 84 letters once escaped
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    rows = ["file_name,label"]
+    for i in range(3):
+        pixels = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+        pixels.save(tmp_path / "images" / f"{i}.png")
+        rows.append(f"{i}.png,{';'.join(labels)}")
+    (tmp_path / "images" / "metadata.csv").write_text("\n".join(rows))
+    model = {"name": str(tiny_model), "dtype": "fp32"}
+    sections = {"dataset": {"label": "label", "label_separator": ";"}, "model": model, "finetune": {"enabled": False}}
+    run = open_run(resolve_settings(str(tmp_path / "images"), None, [sections]), tmp_path / "run")
+    with run.directory.lock():
+        ensure_latents(run)
+        run.directory.save()
+    localize(run.settings, tmp_path / "run", Options(draws=2), overlays=3, write_masks=True)
+    folder = tmp_path / "run" / "localize"
+    index = pq.read_table(folder / "maps" / "index.parquet").to_pylist()
+    shards = {label: {row["shard"] for row in index if row["label"] == label} for label in labels}
+    assert [len(names) for names in shards.values()] == [1, 1]
+    (closed,), (opened,) = (
+        [load_file(folder / "maps" / f"{name}.safetensors")["maps"] for name in shards[label]] for label in labels
+    )
+    assert len(closed) == len(opened) == 3
+    assert (closed != opened).any()
+    assert [len(list((folder / name).glob("*.png"))) for name in ("masks", "overlays")] == [6, 6]
+
+
 def test_without_ground_truth_defaults_and_otsu_or_outliers_decide(run_folder: Path):
     """Eight clean images are all in the memory that others are compared with, so --against has none to spare."""
     settings = resolve_settings(str(run_folder), None, [{"dataset": {"masks": None}}])
@@ -650,6 +694,30 @@ def test_evaluation_compares_ours_with_rivals_and_the_model_before(tuned_folder:
     judges = [i for i in run.dataset if i.image_id in run.held_out and i.labels != ("clean",)]
     assert result["images"] == len(judges) == sum(rows[label, "ours"]["images"] for label in LABELS)
     assert Image.open(picture).width > 400
+
+
+@pytest.mark.slow
+def test_a_run_without_fine_tuning_is_judged_on_all_images(run_folder: Path):
+    """The model has seen none; the CNN behind Grad-CAM must learn from some, and is judged on the others."""
+    settings = resolve_settings(str(run_folder))
+    dataset = open_run(settings, run_folder).dataset
+    result = evaluate(settings, run_folder, Options("clean", 2), epochs=1)
+    assert result["images"] == 16
+    assert {row["method"] for row in result["rows"]} >= {"ours", *RIVALS}
+    assert not any("not fine-tuned" in row["method"] for row in result["rows"])
+    assert result["cnn"]["n_held_out"] == len(dataset.held_out()[1]) > 0
+
+
+def test_a_base_that_was_fine_tuned_before_leaves_nothing_to_judge(tuned_folder: Path, marked_folder: Path, tmp_path):
+    """It was fine-tuned on these very images: none counts as unseen."""
+    model = tuned_folder / "model"
+    run = open_run(settings_for(marked_folder, model, finetune={"enabled": False}), tmp_path / "run")
+    assert not unseen(run)
+    with run.directory.lock():
+        ensure_latents(run)
+        run.directory.save()
+    with pytest.raises(InputError, match="a model that was fine-tuned on labelled images before"):
+        evaluate(run.settings, tmp_path / "run", Options(draws=2))
 
 
 @pytest.mark.slow

@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +59,19 @@ def test_a_terminal_in_ascii_gets_escapes_and_json_stays_json(monkeypatch: pytes
     document, text = out.buffer.getvalue().decode("ascii").rsplit("label", 1)
     assert json.loads(document) == {"é": "漢 😀 \\"}
     assert text == ": \\xe9\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", ["--help", "datasets"])
+def test_a_full_disk_is_no_bug(words: str) -> None:
+    """Where help is written at once, and where what was printed is written on the way out."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "typicality.cli", words], stdout=full, stderr=subprocess.PIPE, text=True,
+            env=environment, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -84,7 +84,7 @@ def test_a_dry_run_of_export_looks_at_the_run_and_at_the_place(call, tiny_folder
     assert code == 0
     assert json.loads(out) == {"to": "csv", "out": str(mined / "export" / "elements.csv")}
     assert not (mined / "export").exists()
-    (tmp_path / "taken.csv").touch()
+    assert call("export", mined, "--to", "csv", "--out", "taken.csv")[0] == 0
     assert call("export", mined, "--to", "csv", "--out", "taken.csv", "--dry-run")[0] == 2
     assert call("export", mined, "--to", "csv", "--out", "taken.csv", "--dry-run", "--force")[0] == 0
 
@@ -149,3 +149,28 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(call, words
         assert (code, out) == (2, "")
         assert path in said
         assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--protocol", "paper", "--overlap", "0.9"], ["score.overlap"]),
+        (["--protocol", "uniform", "--precision", "exact"], ["score.precision"]),
+        (["--set", "score.protocol=paper", "--set", "score.overlap=0.9"], ["score.overlap"]),
+        (["--no-finetune", "--steps", "5", "--folds", "2"], ["finetune.steps", "finetune.folds"]),
+        (["--protocol", "adaptive", "--overlap", "0.9", "--precision", "fast", "--steps", "5"], []),
+        (["--protocol", "paper", "--no-finetune"], []),
+    ],
+)
+def test_settings_without_effect_are_named(call, tiny_folder: Path, options: list[str], said: list[str]):
+    code, _, messages = call("mine", tiny_folder, "--label", "folder", "--dry-run", *options)
+    assert code == 0
+    found = [line for line in messages.splitlines() if "has no effect" in line]
+    assert [line.partition(" has no effect")[0] for line in found] == [f"warning: {name}" for name in said]
+
+
+def test_the_cost_is_that_of_a_patch_that_is_asked_for(call, tiny_folder: Path):
+    """`estimate` takes every option of `mine` that says what is done."""
+    code, out, _ = call("estimate", tiny_folder, "--label", "folder", "--patch", "16", "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out)["settings"]["mine"]["patch"] == 16

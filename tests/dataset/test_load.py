@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from typicality.dataset.load import merged_groups
 from typicality.dataset.split import is_held_out
@@ -195,3 +197,64 @@ def test_few_groups_that_share_an_image_are_nothing_to_say(tmp_path: Path, load:
     assert len({image.group for image in data}) == 39
     assert not any("groups" in warning for warning in data.warnings)
     assert not any("groups" in warning for warning in load("emoji", label="year", group="emoji").warnings)
+
+
+def test_masks_are_found_beside_the_table_that_names_them(write: Write, load: Load) -> None:
+    """Two splits with metadata of their own have files of the same names, and masks have the names of their images."""
+    root = write("train/0.png", 0, "train/1.png", 1, "test/0.png", 2, "test/1.png", 3)
+    for split, marked in (("train", 255), ("test", 0)):
+        buffer = io.BytesIO()
+        Image.new("L", (12, 8), marked).save(buffer, "PNG")
+        for folder, name in (("m", "0.png"), ("masks", "1.png")):
+            (root / split / folder).mkdir()
+            (root / split / folder / name).write_bytes(buffer.getvalue())
+        (root / split / "metadata.csv").write_text("file_name,c,mask\n0.png,x,m/0.png\n1.png,y,1.png\n")
+    data = load(root, label="c", masks="mask")
+    assert not data.warnings
+    assert len(data) == 4
+    for image in data:
+        assert data.mask(image).all() == ("train" in image.source.path), image.source
+        assert data.mask(image).any() == ("train" in image.source.path), image.source
+
+
+def coco(path: Path, *names: str) -> Path:
+    """Write a COCO file with one box in each of the named files, as wide as its number, from 1."""
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names, start=1)]
+    boxes = [{"image_id": image["id"], "bbox": [0, 0, image["id"], 1]} for image in images]
+    path.write_text(json.dumps({"images": images, "annotations": boxes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "widths", "warned"),
+    [
+        (["bad/0.png"], {"bad/0.png": 1}, False),
+        (["good/0.png", "bad/0.png"], {"good/0.png": 1, "bad/0.png": 2}, False),
+        (["set/bad/0.png", "set/good/0.png"], {"bad/0.png": 1, "good/0.png": 2}, False),
+        (["1.png"], {"bad/1.png": 1}, False),  # the only one of that name
+        (["0.png"], {}, True),  # bad/0.png or good/0.png?
+        (["a/1.png"], {}, True),  # of another folder
+        (["a/bad/0.png", "b/bad/0.png"], {}, True),  # which of the two is ours?
+        (["b/bad/0.png", "bad/0.png"], {"bad/0.png": 2}, False),  # the same name goes before
+        (["d/1.png", "1.png"], {"bad/1.png": 2}, False),  # no part of a folder's name
+    ],
+)
+def test_boxes_of_coco_are_those_of_one_image(
+    names: list[str], widths: dict[str, int], warned: bool, write: Write, load: Load
+) -> None:
+    """An image of another folder has not the boxes of its namesake."""
+    root = write("set/bad/0.png", 0, "set/bad/1.png", 1, "set/good/0.png", 2)
+    data = load(root / "set", boxes=str(coco(root / "truth.json", *names)))
+    assert {image.file_name: image.boxes[0][2] for image in data if image.boxes} == widths
+    assert [warning for warning in data.warnings if "truth.json" in warning] == list(data.warnings)
+    assert bool(data.warnings) is warned
+
+
+def test_boxes_of_coco_do_not_go_to_two_files_of_one_name(write: Write, load: Load) -> None:
+    """In splits with metadata of their own both images are 0.png."""
+    root = write("train/0.png", 0, "test/0.png", 1)
+    for split, label in (("train", "x"), ("test", "y")):
+        (root / split / "metadata.csv").write_text(f"file_name,c\n0.png,{label}\n")
+    data = load(root, label="c", boxes=str(coco(root / "truth.json", "0.png")))
+    assert [image.boxes for image in data] == [(), ()]
+    assert "1 file names that have boxes could mean several images, first 0.png" in data.warnings[0]

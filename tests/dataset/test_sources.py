@@ -9,7 +9,10 @@ import pickle
 import socket
 import sys
 import tarfile
+import tempfile
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -487,3 +490,153 @@ def test_what_separates_the_cells_is_read_off_the_header(tmp_path: Path, load: L
     lines = "".join(f"{number}.png{sign}{year}{sign}x\n" for number, year in enumerate(YEARS))
     (tmp_path / "metadata.csv").write_text(f"{header}\n{lines}")
     assert load(tmp_path, label="year").labels == tuple(YEARS)
+
+
+def shown(data: LabelledImages) -> dict[str, int]:
+    """Return label -> number of its image, as the red channel tells it."""
+    return {image.labels[0]: data.open(image).getpixel((0, 0))[0] for image in data}
+
+
+def test_a_table_of_images_that_was_written_anew_is_read_anew(tmp_path: Path, load: Load) -> None:
+    """In one session, as in a notebook: the images of before would come under the labels of now."""
+    path = tmp_path / "t.parquet"
+    for numbers in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        cells = pa.array([{"bytes": encoded(number), "path": None} for number in numbers], IMAGE)
+        pq.write_table(pa.table({"image": cells, "label": [f"is {number}" for number in numbers]}), path)
+        assert shown(load(path)) == {f"is {number}": number for number in range(4)}
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_saved_data_set_that_was_written_anew_is_read_anew(splits: bool, tmp_path: Path, load: Load) -> None:
+    """The whole of it, and one of its splits alone."""
+    from datasets import Dataset, DatasetDict, Features, Image, Value
+
+    for time, numbers in enumerate(([0, 1, 2], [2, 1, 0], [5, 6])):
+        cells = [{"bytes": encoded(number), "path": None} for number in numbers]
+        content = {"image": cells, "label": [f"is {number}" for number in numbers]}
+        part = Dataset.from_dict(content, Features({"image": Image(), "label": Value("string")}))
+        if splits and time == 0:
+            DatasetDict(train=part, test=part).save_to_disk(tmp_path / "saved")
+        else:
+            part.save_to_disk(tmp_path / "saved" / "train" if splits else tmp_path / "saved")
+        assert shown(load(tmp_path / "saved")) == {f"is {number}": number for number in numbers}
+
+
+def written_tar(path: Path) -> list[int]:
+    """Write four samples of an image and a class; return where each member's header begins."""
+    with tarfile.open(path, "w") as archive:
+        for number in range(4):
+            for extension, data in (("png", encoded(number)), ("cls", b"%d" % (number % 2))):
+                member = tarfile.TarInfo(f"{number}.{extension}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    with tarfile.open(path) as archive:
+        return [member.offset for member in archive]
+
+
+def test_a_tar_is_read_to_its_end_or_refused(tmp_path: Path, load: Load) -> None:
+    """To tarfile a damaged header in the middle is the end, and so is that of the first of two joined archives."""
+    path = tmp_path / "t.tar"
+    at = written_tar(path)[4]
+    whole = path.read_bytes()
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    for good in (whole, whole[: end + 512]):  # one block of zeros is enough of an end
+        path.write_bytes(good)
+        assert len(load(path)) == 4
+    damaged = whole[: at + 5] + b"\xff" * 95 + whole[at + 100 :]
+    for bad in (damaged, whole[:at], whole[: at + 200], whole[:end], whole + whole):
+        path.write_bytes(bad)
+        with pytest.raises(DatasetError, match=r"t\.tar can be read up to byte \d+ only"):
+            load(path)
+
+
+def test_the_labels_of_a_tar_come_from_members_beside_the_images(tmp_path: Path, load: Load) -> None:
+    """Folders in it are no labels, as they are on disk."""
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        for name in ("a/0.png", "b/1.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(encoded(1))
+            archive.addfile(member, io.BytesIO(encoded(1)))
+    for label in (None, "folder"):
+        with pytest.raises(DatasetError, match=r"0001\.json or 0001\.cls beside 0001\.png"):
+            load(tmp_path / "t.tar", label=label)
+
+
+def test_images_in_folders_that_the_metadata_does_not_name_are_counted(write: Write, load: Load) -> None:
+    """A whole split that was forgotten, for instance; masks and smaller copies that it names are no images left out."""
+    root = write(
+        "train/0.png", 0, "train/1.png", 1, "masks/m.png", 2, "small/s.png", 3, "test/4.png", 4, "test/5.png", 5
+    )
+    lines = "file_name,label,mask,copy\ntrain/0.png,a,m.png,small/s.png\ntrain/1.png,b,,\n"
+    (root / "metadata.csv").write_text(lines)
+    assert load(root).warnings == (
+        f"2 image files in {root} are not named in the metadata, first test/4.png: left out",
+    )
+    for table in ("metadata.csv", "test/4.png", "test/5.png", "masks/m.png", "small/s.png"):
+        (root / table).unlink()
+    write("test/0.png", 6)
+    (root / "train" / "metadata.csv").write_text("file_name,label\n0.png,a\n1.png,b\n")
+    assert "first test/0.png" in load(root).warnings[0]
+
+
+def test_a_column_of_images_is_none_of_masks(tmp_path: Path, load: Load) -> None:
+    from datasets import Dataset, Features, Image, Value
+
+    cells = [{"bytes": encoded(number), "path": None} for number in range(2)]
+    columns = Features({"image": Image(), "mask": Image(), "label": Value("string")})
+    data = Dataset.from_dict({"image": cells, "mask": cells, "label": ["a", "b"]}, columns)
+    data.save_to_disk(tmp_path / "saved")
+    data.to_parquet(tmp_path / "t.parquet")
+    for source in ("saved", "t.parquet"):
+        with pytest.raises(DatasetError, match="'mask' holds images, and masks are read from files"):
+            load(tmp_path / source, masks="mask")
+
+
+@pytest.fixture
+def locked() -> Iterator[Path]:
+    """A data set `cars` beside a folder `locked`, which may not be entered."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        four_images(root / "locked" / "photos")
+        as_tree(root / "cars")
+        root.chmod(0o755)
+        (root / "locked").chmod(0)
+        yield root
+        (root / "locked").chmod(0o755)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may enter every folder, and is nobody meanwhile."""
+    is_root = os.getuid() == 0
+    if is_root:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.setresuid(0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems change users otherwise")
+@pytest.mark.parametrize("place", ["cars/1931/more", "cars/more"])
+@pytest.mark.parametrize("target", ["locked", "locked/photos"])
+def test_folders_that_may_not_be_entered_are_an_error_of_the_data(
+    place: str, target: str, locked: Path, load: Load
+) -> None:
+    """Not a bug, and not passed over, as a run would be."""
+    (locked / place).symlink_to(locked / target)
+    with as_nobody():
+        with pytest.raises(DatasetError, match=r"cannot read the folder .*: Permission denied"):
+            load(locked / "cars")
+        with pytest.raises(DatasetError, match=r"cannot read .*photos: Permission denied"):
+            load(locked / "locked" / "photos")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems change users otherwise")
+def test_an_image_that_may_not_be_read_is_left_out(locked: Path, load: Load) -> None:
+    (locked / "cars" / "1931" / "more.png").symlink_to(locked / "locked" / "photos" / "0.png")
+    with as_nobody():
+        data = load(locked / "cars")
+    assert len(data) == 4
+    assert [(image.file_name, image.reason) for image in data.unreadable] == [("1931/more.png", "Permission denied")]

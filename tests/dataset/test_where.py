@@ -7,7 +7,19 @@ import pytest
 from typicality.dataset.where import compile_where
 from typicality.errors import DatasetError
 
-ROW = {"year": "1955", "camera": "a", "Patient ID": 7, "note": "", "first": True, "score": 0.5, "text": "old"}
+ROW = {
+    "year": "1955",
+    "camera": "a",
+    "Patient ID": 7,
+    "note": "",
+    "first": True,
+    "score": 0.5,
+    "text": "old",
+    "code": "007",
+    "version": "1.10",
+    "width": "9",
+    "height": "10",
+}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +46,18 @@ ROW = {"year": "1955", "camera": "a", "Patient ID": 7, "note": "", "first": True
         ("score > -1", True),
         ("text < 'older'", True),
         ("(camera == 'a')", True),
+        ("code == '007'", True),
+        ("code == '7'", False),
+        ("code in ('7', '07')", False),
+        ("code == 7", True),  # a number was asked for
+        ("code in (7, 8)", True),
+        ("version == '1.1'", False),
+        ("version != '1.1'", True),
+        ("version < '1.9'", True),
+        ("version == 1.1", True),
+        ("`Patient ID` == '7.00'", True),  # cells that are numbers
+        ("score < '10'", True),
+        ("width < height", True),  # columns of a CSV file
     ],
 )
 def test_rows_kept(expression: str, kept: bool) -> None:

@@ -4,7 +4,8 @@
                the best overlaps first
     clusters   matched one to one within a label by the share of members they have in common (Jaccard index over
                matched elements)
-    findings   of `typicality audit`, by their ids; those of an audit of an earlier state of its run are unknown
+    findings   of `typicality audit`, by their ids; those of an audit of an earlier state of its run are unknown, and so
+               is what the other audit did not look for
 
 A score that changed is told from noise by z = (after - before) / sqrt(se_before^2 + se_after^2); runs over the same
 images and seed share noise, which makes z smaller than it looks, so it is a guide and not a test.
@@ -160,6 +161,8 @@ class Diff:
     """Whether both runs have been audited, as they are now."""
     findings_stale: tuple[str, ...]
     """Runs of which an earlier state was audited."""
+    findings_not_compared: tuple[str, ...]
+    """Kinds of findings that only one of the two audits looked for."""
 
     @property
     def same(self) -> bool:
@@ -171,6 +174,21 @@ class Diff:
     def as_dict(self) -> dict[str, Any]:
         """JSON-like content."""
         return {**asdict(self), "same": self.same}
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """A findings.json: findings by id, the fingerprint of the images audited, and what it did without."""
+
+    findings: dict[str, dict[str, Any]]
+    fingerprint: str | None
+    not_examined: frozenset[str]
+    images_only: bool
+
+    def looked_for(self, row: Row) -> bool:
+        """Whether this audit could have made a finding of another one; only with the model are there elements."""
+        of_element = "cluster" in (row.get("details") or {})
+        return row.get("kind") not in self.not_examined and not (self.images_only and of_element)
 
 
 @dataclass(frozen=True)
@@ -202,15 +220,19 @@ class Side:
         return {image_id: (name, frozenset(labels[image_id])) for image_id, name in names.items()}
 
     @cached_property
-    def _audit(self) -> tuple[dict[str, dict[str, Any]], str | None] | None:
-        """Findings by id and the fingerprint of the images audited; None where the run was not audited."""
+    def _audit(self) -> _Audit | None:
+        """None where the run was not audited."""
         path = self.folder / "findings.json"
         if not path.is_file():
             return None
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            rows = {str(row["id"]): row for row in document["findings"]}
-            return rows, document.get("dataset", {}).get("fingerprint")
+            return _Audit(
+                {str(row["id"]): row for row in document["findings"]},
+                document.get("dataset", {}).get("fingerprint"),
+                frozenset(document.get("not_examined", ())),
+                bool(document.get("images_only")),
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"{path} cannot be read ({error!r}); run `typicality audit {self.folder}` again"
@@ -223,12 +245,24 @@ class Side:
             return False
         present = self.record["dataset"].get("fingerprint")
         known = self.record["stages"].get("audit", {}).get("built_on") or {}
-        return (self._audit[1] or present) != present or known != foundation(self.record, known)
+        return (self._audit.fingerprint or present) != present or known != foundation(self.record, known)
 
     @property
     def findings(self) -> dict[str, dict[str, Any]] | None:
         """Findings by id; None where the run was not audited, or in an earlier state."""
-        return None if self._audit is None or self.stale else self._audit[0]
+        return None if self._audit is None or self.stale else self._audit.findings
+
+    def findings_beside(self, other: Side) -> dict[str, dict[str, Any]] | None:
+        """Return the findings that the audit of the other run could have made as well; None where one is unknown."""
+        if self.findings is None or other.findings is None or other._audit is None:
+            return None
+        return {i: row for i, row in self.findings.items() if other._audit.looked_for(row)}
+
+    def not_compared(self, other: Side) -> tuple[str, ...]:
+        """Return the kinds of findings that only one of the two audits looked for."""
+        if self._audit is None or other._audit is None:
+            return ()
+        return tuple(sorted(self._audit.not_examined ^ other._audit.not_examined))
 
 
 def open_side(folder: Path) -> Side:
@@ -270,9 +304,10 @@ def diff(run_a: Path, run_b: Path) -> Diff:
             )
             for label in labels
         ),
-        findings=finding_changes(a.findings, b.findings),
+        findings=finding_changes(a.findings_beside(b), b.findings_beside(a)),
         findings_known=a.findings is not None and b.findings is not None,
         findings_stale=tuple(str(side.folder) for side in (a, b) if side.stale),
+        findings_not_compared=a.not_compared(b),
     )  # fmt: skip
 
 

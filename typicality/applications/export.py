@@ -15,6 +15,7 @@ shares of the image in FiftyOne. Pictures are written from decoded pixels, so no
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -45,6 +46,9 @@ from typicality.store import cannot_write, check_writable, write_table, write_te
 MARKER = "typicality-export.json"
 """In every exported folder: says what it is, and that --force may replace it."""
 TABLES = ("elements.parquet", "clusters.parquet", "images.parquet")
+COLUMNS = ("image_id", "file_name", "label", "x0", "y0", "x1", "y1")
+"""The first columns of every exported table, which also has CLUSTER_COLUMN."""
+CLUSTER_COLUMN = "cluster_size"
 BATCH = 256
 SCORES = ("typicality", "standard_error", "lower_bound", "specificity")
 RANKS = ("rank", "cluster", "rank_in_cluster")
@@ -158,10 +162,27 @@ def _may_write(path: Path, is_folder: bool, force: bool) -> None:
         return
     if not force:
         raise OutputError(f"{path} exists; choose another --out, or replace it with --force")
-    if is_folder and not (path / MARKER).is_file():
-        raise OutputError(f"{path} was not written by `typicality export`, so --force does not replace it")
     if not is_folder and path.is_dir():
         raise OutputError(f"{path} is a folder; name a file with --out")
+    if not ((path / MARKER).is_file() if is_folder else _is_export(path)):
+        raise OutputError(f"{path} was not written by `typicality export`, so --force does not replace it")
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a file is one that an export wrote: a table with its columns, or a COCO file that names its data set."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start.startswith(b"{"):
+            return "fingerprint" in json.loads(path.read_text(encoding="utf-8"))["info"]
+        if start == b"PAR1":
+            names = pq.read_schema(path).names
+        else:
+            with path.open(encoding="utf-8", newline="") as text:
+                names = next(csv.reader(text), [])
+    except (OSError, ValueError, KeyError, TypeError, csv.Error, pa.ArrowException):
+        return False
+    return tuple(names[: len(COLUMNS)]) == COLUMNS and CLUSTER_COLUMN in names
 
 
 @contextmanager

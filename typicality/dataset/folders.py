@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from typicality.dataset.labels import printable
 from typicality.dataset.pixels import IMAGE_SUFFIXES, UNKNOWN_SUFFIXES
 from typicality.dataset.places import FilePlace
-from typicality.dataset.rows import FOLDER, Row, Source, safe_name
+from typicality.dataset.rows import FOLDER, Row, Source, find_file, safe_name
 from typicality.dataset.tables import Table, image_column_of, open_table, rows_of
 from typicality.errors import DatasetError, OutputError
 from typicality.store import read_record
@@ -34,11 +35,11 @@ def holds_run(folder: Path) -> bool:
     try:
         return read_record(folder) is not None
     except OutputError:
-        return True
+        return os.access(folder, os.R_OK | os.X_OK)  # of what may not be entered nothing is known
 
 
 def _is_visible(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name != "__MACOSX"
+    return not path.name.startswith(".") and path.name not in ("__MACOSX", "lost+found")
 
 
 def walk_images(root: Path, suffixes: Container[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
@@ -55,12 +56,13 @@ def walk_images(root: Path, suffixes: Container[str] = IMAGE_SUFFIXES) -> Iterat
             continue
         seen.add(real)
         try:
-            entries = sorted(folder.iterdir())
+            visible = [e for e in sorted(folder.iterdir()) if _is_visible(e)]
+            # what ends like an image and leads where nobody may go is an image that cannot be read
+            inner = {e for e in visible if (os.path.isdir(e) if e.suffix.lower() in suffixes else e.is_dir())}
         except OSError as error:
-            raise DatasetError(f"cannot read the folder {folder}: {error.strerror}") from error
-        visible = [e for e in entries if _is_visible(e)]
-        pending.extend(reversed([e for e in visible if e.is_dir() and not holds_run(e)]))
-        yield from (e for e in visible if e.suffix.lower() in suffixes and not e.is_dir())
+            raise DatasetError(f"cannot read the folder {error.filename or folder}: {error.strerror}") from error
+        pending.extend(e for e in reversed(visible) if e in inner and not holds_run(e))
+        yield from (e for e in visible if e.suffix.lower() in suffixes and e not in inner)
 
 
 def tree_source(root: Path, name: str) -> Source:
@@ -103,8 +105,8 @@ def tree_source(root: Path, name: str) -> Source:
 def metadata_source(root: Path, tables: tuple[Path, ...], image_column: str | None, name: str) -> Source:
     """Return the source of a folder whose images are described in metadata tables.
 
-    File names are relative to the table's folder, to images/ in it, or to `root`. Images that no table names
-    are left out, and counted in the notes.
+    File names are relative to the table's folder, to images/ in it, or to `root`. Images below `root` that no table
+    names, in whatever column, are left out, and counted in the notes.
     """
     opened = [(table, image_column_of(table, image_column, beside_images=True)) for table in map(open_table, tables)]
     columns = dict.fromkeys(c for table, _ in opened for c in table.columns if c not in table.encoded)
@@ -112,33 +114,53 @@ def metadata_source(root: Path, tables: tuple[Path, ...], image_column: str | No
     notes: list[str] = []
 
     def rows() -> Iterator[Row]:
-        listed: set[str] = set()
-        folders: set[Path] = set()
+        named: set[str] = set()
         for table, column in opened:
             for row in _rows_of(table, column, root, adds_folder):
-                if isinstance(row.place, FilePlace):
-                    listed.add(os.path.realpath(row.place.path))
-                    folders.add(Path(row.place.path).parent)
+                named.update(map(os.path.realpath, _files_of(row, column, root)))
                 yield row
-        left_out = sum(_unlisted(folder, listed) for folder in sorted(folders))
-        notes[:] = [f"{left_out} image files beside the listed ones are not named in the metadata: left out"]
-        if not left_out:
-            notes.clear()
+        note = _left_out(root, named)
+        if note and note not in notes:
+            notes.append(note)
 
     shown = (*columns, FOLDER) if adds_folder else tuple(columns)
-    return Source(name, shown, rows, tables[0].parent, opened[0][1], has_folders=adds_folder, notes=notes)
+    encoded = tuple(c for table, _ in opened for c in table.encoded)
+    return Source(
+        name, shown, rows, tables[0].parent, opened[0][1], has_folders=adds_folder, encoded=encoded, notes=notes
+    )
 
 
 def _rows_of(table: Table, column: str, root: Path, adds_folder: bool) -> Iterator[Row]:
     folder = table.path.parent
     for row in rows_of(table, column, (folder, folder / "images", root)):
         own = {FOLDER: Path(row.file_name).parent.name or None} if adds_folder else {}
-        yield Row(row.file_name, row.place, {**row.values, **own})
+        yield replace(row, values={**row.values, **own})
 
 
-def _unlisted(folder: Path, listed: set[str]) -> int:
-    files = (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
-    return sum(os.path.realpath(f) not in listed for f in files)
+def _files_of(row: Row, column: str, root: Path) -> Iterator[Path]:
+    """Yield the image that a row names in `column`, and what else has the name of one: a mask, a smaller copy."""
+    if isinstance(row.place, FilePlace):
+        yield Path(row.place.path)
+    folder = row.base or root
+    for name, value in row.values.items():
+        if name != column and isinstance(value, str) and os.path.splitext(value)[1].strip().lower() in IMAGE_SUFFIXES:
+            found = find_file(value, (folder / "masks", folder, folder / "images", root))
+            if found is not None:
+                yield found
+
+
+def _left_out(root: Path, named: set[str]) -> str:
+    """Say how many images below `root` are none of those `named` (real paths); '' where all are."""
+    try:
+        unnamed = [f for f in walk_images(root) if os.path.realpath(f) not in named]
+    except DatasetError as error:
+        return f"{error}: images in it that the metadata does not name would be left out"
+    if not unnamed:
+        return ""
+    first = printable(unnamed[0].relative_to(root).as_posix())
+    return (
+        f"{len(unnamed)} image files in {printable(str(root))} are not named in the metadata, first {first}: left out"
+    )
 
 
 def folder_name(root: Path) -> str:

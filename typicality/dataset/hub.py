@@ -13,7 +13,7 @@ from typing import Any
 
 from typicality.config import DatasetSettings
 from typicality.dataset.labels import path_of, text_of
-from typicality.dataset.places import Place, SavedPlace
+from typicality.dataset.places import Place, SavedPlace, Version, saved_version
 from typicality.dataset.rows import Row, Source, file_place, safe_name
 from typicality.dataset.tables import PATH_COLUMNS, named
 from typicality.errors import DatasetError, nearest
@@ -42,7 +42,7 @@ def hub_source(source: str, split: str, image_column: str | None, offline: bool 
     """Return the source of a saved data set (a folder) or of one on the hub (hf://owner/name), as `open_saved` does."""
     data = open_saved(source, split, offline)
     column, encoded = _image_column(data.features, image_column, source)
-    hidden = {c for c, feature in data.features.items() if _is_image(feature)}
+    hidden = [c for c, feature in data.features.items() if _is_image(feature)]
     shown = [c for c in data.column_names if c not in hidden]
     names = {c: found for c in shown if (found := _class_names(data.features[c]))}
     remote = source.startswith(PREFIX)
@@ -65,10 +65,9 @@ def hub_source(source: str, split: str, image_column: str | None, offline: bool 
                 yield Row(file_name, place, values)
 
     name = safe_name(hub_name(source)[0].replace("/", "-")) if remote else safe_name(Path(source).resolve().name)
-    return Source(name, tuple(shown), rows, base, image_column=column)
+    return Source(name, tuple(shown), rows, base, image_column=column, encoded=tuple(hidden))
 
 
-@lru_cache(maxsize=4)
 def open_saved(source: str, split: str, offline: bool) -> Any:
     """Open one split of a Hugging Face data set, memory-mapped.
 
@@ -80,6 +79,11 @@ def open_saved(source: str, split: str, offline: bool) -> Any:
     ------
     DatasetError : no such data set or split, or it is not in the local cache and the hub must not or cannot be reached.
     """
+    return _opened(source, split, offline, saved_version(source, split))
+
+
+@lru_cache(maxsize=4)
+def _opened(source: str, split: str, offline: bool, version: tuple[Version, ...]) -> Any:
     import datasets
 
     if not source.startswith(PREFIX):

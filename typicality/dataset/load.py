@@ -84,6 +84,11 @@ def load_dataset(settings: DatasetSettings) -> LabelledImages:
     """
     source = open_source(settings)
     label = _label_column(settings, source)
+    if settings.masks in source.encoded:
+        raise DatasetError(
+            f"dataset.masks: the column {settings.masks!r} holds images, and masks are read from files: save them, and "
+            "name a column of their paths"
+        )
     for name, column in (("group", settings.group), ("masks", settings.masks)):
         if column is not None and column not in source.columns:
             raise DatasetError(f"dataset.{name}: there is no column {column!r}; {nearest(column, source.columns)}")
@@ -126,6 +131,11 @@ def load_dataset(settings: DatasetSettings) -> LabelledImages:
 def _label_column(settings: DatasetSettings, source: Source) -> str:
     """Return the column of the labels: the one named, or the only one that can be meant."""
     named = settings.label
+    if not source.columns and source.image_column is None:
+        raise DatasetError(
+            f"the images of {source.name} have no label: in a tar it comes from a member beside the image, such as "
+            "0001.json or 0001.cls beside 0001.png"
+        )
     if named is not None:
         folder = source.has_folders and named in (FOLDER, "label")
         if named in source.columns and (named != FOLDER or source.has_folders or not source.own_labels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -81,8 +82,9 @@ class SavedPlace:
     offline: bool = False
 
     def read(self) -> bytes:
-        cell = _encoded_column(self.source, self.split, self.column, self.offline)[self.row][self.column]
-        return bytes_of_cell(cell, Path(self.source))
+        version = saved_version(self.source, self.split)
+        column = _encoded_column(self.source, self.split, self.column, self.offline, version)
+        return bytes_of_cell(column[self.row][self.column], Path(self.source))
 
 
 def bytes_of_cell(cell: Any, folder: Path) -> bytes:
@@ -96,15 +98,31 @@ def bytes_of_cell(cell: Any, folder: Path) -> bytes:
     raise OSError("the row holds no image")
 
 
+Version = tuple[int, int]
+"""When a file was written, in nanoseconds, and its size: what was read of it before holds for no other version."""
+
+
+def version_of(path: str | Path) -> Version:
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_size
+
+
+def saved_version(source: str, split: str) -> tuple[Version, ...]:
+    """Return the version of a saved data set, by the records that `save_to_disk` writes; () of one on the hub."""
+    folder = Path(source)
+    records = (folder / "dataset_dict.json", folder / "state.json", folder / split / "state.json")
+    return tuple(version_of(record) for record in records if record.is_file())
+
+
 class _RowGroups:
     """The image columns of the row groups read last, up to CACHE_BYTES and at least one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._columns: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+        self._columns: OrderedDict[tuple[str, Version, int, str], Any] = OrderedDict()
 
     def cell(self, place: ParquetPlace) -> Any:
-        key = (place.path, place.row_group, place.column)
+        key = (place.path, version_of(place.path), place.row_group, place.column)
         with self._lock:
             if key not in self._columns:
                 with pq.ParquetFile(place.path) as file:
@@ -120,7 +138,7 @@ _row_groups = _RowGroups()
 
 
 @lru_cache(maxsize=4)
-def _encoded_column(source: str, split: str, column: str, offline: bool) -> Any:
+def _encoded_column(source: str, split: str, column: str, offline: bool, version: tuple[Version, ...]) -> Any:
     from datasets import Image
 
     from typicality.dataset.hub import open_saved

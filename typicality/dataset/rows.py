@@ -16,11 +16,15 @@ FOLDER = "folder"  # the column that holds the name of an image's folder
 
 @dataclass(frozen=True)
 class Row:
-    """One image, unread: as its source names it, where its bytes are, and its columns."""
+    """One image, unread: as its source names it, where its bytes are, and its columns.
+
+    `base` is the folder that the relative path of its mask starts from, where it is not that of the whole source.
+    """
 
     file_name: str
     place: Place
     values: Mapping[str, Any]
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Source:
     base : folder that relative paths of masks start from
     has_folders : whether the column `folder` may serve as the label
     own_labels : columns that were made to be labels; any other column where empty
+    encoded : columns that hold images, which are none of `columns`
     notes : what the reader wants to tell the user; complete once the rows were streamed
     """
 
@@ -46,6 +51,7 @@ class Source:
     image_column: str | None = None
     has_folders: bool = False
     own_labels: tuple[str, ...] = ()
+    encoded: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
 

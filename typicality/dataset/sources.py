@@ -41,7 +41,11 @@ def open_source(settings: DatasetSettings) -> Source:
     if text.startswith(hub.PREFIX):
         return hub.hub_source(text, settings.split, settings.image_column, settings.offline)
     path = Path(text).expanduser()
-    if text and path.is_dir():
+    try:
+        is_folder, is_file = bool(text) and path.is_dir(), bool(text) and path.is_file()
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror}") from error
+    if is_folder:
         source = _folder(path, settings)
         if catalogue.is_opened_here(path.name) and path.absolute().parent == Path.cwd():
             source.notes.append(
@@ -50,7 +54,7 @@ def open_source(settings: DatasetSettings) -> Source:
         return source
     if text in catalogue.names():
         return catalogue.open_builtin(text)
-    if text and path.is_file():
+    if is_file:
         return _file(path, settings)
     if any(sign in text for sign in "*?["):
         found = tuple(Path(p) for p in sorted(glob(str(path))) if p.endswith(".tar"))
@@ -65,16 +69,16 @@ def open_source(settings: DatasetSettings) -> Source:
 
 def _folder(root: Path, settings: DatasetSettings) -> Source:
     name = folders.folder_name(root)
-    if hub.is_saved(root):
-        return hub.hub_source(str(root), settings.split, settings.image_column)
     try:
+        if hub.is_saved(root):
+            return hub.hub_source(str(root), settings.split, settings.image_column)
         metadata = folders.metadata_files(root)
         if metadata:
             return folders.metadata_source(root, metadata, settings.image_column, name)
         archives = tuple(sorted(root.glob("*.tar")))
         shards = tuple(sorted(root.glob("*.parquet"))) or tuple(sorted((root / "data").glob("*.parquet")))
     except OSError as error:
-        raise DatasetError(f"cannot read the folder {root}: {error.strerror}") from error
+        raise DatasetError(f"cannot read the folder {error.filename or root}: {error.strerror}") from error
     if (archives or shards) and next(folders.walk_images(root), None) is None:
         if archives:
             return tars.tar_source(archives, name)

@@ -72,11 +72,12 @@ def tables_source(paths: tuple[Path, ...], image_column: str | None, name: str) 
             folder = table.path.parent
             yield from rows_of(table, column, (folder, folder / "images"))
 
-    return Source(name, tuple(columns), rows, paths[0].parent, image_column=column)
+    return Source(name, tuple(columns), rows, paths[0].parent, image_column=column, encoded=tables[0].encoded)
 
 
 def rows_of(table: Table, column: str, folders: tuple[Path, ...]) -> Iterator[Row]:
     """Yield the rows of a table whose images are in `column`, or in `folders` under the names in `column`."""
+    folder = table.path.parent
     for values, group, number in table.cells():
         if column in table.encoded:
             place: Place = ParquetPlace(str(table.path), group, number, column)
@@ -84,7 +85,8 @@ def rows_of(table: Table, column: str, folders: tuple[Path, ...]) -> Iterator[Ro
         else:
             place = file_place(path_of(values.get(column)), folders)
             file_name = text_of(values.get(column)) or "(no name)"
-        yield Row(file_name, place, {c: value for c, value in values.items() if c not in table.encoded})
+        shown = {c: value for c, value in values.items() if c not in table.encoded}
+        yield Row(file_name, place, shown, folder)
 
 
 def image_column_of(table: Table, wanted: str | None, beside_images: bool = False) -> str:

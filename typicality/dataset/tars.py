@@ -59,12 +59,31 @@ def _samples(path: Path) -> Iterator[tuple[str, Place, dict[str, Any]]]:
                 elif extension in TEXTS or extension == "json":
                     values.update(_values(archive, member, extension, path))
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            _check_end(archive, path)
     except tarfile.ReadError as error:
         raise DatasetError(f"{path} is not an uncompressed tar archive (unpack .tar.gz first): {error}") from error
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
     if stem is not None:
         yield _sample(stem, file_name, place, values)
+
+
+def _check_end(archive: tarfile.TarFile, path: Path) -> None:
+    """Refuse an archive that has been read only up to a damaged or missing header, which tarfile takes for the end.
+
+    The end is a block of zeros, and nothing else follows.
+    """
+    with path.open("rb") as file:
+        file.seek(archive.offset)
+        rest = file.read(tarfile.BLOCKSIZE)
+        whole = len(rest) == tarfile.BLOCKSIZE
+        while rest and not any(rest):
+            rest = file.read(tarfile.RECORDSIZE)
+    if rest or not whole:
+        raise DatasetError(
+            f"{path} can be read up to byte {archive.offset} only: it is damaged, cut short, or joined from several "
+            "archives; write it anew, as for instance `tar -cf` does"
+        )
 
 
 def _sample(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from typicality.dataset.labels import number_of_text, path_of, text_of
+from typicality.dataset.labels import number_of_text, path_of, printable, text_of
 from typicality.dataset.places import Place
 from typicality.dataset.rows import Row, Source, file_place
 from typicality.errors import DatasetError, nearest
@@ -40,7 +41,7 @@ def boxes_reader(setting: str | None, source: Source) -> BoxesOf:
         return lambda row: _unnamed(_of_corners([row.values.get(name) for name in four], row.file_name))
     for path in (Path(setting).expanduser(), source.base / setting):
         if path.is_file():
-            return _coco(path)
+            return _coco(path, source)
     raise DatasetError(
         f"dataset.boxes = {setting!r} is neither a column, nor four columns such as 'x0,y0,x1,y1', nor a COCO file: "
         f"{nearest(setting, source.columns)}"
@@ -51,7 +52,8 @@ def mask_place(setting: str | None, row: Row, source: Source) -> Place | None:
     """Return where a row's mask is; None where it has none."""
     if setting is None or not text_of(row.values.get(setting)):
         return None
-    return file_place(path_of(row.values[setting]), (source.base, source.base / "masks"))
+    base = row.base or source.base
+    return file_place(path_of(row.values[setting]), (base / "masks", base))
 
 
 def _unnamed(boxes: Iterable[Box]) -> tuple[NamedBox, ...]:
@@ -94,8 +96,8 @@ def clip(boxes: Iterable[NamedBox], width: int, height: int) -> tuple[NamedBox, 
     return tuple(sorted((box, name) for box, name in cut if box[0] < box[2] and box[1] < box[3]))
 
 
-def _coco(path: Path) -> BoxesOf:
-    """Boxes of a COCO file, found by file name; by the name without its folders where that is unique.
+def _coco(path: Path, source: Source) -> BoxesOf:
+    """Boxes of a COCO file, found by file name as `_images_of` says; what is left out is told in the source's notes.
 
     The name of a box is that of its category.
     """
@@ -114,15 +116,47 @@ def _coco(path: Path) -> BoxesOf:
         raise DatasetError(f"cannot read {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path} is not a COCO file (images and annotations with bbox): {error!r}") from error
-    short: dict[str, str | None] = {}
-    for name in by_name:
-        base = PurePosixPath(name).name
-        short[base] = None if base in short else name
-    return lambda row: tuple(_found(row.file_name, by_name, short))
+    name_of, unclear = _images_of(by_name, source.rows())
+    if without := [name for name in unclear if by_name[name]]:
+        source.notes.append(
+            f"{path}: {len(without)} file names that have boxes could mean several images, first "
+            f"{printable(without[0])}: left out; write such names with their folders"
+        )
+    elif by_name and not name_of:
+        source.notes.append(f"{path} names no image of {source.name}, first {printable(next(iter(by_name)))}: no boxes")
+    return lambda row: tuple(by_name[name_of[row.file_name]]) if row.file_name in name_of else ()
 
 
-def _found(file_name: str, by_name: Mapping[str, list[NamedBox]], short: Mapping[str, str | None]) -> list[NamedBox]:
-    if file_name in by_name:
-        return by_name[file_name]
-    unique = short.get(PurePosixPath(file_name).name)
-    return by_name[unique] if unique is not None else []
+def _images_of(names: Collection[str], rows: Iterable[Row]) -> tuple[dict[str, str], list[str]]:
+    """Find the image that each name means: that of this very name, else the only one with the same ending.
+
+    A data set and a file about it may name the same image from different folders on: what the shorter name has must
+    be what the longer one ends with, folder by folder.
+
+    Returns
+    -------
+    file name of an image -> the one of `names` that means it, and the names that could mean several images.
+    """
+    places: dict[str, set[Place]] = {}
+    for row in rows:
+        places.setdefault(row.file_name, set()).add(row.place)
+    free, others = places.keys() - set(names), set(names) - places.keys()
+    meant = {name: {name} for name in names if name in places}
+    meant |= {name: free & set(_endings(name)) for name in others}
+    for file_name in free:
+        for name in others.intersection(_endings(file_name)):
+            meant[name].add(file_name)
+    taken = Counter(file_name for found in meant.values() for file_name in found)
+    name_of = {
+        file_name: name
+        for name, found in meant.items()
+        for file_name in found
+        if len(found) == taken[file_name] == len(places[file_name]) == 1
+    }
+    known = set(name_of.values())
+    return name_of, sorted(name for name, found in meant.items() if found and name not in known)
+
+
+def _endings(name: str) -> list[str]:
+    parts = PurePosixPath(name).parts
+    return ["/".join(parts[start:]) for start in range(len(parts))]

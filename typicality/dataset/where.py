@@ -5,9 +5,10 @@
     city is not None
 
 The text is parsed with `ast` and checked node by node; nothing in it is ever executed. A column beside a number
-compares as a number, beside text as text; a missing value (or an empty cell) equals None and '', and is neither
-below nor above anything. A column on its own holds unless it is missing, 0, 'false' or 'no'. Names that are not
-Python names are written in backticks.
+compares as a number, beside text in quotes as text unless it is a column of numbers, beside another column as a number
+where both cells are; a missing value (or an empty cell) equals None and '', and is neither below nor above anything. A
+column on its own holds unless it is missing, 0, 'false' or 'no'. Names that are not Python names are written in
+backticks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from typicality.dataset.labels import number_of_text, text_of
@@ -100,22 +102,23 @@ class _Compiler:
         if isinstance(op, (ast.In, ast.NotIn)):
             if not isinstance(right, (ast.Tuple, ast.List, ast.Set)):
                 raise DatasetError(f"--where {self.expression!r}: 'in' needs a list, as in  camera in ('a', 'b')")
-            choices = [self.value(choice) for choice in right.elts]
+            tests = [self.pair(ast.Eq(), left, choice) for choice in right.elts]
             wanted = isinstance(op, ast.In)
-            return lambda row: any(_equal(first(row), choice(row)) for choice in choices) is wanted
+            return lambda row: any(test(row) for test in tests) is wanted
         second = self.value(right)
+        quoted = any(isinstance(node, ast.Constant) and isinstance(node.value, str) for node in (left, right))
         if isinstance(op, (ast.Eq, ast.Is)):
-            return lambda row: _equal(first(row), second(row))
+            return lambda row: _equal(first(row), second(row), quoted)
         if isinstance(op, (ast.NotEq, ast.IsNot)):
-            return lambda row: not _equal(first(row), second(row))
+            return lambda row: not _equal(first(row), second(row), quoted)
         ordering = ORDERINGS[type(op)]
-        return lambda row: self.ordered(ordering, first(row), second(row))
+        return lambda row: self.ordered(ordering, first(row), second(row), quoted)
 
-    def ordered(self, ordering: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:
+    def ordered(self, ordering: Callable[[Any, Any], bool], left: Any, right: Any, quoted: bool) -> bool:
         texts = text_of(left), text_of(right)
         if "" in texts:
             return False
-        numbers = [number_of_text(text) for text in texts]
+        numbers = _numbers(left, right, quoted)
         if None not in numbers:
             return ordering(*numbers)
         for value, number, other in zip((left, right), numbers, (right, left), strict=True):
@@ -147,11 +150,20 @@ def _holds(value: Any) -> bool:
     return text_of(value).lower() not in FALSE
 
 
-def _equal(left: Any, right: Any) -> bool:
+def _equal(left: Any, right: Any, quoted: bool) -> bool:
     if isinstance(left, bool) or isinstance(right, bool):
         return _holds(left) == _holds(right)
-    texts = text_of(left), text_of(right)
-    if texts[0] == texts[1]:
+    if text_of(left) == text_of(right):
         return True
-    numbers = number_of_text(texts[0]), number_of_text(texts[1])
+    numbers = _numbers(left, right, quoted)
     return None not in numbers and numbers[0] == numbers[1]
+
+
+def _numbers(left: Any, right: Any, quoted: bool) -> tuple[float | None, float | None]:
+    """Return both sides as numbers, with None for what is none, and for both where text `quoted` stands beside text.
+
+    A number in quotes is text, as a code '007' is; cells of a CSV file are all text, so that they decide nothing.
+    """
+    if quoted and not any(isinstance(side, (int, float, Decimal)) for side in (left, right)):
+        return None, None
+    return number_of_text(text_of(left)), number_of_text(text_of(right))

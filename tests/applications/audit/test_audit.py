@@ -38,6 +38,8 @@ def test_an_audit_leaves_its_documents(result):
     assert document == result.document
     assert set(document["measures"]) >= {"label_errors", "near_duplicates", "findings", "high"}
     assert document["label_matrix"]["labels"] == ["blue", "red"]
+    assert document["images_only"] is False
+    assert {"outside_truth", "borders", "repeated_object"} & set(document["not_examined"]) == {"outside_truth"}
     labels = pq.read_table(result.folder / "labels.parquet")
     assert labels.num_rows == 32
     assert all(labels["held_out"].to_pylist()), "two folds, so that no image is judged by a model that saw it"
@@ -196,5 +198,10 @@ def test_without_the_model(tiny_folder: Path, tmp_path: Path, capsys):
     assert document["label_matrix"] is None
     assert "What to check in" in (tmp_path / "run" / "index.html").read_text()
     assert not (tmp_path / "run" / "model").exists()
-    assert command([*arguments, "--quiet", "--fail-on", "label_errors>2%"]) == 2
-    capsys.readouterr()
+    assert (document["images_only"], "label_error" in document["not_examined"]) == (True, True)
+    for condition in ("label_errors>2%", "labels:high", "borders:low"):
+        assert command([*arguments, "--quiet", "--fail-on", condition]) == 2
+        assert f"'{condition}' needs the model" in capsys.readouterr().err
+    assert command([*arguments, "--quiet", "--fail-on", "duplicates:high,any:high"]) == 0
+    (note,) = [n for n in json.loads((tmp_path / "run" / "findings.json").read_text())["notes"] if "condition" in n]
+    assert "any:high was checked in part: label_error" in note

@@ -473,6 +473,16 @@ def test_one_large_group_counts_as_much_as_a_small_one(monkeypatch):
     assert error == pytest.approx(np.sqrt(5 / 36 / 6 * 12 / 11))
 
 
+def test_a_rare_label_stays_in_a_sample(monkeypatch):
+    """Of 1,000 images 30 are looked at; c has 10, all of which take part. The width tells every label, so the effect
+    is 1; were 30 drawn from all, none of c would be left, and a label without images counts as never found."""
+    monkeypatch.setattr(giveaways, "PERMUTATIONS", 2)
+    monkeypatch.setattr(giveaways, "MOST_ROWS", 30)
+    facts = of_files([1] * 1000, lambda k, i: "c" if k < 10 else "ab"[k % 2], lambda k, i: 2 if k < 10 else k % 2)
+    effect, *_ = predict(facts, {"width": facts.measures["width"]}, "abc", 0)
+    assert effect == pytest.approx(1)
+
+
 def test_the_measure_of_giveaways_is_of_findings(monkeypatch):
     """Widths without a meaning: of 60 images a tree finds some labels by luck, which is no finding and no effect."""
     monkeypatch.setattr(giveaways, "PERMUTATIONS", 19)

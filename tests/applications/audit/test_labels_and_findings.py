@@ -27,7 +27,7 @@ from typicality.applications.audit.findings import (
     severity_of,
     write_findings,
 )
-from typicality.applications.audit.gates import breaches, parse_conditions, unmeasured
+from typicality.applications.audit.gates import breaches, needs_model, not_measured, parse_conditions, unmeasured
 from typicality.applications.audit.labels import (
     LabelScores,
     _rank_sum,
@@ -40,6 +40,7 @@ from typicality.applications.audit.labels import (
     ruled_out,
     wrong_probability,
 )
+from typicality.applications.audit.probe import LEAST, out_of_fold
 from typicality.errors import InputError, SettingsError
 from typicality.records import LabelledImage
 
@@ -95,27 +96,67 @@ def test_a_probe_helps_as_far_as_it_knows_something():
     assert alone.probe_weight == 0
 
 
+def test_a_label_that_the_classifier_never_saw_is_not_called_wrong():
+    """All groups of the fifth label lie in fold 0, whose classifier learned from fold 1. Losses tell little of single
+    images, so that its weight is large; it has nothing to say against these nine, and they are right."""
+    rng = np.random.default_rng(1)
+    truth = np.repeat(np.arange(5), [100] * 4 + [9])
+    n, given = len(truth), np.eye(5, dtype=bool)[truth]
+    folds = np.where(truth == 4, 0, np.arange(n) % 2)
+    units = rng.normal(0, 1, (n, 5, 8)) + 0.6 * given[:, :, None]
+    features = rng.normal(0, 1, (n, 8)) + 2.2 * np.eye(5, 8)[truth]
+    ids = tuple(map(str, range(n)))
+    scores = LabelScores(ids, ids, tuple("abcde"), given, units.astype(np.float32), (4, 4), np.ones(n, dtype=bool))
+    errors = label_error_score(scores, np.log(out_of_fold(features, truth, folds, ids, 5) + LEAST))
+    assert errors.probe_weight > 1
+    found, _, _ = label_findings(scores, errors, {i: image_of(i) for i in ids})
+    assert not [f for f in found if f.kind == "label_error"]
+
+
 def test_random_labels_give_no_label_errors():
-    """With no effect nothing tells the labels: no image is reported and every label is at chance."""
-    for seed in range(5):
+    """With no effect nothing tells the labels: no image is reported and nearly every label is at chance.
+
+    What cannot be said has no measure: of images where all labels are at chance, of pairs where all but one are.
+    """
+    for seed in range(6):
         scores, _ = simulated(effect=0.0, seed=seed)
         errors = label_error_score(scores)
         assert not errors.reported.any()
         images = {i: image_of(i) for i in scores.image_ids}
         findings, measures, _ = label_findings(scores, errors, images)
         assert all(f.severity != "high" for f in findings)
-        assert measures["label_errors"] == 0
-        assert measures["confusable_labels"] <= 1
+        assert measures["chance_labels"] == (0.75 if seed == 5 else 1)
+        assert measures["label_errors"] == (0 if seed == 5 else None)
+        assert measures["confusable_labels"] is None
+
+
+def test_where_all_labels_are_at_chance_nothing_is_measured_of_images():
+    """A share of 0 would pass `label_errors>2%`, though not one image could be judged. Of images that all carry the
+    same labels, chance itself cannot be told."""
+    scores, _ = simulated(effect=0.0, seed=2)
+    errors, images = label_error_score(scores), {i: image_of(i) for i in scores.image_ids}
+    found, measures, _ = label_findings(scores, errors, images)
+    assert measures == {"label_errors": None, "chance_labels": 1.0, "confusable_labels": None}
+    conditions = parse_conditions("label_errors>2%,confusable_labels>0,label_error:low,labels:high")
+    assert breaches(conditions, found, measures) == []
+    assert unmeasured(conditions, measures, not_measured(measures)) == [
+        "The condition label_errors>2% was not checked: label_errors could not be measured.",
+        "The condition confusable_labels>0 was not checked: confusable_labels could not be measured.",
+        "The condition label_error:low was not checked: label_error could not be examined.",
+        "The condition labels:high was checked in part: label_error, confusable_labels could not be examined.",
+    ]
+    alike = replace(scores, given=np.tile([True, True, False, False], (N, 1)))
+    assert label_findings(alike, errors, images)[1]["chance_labels"] is None
 
 
 def test_of_labels_at_chance_no_image_is_called_wrong():
     """Where no image fits its label, some misfit by more than others, and a fit of the noise may call them wrong."""
-    scores, _ = simulated(effect=0.0)
+    scores, _ = simulated(effect=0.0, seed=5)
     errors = replace(label_error_score(scores), reported=np.arange(N) % 9 == 0)
     found, measures, _ = label_findings(scores, errors, {i: image_of(i) for i in scores.image_ids})
     chance = {label for f in found if f.kind == "chance_labels" for label in f.labels}
     wrong = {label for f in found if f.kind == "label_error" for label in f.labels}
-    assert len(chance) >= 3
+    assert len(chance) == 3
     assert wrong == set(LABELS) - chance
     told = [k for k, label in enumerate(LABELS) if label not in chance]
     assert measures["label_errors"] == pytest.approx((errors.reported & scores.given[:, told].any(1)).sum() / N)
@@ -491,6 +532,38 @@ def test_a_measure_that_was_not_taken_is_a_note():
     conditions = parse_conditions("label_errors>1%,giveaway>10%,high>2,shortcut:high")
     assert unmeasured(conditions, {"label_errors": 0.5, "giveaway": None, "high": 0.0}) == [
         "The condition giveaway>10% was not checked: giveaway could not be measured."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("labels:high", True),
+        ("label_error:low", True),
+        ("chance_labels:low", True),
+        ("repeated_object:low", True),
+        ("borders:low", True),
+        ("outside_truth:low", True),
+        ("label_errors>2%", True),
+        ("same_place:low", False),
+        ("shortcut:high", False),
+        ("any:low", False),
+        ("giveaway>10%", False),
+        ("findings>3", False),
+    ],
+)
+def test_conditions_that_only_the_model_can_tell(text: str, needed: bool):
+    assert [needs_model(condition) for condition in parse_conditions(text)] == [needed]
+
+
+def test_a_kind_that_was_not_looked_for_is_a_note():
+    """Where no boxes or masks are given, only a condition on them says so: a family of shortcuts is not about them."""
+    conditions = parse_conditions("shortcut:high,outside_truth:low,duplicates:low")
+    assert unmeasured(conditions, {}, {"outside_truth"}) == [
+        "The condition outside_truth:low was not checked: outside_truth could not be examined."
+    ]
+    assert unmeasured(conditions[:1], {}, {"outside_truth", "borders"}) == [
+        "The condition shortcut:high was checked in part: borders, outside_truth could not be examined."
     ]
 
 

@@ -148,6 +148,20 @@ def test_a_run_that_was_scored_anew_and_not_mined(run: Path, tmp_path: Path):
         trends(copy)
 
 
+def test_a_picture_that_fails_does_not_take_the_result_with_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> str:
+        raise ValueError("a label that cannot be drawn")
+
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("trends"))
+    monkeypatch.setattr("typicality.applications.trends.run.similarity_svg", fail)
+    with pytest.raises(ValueError, match="cannot be drawn"):
+        trends(copy, images=4, members=3, draws=2, permutations=9)
+    assert json.loads((copy / "trends" / "trends.json").read_text())["timelines"]
+    assert pq.read_table(copy / "trends" / "trends.parquet").num_rows > 0
+
+
 def test_the_command_lists_what_rises_and_falls(run: Path, capsys: pytest.CaptureFixture[str]):
     assert command(["trends", str(run), "--images", "6", "--members", "4", "--draws", "2", "--json", "-q"]) == 0
     assert json.loads(capsys.readouterr().out)["images_a_label"] == 6

@@ -185,6 +185,22 @@ def test_plots_are_the_same_every_time():
     assert "<svg" in similarity_svg(np.eye(3), ["a", "b", "c"])
 
 
+@pytest.mark.parametrize("label", ["$5_$10", "$50-$100"])
+def test_labels_with_dollars_are_drawn_as_they_are(label: str):
+    """Matplotlib would read what lies between two of them as a formula: the first is none, of the second they vanish.
+
+    Text is drawn as outlines of letters: as many as of a word of that length.
+    """
+
+    def letters(label: str) -> list[int]:
+        at = [{"label": x, "rate": 0.1, "low": 0.0, "high": 0.2} for x in (label, "more")]
+        line = {"label": label, "cluster": 0, "direction": "none", "at": at}
+        drawn = (timelines_svg([line], [label, "more"], label), similarity_svg(np.eye(2), [label, "more"]))
+        return [picture.count("<use xlink:href") for picture in drawn]
+
+    assert letters(label) == letters("a" * len(label))
+
+
 def test_a_trend_over_labels_that_whole_groups_carry_is_found():
     """Five images of each of 60 cameras, of which each stands in one place: cameras exchange their places."""
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ first and can be had alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from typicality.applications.audit.duplicates import duplicate_findings, near_du
 from typicality.applications.audit.elements import column_findings, elements_of, object_findings, place_findings
 from typicality.applications.audit.findings import (
     EVIDENCE,
+    KINDS,
+    NEED_MODEL,
     NO_BASELINE,
     REPORTED,
     SCHEMA_VERSION,
@@ -34,7 +36,7 @@ from typicality.applications.audit.findings import (
     show,
     write_findings,
 )
-from typicality.applications.audit.gates import OF_LABELS, Comparison, breaches, parse_conditions, unmeasured
+from typicality.applications.audit.gates import breaches, needs_model, not_measured, parse_conditions, unmeasured
 from typicality.applications.audit.giveaways import giveaway_findings
 from typicality.applications.audit.groups import clustered_error
 from typicality.applications.audit.images import MOST_IMAGES, ImageFacts, examine, sample_of
@@ -119,7 +121,7 @@ def audit(
     InputError : with one message that says what to change.
     """
     conditions = parse_conditions(fail_on) if fail_on is not None else []
-    if images_only and (needed := [c for c in conditions if isinstance(c, Comparison) and c.measure in OF_LABELS]):
+    if images_only and (needed := [condition for condition in conditions if needs_model(condition)]):
         raise SettingsError(f"--fail-on {needed[0].text!r} needs the model: leave out --images-only")
     known = read_baseline(baseline) if baseline is not None else NO_BASELINE
     folder = out or default_folder(load_dataset(settings.dataset))
@@ -137,7 +139,8 @@ def audit(
         new = [finding for finding in findings if finding.new]
         measures = parts.measures | {"findings": float(len(new))}
         measures |= {name: float(n) for name, n in counts_of(new).items()}
-        unchecked = unmeasured(conditions, measures)
+        not_examined = parts.not_examined | not_measured(measures)
+        unchecked = unmeasured(conditions, measures, not_examined)
         document = {
             "schema_version": SCHEMA_VERSION,
             "dataset": {
@@ -149,6 +152,8 @@ def audit(
             "measures": {name: None if v is None else round(v, 6) for name, v in measures.items()},
             "label_matrix": parts.matrix,
             "confusable": [list(pair.labels) for pair in parts.confusable],
+            "images_only": images_only,
+            "not_examined": [kind for kind in KINDS if kind in not_examined],
             "notes": [*parts.notes, *unchecked],
             "findings": [finding.as_dict() for finding in findings],
         }  # fmt: skip
@@ -184,11 +189,15 @@ def with_folds(settings: Settings, folder: Path) -> Settings:
 
 @dataclass
 class _Parts:
-    """What the parts of an audit add to: findings, measures, notes, and of labels the matrix and confusable pairs."""
+    """What the parts of an audit add to: findings, measures, notes, and of labels the matrix and confusable pairs.
+
+    `not_examined` are the kinds of findings that were not looked for, beside those whose measure is unknown.
+    """
 
     findings: list[Finding]
     measures: dict[str, float | None]
     notes: list[str]
+    not_examined: set[str] = field(default_factory=set)
     matrix: dict[str, Any] | None = None
     confusable: tuple[ConfusablePair, ...] = ()
 
@@ -221,8 +230,9 @@ def _examine(run: Run, draws: int, images_only: bool, known: Baseline, progress:
     if images_only:
         parts.notes.append("Labels and visual elements were not examined, since that needs the model (--images-only).")
         parts.findings += column_findings(facts, [], columns, dataset.label)
+        parts.not_examined |= NEED_MODEL
         return parts
-    parts.findings += _of_elements(run, facts, columns)
+    _add_elements(parts, run, facts, columns)
     _add_labels(parts, run, draws, known, progress)
     return parts
 
@@ -282,19 +292,22 @@ def plan_of(settings: Settings, dataset: LabelledImages, draws: int, images_only
     }
 
 
-def _of_elements(run: Run, facts: ImageFacts, columns: Sequence[str]) -> list[Finding]:
-    """Findings from what `mine` left: elements and maps."""
+def _add_elements(parts: _Parts, run: Run, facts: ImageFacts, columns: Sequence[str]) -> None:
+    """Look at what `mine` left: elements and maps."""
     path = run.directory.path("elements.parquet")
     if not path.exists():
         raise OutputError(f"{run.directory.folder} has no elements; run `typicality mine` first")
     elements = elements_of(facts, pq.read_table(path))
     images = {image.image_id: image for image in run.dataset}
     reader = ScoreReader(run.score_folder(pipeline.FIRST_PASS, run.first_draws))
-    return [
+    shares = shares_of(reader, run.dataset, images)
+    if not any(np.isfinite(share.inside) for share in shares):
+        parts.not_examined.add("outside_truth")
+    parts.findings += [
         *object_findings(facts, elements),
         *place_findings(facts, elements, run.settings.seed),
         *column_findings(facts, elements, columns, run.dataset.label),
-        *map_findings(shares_of(reader, run.dataset, images), images, run.dataset.labels),
+        *map_findings(shares, images, run.dataset.labels),
     ]
 
 
@@ -308,7 +321,8 @@ def label_findings(
 
     Returns
     -------
-    findings, the measures of `--fail-on` without what the baseline knows, and all confusable pairs
+    findings, the measures of `--fail-on` without what the baseline knows, and all confusable pairs. A measure is None
+    where nothing could be said: of no label, or of pairs of fewer than two.
     """
     p_values = adjusted_p_values(chance_p_values(scores))
     judged = np.isfinite(p_values)
@@ -337,10 +351,13 @@ def label_findings(
         if not set(pair.labels) & set(chance) and pair.confusion - SURE * pair.standard_error >= CONFUSABLE
     )
     findings += [_confusable(pair.labels, pair.confusion, pair.standard_error) for pair in pairs[:MOST_PAIRS]]
-    measures: dict[str, float | None] = {
-        "label_errors": len(suspects) / len(scores.image_ids),
-        "chance_labels": len(set(chance) - known.concerned(at_chance)) / max(1, int(judged.sum())),
-        "confusable_labels": float(sum(frozenset(pair.labels) not in known.confusable for pair in pairs)),
+    told = [label for k, label in enumerate(scores.labels) if scores.given[:, k].any() and label not in chance]
+    new_chance = set(chance) - known.concerned(at_chance)
+    new_pairs = [pair for pair in pairs if frozenset(pair.labels) not in known.confusable]
+    measures = {
+        "label_errors": len(suspects) / len(scores.image_ids) if told else None,
+        "chance_labels": len(new_chance) / int(judged.sum()) if judged.any() else None,
+        "confusable_labels": float(len(new_pairs)) if len(told) > 1 else None,
     }
     return findings, measures, pairs
 

@@ -10,6 +10,8 @@
                      what is new
     label_matrix     labels, confusion (a row a true label: share of its images that fit the column's label best)
     confusable       list of [label, label], the most easily confused first: all pairs, also those beyond the findings
+    images_only      whether the audit did without the model, and so without visual elements
+    not_examined     kinds of findings that this audit did not look for, or could not
     notes            sentences on what was not examined, and why
     findings         list, the worst first, known ones included: the file is the next baseline; each with
 
@@ -82,6 +84,10 @@ KINDS: dict[str, str] = {
     "near_duplicates": "duplicates",
 }
 """Kind of finding -> family."""
+NEED_MODEL = frozenset(
+    {"label_error", "confusable_labels", "chance_labels", "repeated_object", "borders", "outside_truth"}
+)
+"""Kinds that only a model finds."""
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(KINDS.values()))
 
 SEVERITY: dict[str, tuple[float, float]] = {

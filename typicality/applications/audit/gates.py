@@ -12,10 +12,10 @@ never exceed (`label_errors>2`) and a percentage of a number of findings (`high>
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from typicality.applications.audit.findings import FAMILIES, KINDS, SEVERITIES, Finding
+from typicality.applications.audit.findings import FAMILIES, KINDS, NEED_MODEL, SEVERITIES, Finding
 from typicality.errors import SettingsError, nearest
 
 MEASURES: dict[str, str] = {
@@ -33,6 +33,14 @@ COUNTS = ("confusable_labels", "findings", "high", "medium", "low")
 """Measures that are numbers; the others are shares."""
 OF_LABELS = ("label_errors", "chance_labels", "confusable_labels")
 """Measures that need the model."""
+MEASURE_OF = {
+    "label_error": "label_errors",
+    "confusable_labels": "confusable_labels",
+    "chance_labels": "chance_labels",
+    "giveaway": "giveaway",
+    "near_duplicates": "near_duplicates",
+}
+"""Kind of finding -> its measure, which is unknown where the kind could not be looked for."""
 EXAMPLE = "label_errors>2%,shortcut:high"
 COMPARISON = re.compile(r"(?P<name>[\w-]+)\s*(?P<sign>>=|>)\s*(?P<number>[0-9.]+)\s*(?P<percent>%?)")
 FINDING = re.compile(r"(?P<name>[\w-]+)\s*:\s*(?P<severity>[\w-]+)")
@@ -101,6 +109,18 @@ def _condition(text: str) -> Condition:
     )
 
 
+def needs_model(condition: Condition) -> bool:
+    """Whether a condition can hold only where the model was asked."""
+    if isinstance(condition, Comparison):
+        return condition.measure in OF_LABELS
+    return condition.kinds <= NEED_MODEL
+
+
+def not_measured(measures: Mapping[str, float | None]) -> set[str]:
+    """Return the kinds of findings whose measure this audit could not take."""
+    return {kind for kind, measure in MEASURE_OF.items() if measures.get(measure) is None}
+
+
 def breaches(
     conditions: Sequence[Condition], findings: Sequence[Finding], measures: Mapping[str, float | None]
 ) -> list[str]:
@@ -123,10 +143,28 @@ def breaches(
     return found
 
 
-def unmeasured(conditions: Sequence[Condition], measures: Mapping[str, float | None]) -> list[str]:
-    """Return a sentence for every condition on a measure that this audit could not take, as with too few images."""
-    return [
-        f"The condition {condition.text} was not checked: {condition.measure} could not be measured."
-        for condition in conditions
-        if isinstance(condition, Comparison) and measures.get(condition.measure) is None
-    ]
+def unmeasured(
+    conditions: Sequence[Condition], measures: Mapping[str, float | None], not_examined: Collection[str] = ()
+) -> list[str]:
+    """Return a sentence for every condition that this audit could not check, or in part only, as with too few images.
+
+    Parameters
+    ----------
+    not_examined : kinds of findings that were not looked for. Places to compare with are rarely given, so that a
+        condition on several kinds says nothing of `outside_truth` alone.
+    """
+    sentences = []
+    for condition in conditions:
+        if isinstance(condition, Comparison):
+            if measures.get(condition.measure) is None:
+                sentences.append(
+                    f"The condition {condition.text} was not checked: {condition.measure} could not be measured."
+                )
+            continue
+        missing = [kind for kind in KINDS if kind in condition.kinds and kind in not_examined]
+        names = ", ".join(missing)
+        if len(missing) == len(condition.kinds):
+            sentences.append(f"The condition {condition.text} was not checked: {names} could not be examined.")
+        elif set(missing) - {"outside_truth"}:
+            sentences.append(f"The condition {condition.text} was checked in part: {names} could not be examined.")
+    return sentences

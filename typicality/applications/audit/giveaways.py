@@ -30,6 +30,7 @@ FOLDS = 5
 PERMUTATIONS = 199
 """Of the labels over groups; a tail beyond the permutations is fitted by the normal distribution."""
 MOST_ROWS = 4000
+"""Images that trees are fitted to; where there are more, labels take turns, so that a rare one keeps its images."""
 LEAST = 10
 """Images a label must have to take part."""
 SMALLEST = 0.1
@@ -111,7 +112,11 @@ def predict(
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(np.isin(names, classes))
     if len(rows) > MOST_ROWS:
-        rows = np.sort(rng.choice(rows, MOST_ROWS, replace=False))
+        turn = np.zeros(len(rows))
+        for label in classes:
+            own = names[rows] == label
+            turn[own] = rng.permutation(own.sum())
+        rows = np.sort(rows[np.argsort(turn, kind="stable")[:MOST_ROWS]])
     y = np.array([classes.index(name) for name in names[rows]])
     x = np.stack([values[single][rows] for values in measures.values()], axis=1)
     if not (x != x[0]).any():

@@ -171,13 +171,15 @@ def out_of_fold(
 ) -> np.ndarray:
     """Probabilities (n, n_labels) of each image from a classifier that has seen no image of its fold.
 
+    Of a label that it could not learn from, it knows nothing: that has 1 / n_labels, and the others share the rest.
+
     Parameters
     ----------
     labels : (n,) integers below n_labels
     folds : (n,) the fold of each image; relatives share one
     usable : (n,) bool, the images that it may learn from; all by default
     """
-    result = np.zeros((len(labels), n_labels))
+    result = np.full((len(labels), n_labels), 1 / n_labels)
     names = np.asarray(groups)
     for fold in np.unique(folds):
         test = folds == fold
@@ -185,5 +187,6 @@ def out_of_fold(
             raise InputError("all images are in one fold, so that none is left to train on: use finer groups")
         rest = ~test if usable is None else ~test & usable
         model = fit_logistic(features[rest], labels[rest], names[rest].tolist(), seed)
-        result[np.ix_(test, model.classes_)] = model.predict_proba(features[test])
+        learned = model.classes_
+        result[np.ix_(test, learned)] = model.predict_proba(features[test]) * len(learned) / n_labels
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -459,10 +460,22 @@ def _row(image: LabelledImage, label: str, place: Place, threshold: float) -> di
     }  # fmt: skip
 
 
-def _safe(text: str) -> str:
-    """Return a label as part of a file name, distinct for distinct labels up to what file systems allow."""
-    return "".join(c if c.isalnum() or c in "-_" else f"%{ord(c):x}" for c in text)[:80]
+def _safe(text: str, most: int = 80) -> str:
+    """Return text as part of a file name, `most` bytes at most, distinct for distinct texts.
+
+    What is too long ends in a hash of all of it: a file name may have 255 bytes, and this is a part of one.
+    """
+    parts = [c if c.isalnum() or c in "-_" else "".join(f"%{b:02x}" for b in _bytes(c)) for c in text]
+    name = "".join(parts)
+    if len(name.encode()) <= most:
+        return name
+    ending = f"~{hashlib.sha256(_bytes(text)).hexdigest()[:12]}"
+    return name.encode()[: most - len(ending)].decode(errors="ignore") + ending
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")  # names of files need not be valid UTF-8
 
 
 def _name(image: LabelledImage, label: str) -> str:
-    return f"{_safe(label)}-{_safe(Path(image.file_name).stem)[:60]}-{image.image_id[:8]}.png"
+    return f"{_safe(label)}-{_safe(Path(image.file_name).stem, 60)}-{image.image_id[:8]}.png"

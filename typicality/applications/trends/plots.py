@@ -27,15 +27,16 @@ def timelines_svg(timelines: Sequence[dict[str, Any]], labels: Sequence[str], la
         colour = COLOURS[line["direction"]]
         axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axis.plot(x, rate, color=colour, marker="o", markersize=3.5)
-        axis.set_title(f"element {line['cluster'] + 1} of {line['label']}: {line['direction']}", fontsize=8)
-        axis.set_xticks(x, labels, fontsize=7, rotation=0 if len(labels) < 8 else 90)
+        title = f"element {line['cluster'] + 1} of {line['label']}: {line['direction']}"
+        axis.set_title(title, fontsize=8, parse_math=False)
+        axis.set_xticks(x, labels, fontsize=7, rotation=0 if len(labels) < 8 else 90, parse_math=False)
         axis.tick_params(axis="y", labelsize=7)
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(timelines) :]:
         axis.set_visible(False)
     figure.supylabel("images with the element (%)", fontsize=8)
-    figure.supxlabel(label_name, fontsize=8)
+    figure.supxlabel(label_name, fontsize=8, parse_math=False)
     return _svg(figure)
 
 
@@ -46,8 +47,8 @@ def similarity_svg(lift: np.ndarray, labels: Sequence[str]) -> str:
     axis = figure.subplots()
     doublings = np.log2(np.clip(lift, 2.0**-DOUBLINGS, 2.0**DOUBLINGS))
     image = axis.imshow(doublings, cmap="PuOr_r", vmin=-DOUBLINGS, vmax=DOUBLINGS)
-    axis.set_xticks(range(n), labels, fontsize=7, rotation=90)
-    axis.set_yticks(range(n), labels, fontsize=7)
+    axis.set_xticks(range(n), labels, fontsize=7, rotation=90, parse_math=False)
+    axis.set_yticks(range(n), labels, fontsize=7, parse_math=False)
     axis.set_xlabel("label of the nearest element", fontsize=8)
     axis.set_ylabel("label of the element", fontsize=8)
     bar = figure.colorbar(image, ax=axis, label="times as often as by chance", shrink=0.8)

@@ -198,18 +198,19 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
                 "labels": list(labels), "share": _listed(alike.share), "lift": _listed(alike.lift),
                 "low": _listed(alike.low), "high": _listed(alike.high),
             },
-            "changes": changes, "plots": {"similarity": "similarity.svg"},
+            "changes": changes,
+            "plots": {"similarity": "similarity.svg"}
+            | ({"timelines": "timelines.svg"} if run.dataset.ordered else {}),
             "unet_evaluations": entry["unet_evaluations"], "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
         out = directory.path("trends")
-        if run.dataset.ordered:
-            document["plots"]["timelines"] = "timelines.svg"
-            write_text(out / "timelines.svg", timelines_svg(timelines[:SHOWN_TIMELINES], labels, run.dataset.label))
-        write_text(out / "similarity.svg", similarity_svg(alike.lift, labels))
         write_table(out / "changes.parquet", pa.Table.from_pylist(change_rows, schema=CHANGES_SCHEMA))
         table = pa.Table.from_pylist(_table_rows(timelines, labels), schema=SCHEMA)
         write_table(out / "trends.parquet", table)
         write_text(out / "trends.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+        if run.dataset.ordered:
+            write_text(out / "timelines.svg", timelines_svg(timelines[:SHOWN_TIMELINES], labels, run.dataset.label))
+        write_text(out / "similarity.svg", similarity_svg(alike.lift, labels))
     return Trends(out, table, document)
 
 
