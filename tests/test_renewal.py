@@ -11,6 +11,7 @@ from tests.applications.mined import change_record, note_mined, write_mined
 from typicality.cli.app import run as command
 
 
+@pytest.mark.slow
 def test_an_audit_without_the_model_does_not_need_it_for_the_report(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

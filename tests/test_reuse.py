@@ -104,6 +104,7 @@ def keys(result: Result, *stages: str) -> list[str]:
 # --------------------------------------------------------------------------------------------------- groups
 
 
+@pytest.mark.slow
 def test_another_group_is_another_split(copy: Path, tiny_model: Path) -> None:
     """With --group photographer whole photographers are held out: the model of single images has seen them."""
     before = open_finished(Path("run"), "mine").directory.record["stages"]
@@ -179,6 +180,7 @@ def test_a_run_keeps_its_precision_on_another_machine(
     assert fresh.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_a_precision_that_is_spelled_out_is_no_other(copy: Path, tiny_model: Path) -> None:
     """Mined in float32, which `auto` was: --dtype fp32 reads the run, renders it and renews its report; bf16 cannot."""
     run = open_finished(Path("run"), "mine", settings_for("run", dtype="auto"), said := Said())
@@ -291,6 +293,7 @@ def test_shards_that_have_gone_are_made_again(copy: Path, tiny_model: Path) -> N
 # -------------------------------------------------------------------------------------------- added images
 
 
+@pytest.mark.slow
 def test_added_images_are_scored_by_the_model_that_was_kept(copy: Path, tiny_model: Path) -> None:
     """2 new images, null prompt and label, 2 draws; the model and the old maps stay, and the report says so."""
     before = open_finished(Path("run"), "mine").directory.record["stages"]

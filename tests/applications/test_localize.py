@@ -759,6 +759,7 @@ def test_a_run_without_a_model_is_refused_and_left_alone(marked_folder: Path, ti
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow
 def test_the_report_of_a_mined_run_shows_the_places_at_once(tiny_folder: Path, tiny_model: Path, tmp_path: Path):
     """And a run that has not been mined has no report, so the user is told; the recorded settings stay."""
     settings = resolve_settings(
@@ -794,6 +795,7 @@ def test_without_ground_truth_nothing_can_be_evaluated(run_folder: Path):
         evaluate(settings, run_folder, Options(draws=2))
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_document_and_refuses_what_cannot_work(run_folder: Path, capsys):
     words = ["localize", str(run_folder), "--against", "clean", "--draws", "2", "--overlays", "0", "--quiet"]
     assert command([*words, "--range", "0.1:0.7", "--json"]) == 0

@@ -34,11 +34,13 @@ def test_time_grows_with_the_number_of_maps() -> None:
     assert 0 < top_patches_seconds(16) < top_patches_seconds(512)
 
 
+@pytest.mark.slow
 def test_a_matrix_product_takes_time() -> None:
     """Between a megaflop and an exaflop a second."""
     assert 1e6 < matmul_flops(torch.float32, torch.device("cpu")) < 1e18
 
 
+@pytest.mark.slow
 def test_batches_that_do_not_fit_are_left_out(
     tiny_folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

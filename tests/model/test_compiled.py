@@ -119,6 +119,7 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         may_compile("openvino", CPU, torch.float32)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_unet_is_compiled_and_stays_as_it_is() -> None:
     """Predictions are those of torch in bfloat16 but for rounding, of which that precision has much."""
     rounded = Denoiser(tiny_checkpoint(), CPU, torch.bfloat16, [SHAPE])
@@ -177,6 +178,7 @@ def test_bfloat16_is_compiled_where_it_is_faster_and_no_less_exact(
     assert probe.chosen_engine(declined, CPU, torch.bfloat16, base) == "torch"
 
 
+@pytest.mark.slow
 def test_the_probe_of_bfloat16_measures(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On real evaluations, however fast: of any error OpenVINO is taken, and of none it is not, for it has some."""
     monkeypatch.setattr(module, "has_bfloat16", lambda: True)

@@ -50,6 +50,7 @@ def trainer(data: tuple[TrainingSet, LatentStore], folder: Path, **changes: obje
     return Finetuner(tiny_checkpoint(), training, store, settings, ScoreSettings(), folder, CPU, torch.float32, seed=0)
 
 
+@pytest.mark.slow
 def test_float16_is_for_scoring_and_training_stays_in_float32(
     data: tuple[TrainingSet, LatentStore], tmp_path: Path
 ) -> None:
@@ -266,6 +267,7 @@ def test_a_scale_measured_on_next_to_nothing_is_warned_about(
     assert trainer(data, tmp_path, contrast=0.0)._warnings() == []
 
 
+@pytest.mark.slow
 def test_a_part_whose_budget_is_used_up_takes_one_step(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     """The part that folds share has taken the only step that was asked for."""
     shared = trainer(data, tmp_path / "shared", steps=1)
@@ -437,6 +439,7 @@ class Counts(Progress):
         self.done += steps
 
 
+@pytest.mark.slow
 def test_training_by_the_clock_shows_the_steps_it_takes(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     shown = Counts()
     result = trainer(data, tmp_path / "state", steps=None, minutes=0.02).run(shown)

@@ -258,6 +258,7 @@ def test_plots_take_the_colours_of_the_page_and_say_what_they_show() -> None:
     assert make_plots(data.labels, data.elements.slice(0, 0), data.images.slice(0, 0), []) == []
 
 
+@pytest.mark.slow
 def test_labels_that_are_not_drawn_count_all_the_same() -> None:
     """Of 60 labels 40 are drawn: 98 of the first one's 100 images are taken for the 51st, and 2% for itself."""
     labels = [f"l{n:02}" for n in range(60)]

@@ -257,6 +257,7 @@ def test_elements_at_one_place_and_anywhere(facts_of):
     assert [f.labels for f in found] == [("a",)]
 
 
+@pytest.mark.slow
 def test_printed_clocks_are_found_though_their_digits_change(facts_of, tmp_path):
     """Every image of b has another time of day printed at the top left, in 80 x 12 of 320 x 200 pixels."""
     rng = np.random.default_rng(0)
