@@ -33,7 +33,7 @@ PerImage = Annotated[int, typer.Option("--per-image", help="Synthetic images a s
 Steps = Annotated[int, typer.Option("--sampler-steps", help="Steps of the sampler.", rich_help_panel=WORK)]
 Draws = Annotated[int, typer.Option("--draws", help="Draws of the typicality.", rich_help_panel=WORK)]
 Near = Annotated[float, typer.Option("--near", help="At a smaller distance it is a copy (unrelated images: 1).")]
-Far = Annotated[float, typer.Option("--far", help="At this distance a variant has lost its source.")]
+Far = Annotated[float | None, typer.Option("--far", help="At this distance a variant has lost its source [0.7].")]
 
 
 @with_options
@@ -46,7 +46,7 @@ def augment(
     strength: Strength = None,
     guidance: Guidance = None,
     near: Near = DEFAULT.near,
-    far: Far = DEFAULT.far,
+    far: Far = None,
     label: Annotated[
         str | None, typer.Option("--label", "-l", metavar="LABEL", help="Only images of this label.")
     ] = None,

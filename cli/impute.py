@@ -47,8 +47,9 @@ def impute(
         typer.Option("--hide", metavar="SHARE", help="Hide this share on purpose, and measure errors."),
     ] = None,
     hide_shape: Annotated[
-        ShapeName, typer.Option("--hide-shape", help="A square anywhere, or the strip along a side.")
-    ] = ShapeName.square,
+        ShapeName | None,
+        typer.Option("--hide-shape", help="With --hide: a square anywhere, or the strip along a side [square]."),
+    ] = None,
     as_label: Annotated[
         str | None, typer.Option("--as", metavar="LABEL", help="Fill under this label [each image's own].")
     ] = None,
@@ -82,7 +83,7 @@ def impute(
     from typicality.store import write_json
 
     common.pass_over("out")
-    region = Region(masks, where_marked, hide, hide_shape.value)
+    region = Region(masks, where_marked, hide, None if hide_shape is None else hide_shape.value)
     options = ImputeOptions(
         as_label, samples, result.value, guidance, jumps, sampler_steps, strength, draws
     )  # fmt: skip

@@ -46,7 +46,9 @@ def translate(
         float | None, typer.Option("--strength", help="Share of the noise schedule that is used, 0 to 1.")
     ] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Weight of the target label.")] = None,
-    inject: Annotated[float, typer.Option("--inject", help="Share of the steps with injected features (pnp).")] = 0.8,
+    inject: Annotated[
+        float | None, typer.Option("--inject", help="Share of the steps with injected features (pnp); 0.8 by default.")
+    ] = None,
     keep: Annotated[
         float | None, typer.Option("--keep", help="Share of the source that stays (mean); 0.2 by default.")
     ] = None,

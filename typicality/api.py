@@ -174,7 +174,7 @@ def translate(
     method: Method = "delta",
     strength: float | None = None,
     guidance: float | None = None,
-    inject: float = 0.8,
+    inject: float | None = None,
     keep: float | None = None,
     average: float | None = None,
     steps: int = 25,
@@ -195,7 +195,7 @@ def translate_all_pairs(
     method: Method = "delta",
     strength: float | None = None,
     guidance: float | None = None,
-    inject: float = 0.8,
+    inject: float | None = None,
     keep: float | None = None,
     average: float | None = None,
     steps: int = 25,
@@ -212,7 +212,7 @@ def translate_all_pairs(
 
 def augment(
     run: str | Path, *, kind: Kind = "variants", per_image: int = 4, strength: float | None = None,
-    guidance: float | None = None, steps: int = 15, draws: int = 8, near: float = 0.05, far: float = 0.7,
+    guidance: float | None = None, steps: int = 15, draws: int = 8, near: float = 0.05, far: float | None = None,
     images: int | None = None, only: str | None = None, fresh: bool = False, progress: Progress = SILENT,
     **options: Any,
 ) -> Augmentation:  # fmt: skip
@@ -251,7 +251,7 @@ def impute(
     masks: str | Path | None = None,
     where_marked: bool = False,
     hide: float | None = None,
-    hide_shape: HideShape = "square",
+    hide_shape: HideShape | None = None,
     as_label: str | None = None,
     samples: int = DEFAULT_IMPUTATION.samples,
     keep: Keep = DEFAULT_IMPUTATION.keep,

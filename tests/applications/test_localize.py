@@ -39,7 +39,6 @@ from typicality.applications.localize.truth import (
     cell_shares,
     truths_of,
     turns_of,
-    unseen,
     validation_part,
 )
 from typicality.applications.localize.work import Options, _safe, parts_of, requests_of
@@ -712,7 +711,7 @@ def test_a_base_that_was_fine_tuned_before_leaves_nothing_to_judge(tuned_folder:
     """It was fine-tuned on these very images: none counts as unseen."""
     model = tuned_folder / "model"
     run = open_run(settings_for(marked_folder, model, finetune={"enabled": False}), tmp_path / "run")
-    assert not unseen(run)
+    assert not run.held_out
     with run.directory.lock():
         ensure_latents(run)
         run.directory.save()

@@ -106,9 +106,15 @@ def test_fresh_removes_only_what_pretraining_has_made(
     """A model from elsewhere is left alone; one of an earlier pretraining, even with a damaged record, is replaced."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
-    with pytest.raises(OutputError, match="has not made"):
-        pretrain(corpus, folder, TOY, fresh=True)
-    assert (folder / "unet").is_dir()
+    weights = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+    assert len(weights) == 3
+    for fresh in (True, False):
+        with pytest.raises(OutputError, match="has not made"):
+            plan_of(corpus, folder, TOY, fresh)
+        with pytest.raises(OutputError, match="has not made"):
+            pretrain(corpus, folder, TOY, fresh)
+    assert {path: path.read_bytes() for path in folder.rglob("*.safetensors")} == weights
+    assert not (folder / "training.json").exists()
     (folder / "training.json").write_text("{")
 
     def stop(path: Path, size: int) -> None:
@@ -118,6 +124,69 @@ def test_fresh_removes_only_what_pretraining_has_made(
     with pytest.raises(RuntimeError, match="far enough"):
         pretrain(corpus, folder, TOY, fresh=True)
     assert not [name for name in ("vae", "unet", "text_encoder", "training.json") if (folder / name).exists()]
+
+
+@pytest.mark.slow
+def test_a_stopped_pretraining_goes_on_with_what_it_has(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it trains a part: earlier parts are kept to the bit, and it ends as if it had never stopped.
+
+    With another corpus or number of crops, latents are not those that the stopped one has left.
+    """
+
+    class KilledError(BaseException):
+        """Nothing in the code under test may catch it."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    whole = pretrain(corpus, tmp_path / "whole", TOY)
+    out = tmp_path / "out"
+    for name in ("train_text_encoder", "Checkpoint"):  # the latter in `train_denoiser`, when latents are there
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, killed)
+            with pytest.raises(KilledError):
+                pretrain(corpus, out, TOY)
+    encoder = next((out / "text_encoder").glob("*.safetensors")).read_bytes()
+    assert plan_of(corpus, out, TOY)["text encoder"] == "kept"
+    assert len(list(out.glob("latents*"))) == 1
+    images = load_corpus(corpus, TOY.size)
+    vae = module.AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
+    processes = module.PartialState(cpu=True)
+    others = (
+        (replace(images, drawings=255 - images.drawings), TOY),
+        (replace(images, drawing_captions=[f"other, {i}" for i in range(6)]), TOY),
+        (replace(images, photographs=images.photographs[::-1]), TOY),
+        (images, replace(TOY, photo_crops=9)),
+    )
+    for changed, settings in others:
+        found = module.cached_latents(vae, changed, settings, out, processes)
+        latents, captions = module.encode_corpus(vae, changed, settings)
+        assert torch.equal(found[0], latents)
+        assert found[1] == captions
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_text_encoder", None)  # nothing may call it
+        patch.setattr(module, "encode_corpus", None)
+        summary = pretrain(corpus, out, TOY)
+    assert summary["denoiser"]["final_loss"] == whole["denoiser"]["final_loss"]
+    assert next((out / "text_encoder").glob("*.safetensors")).read_bytes() == encoder
+    for path in (tmp_path / "whole").rglob("*.safetensors"):
+        assert (out / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes(), path.parent.name
+    assert not list(out.glob("latents*"))
+
+
+def test_the_record_comes_before_the_first_part(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between a part and its record, what is there is still a pretraining's own."""
+
+    def stop(*_: object) -> None:
+        (tmp_path / "vae").mkdir()
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(module, "train_autoencoder", stop)
+    with pytest.raises(RuntimeError, match="far enough"):
+        pretrain(corpus, tmp_path, TOY)
+    assert plan_of(corpus, tmp_path, TOY)["autoencoder"] == "3 steps"
 
 
 def test_a_plan_says_what_is_kept(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -160,7 +229,7 @@ def test_pretraining_writes_a_loadable_model(corpus: Path, tmp_path: Path) -> No
     assert "Apache-2.0" in (tmp_path / "README.md").read_text()
     loaded = load_checkpoint(ModelSettings(name=str(tmp_path)))
     assert (loaded.size, loaded.factor) == (32, 4)
-    assert not (tmp_path / "latents.safetensors").exists()
+    assert not list(tmp_path.glob("latents*"))
     again = pretrain(corpus, tmp_path, replace(TOY, seed=1))
     further = load_checkpoint(ModelSettings(name=str(tmp_path)))
     assert again["text_encoder"] == summary["text_encoder"]

@@ -92,6 +92,29 @@ def test_own_label_first_or_all_labels_give_the_same_map(
     np.testing.assert_allclose(both.moments.typicality, alone.moments.typicality, rtol=1e-3, atol=1e-6)
 
 
+def test_a_score_is_that_of_the_labels_own_prompt(
+    denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages
+) -> None:
+    """By hand, for red: the mean of D (2 eps - c - null) over both signs of every unit's noise, and over channels."""
+    image_id = dataset[0].image_id
+    scorer = make(denoiser, latents)
+    (row,) = scorer.score([Job(image_id, ("red",))])
+    z = latents.stack([image_id])
+    generator = image_generator(image_id, 0, "test")
+    times = scorer.plan.timesteps(denoiser.timesteps, generator)
+    noises = scorer.plan.noises(tuple(z.shape[1:]), generator)
+    states = denoiser.encode_prompts(["an image", "an image of red"])
+    found = []
+    for t, noise in zip(times, noises, strict=True):
+        abar = denoiser.alphas_cumprod[t]
+        for eps in (noise, -noise):
+            null, red = denoiser.predict_noise(abar.sqrt() * z + (1 - abar).sqrt() * eps, t[None], states)
+            found.append(((red - null) * (2 * eps - red - null))[0].mean(0))
+    expected = torch.stack(found).mean(0)
+    torch.testing.assert_close(row.moments.typicality, expected, rtol=1e-3, atol=1e-6)
+    assert row.mean == pytest.approx(float(expected.mean()), rel=1e-3)
+
+
 def test_seed_and_purpose_change_the_noise(denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages) -> None:
     job = [Job(dataset[0].image_id, dataset[0].labels)]
     maps = [

@@ -8,6 +8,7 @@ no design year, no continent and no held-out group.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -37,6 +38,7 @@ from typicality.model.average import Average
 from typicality.model.base_card import base_card
 from typicality.model.checkpoint import Checkpoint, save_checkpoint
 from typicality.model.denoiser import use_small_attention
+from typicality.store import write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -410,13 +412,22 @@ def encode_corpus(vae: AutoencoderKL, corpus: Corpus, settings: PretrainSettings
 
 
 def cached_latents(
-    vae: AutoencoderKL, corpus: Corpus, settings: PretrainSettings, path: Path, processes: PartialState
+    vae: AutoencoderKL, corpus: Corpus, settings: PretrainSettings, out: Path, processes: PartialState
 ) -> tuple[Tensor, list[str]]:
-    """`encode_corpus`, done once by the main process and kept in `path` until training ends."""
+    """`encode_corpus`, done once by the main process and kept in `out` until training ends.
+
+    The file's name covers the corpus and settings; the autoencoder in `out` stays the same as long as such a file does.
+    """
+    texts = [corpus.drawing_captions, corpus.photograph_captions]
+    digest = hashlib.sha256(json.dumps([*texts, settings.size, settings.photo_crops, settings.seed]).encode())
+    for pixels in [corpus.drawings, *(level for levels in corpus.photographs for level in levels)]:
+        digest.update(pixels.tobytes())
+    path = out / f"latents-{digest.hexdigest()[:16]}.safetensors"
     with processes.main_process_first():
         if not path.exists():
             latents, captions = encode_corpus(vae, corpus, settings)
-            save_file({"latents": latents}, path, metadata={"captions": json.dumps(captions)})
+            metadata = {"captions": json.dumps(captions)}
+            write_whole(path, lambda p: save_file({"latents": latents}, p, metadata))
     with safe_open(path, "pt") as handle:
         return handle.get_tensor("latents"), json.loads(handle.metadata()["captions"])
 
@@ -451,7 +462,7 @@ def train_denoiser(
     torch.manual_seed(settings.seed + 2)
     rng = np.random.default_rng(settings.seed + 2)
     processes = PartialState(cpu=True)
-    latents, captions = cached_latents(vae, corpus, settings, out / "latents.safetensors", processes)
+    latents, captions = cached_latents(vae, corpus, settings, out, processes)
     tokenizer = byte_tokenizer()
     unet = new_denoiser(settings)
     if (out / "unet").is_dir():
@@ -511,7 +522,7 @@ def train_denoiser(
     average.swap()
     if processes.is_main_process:
         save_checkpoint(checkpoint, out, torch.float16)
-        (out / "latents.safetensors").unlink()
+        _remove_latents(out)
     return {
         "images": len(latents),
         "parameters": sum(p.numel() for p in unet.parameters()),
@@ -540,20 +551,24 @@ def _summary(out: Path) -> dict[str, Any]:
     return found
 
 
-def _clear(out: Path) -> None:
-    """Remove the model that an earlier pretraining has left in `out`.
-
-    Raises
-    ------
-    OutputError : when the model there was made by something else.
-    """
-    parts = [out / part for part in TRAINED if (out / part).exists()]
-    if parts and not (out / RECORD).exists():
+def _check_own(out: Path) -> None:
+    """Raise OutputError where the model in `out` was made by something else."""
+    if any((out / part).exists() for part in TRAINED) and not (out / RECORD).exists():
         raise OutputError(f"{out} holds a model that pretrain has not made; choose another --out")
-    for part in parts:
-        shutil.rmtree(part)
-    for name in ("latents.safetensors", RECORD):
-        (out / name).unlink(missing_ok=True)
+
+
+def _clear(out: Path) -> None:
+    """Remove the model that an earlier pretraining has left in `out`; the record that it is one goes last."""
+    for part in TRAINED:
+        if (out / part).exists():
+            shutil.rmtree(out / part)
+    _remove_latents(out)
+    (out / RECORD).unlink(missing_ok=True)
+
+
+def _remove_latents(out: Path) -> None:
+    for path in out.glob("latents*.safetensors"):
+        path.unlink()
 
 
 def plan_of(corpus: Path, out: Path, settings: PretrainSettings, fresh: bool = False) -> dict[str, Any]:
@@ -564,6 +579,7 @@ def plan_of(corpus: Path, out: Path, settings: PretrainSettings, fresh: bool = F
     DatasetError, OutputError
     """
     images = number_of_images(corpus)
+    _check_own(out)
     known = {} if fresh else _summary(out)
     found = not fresh and (out / "unet").is_dir()
     return {
@@ -586,11 +602,12 @@ def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None, 
     Raises
     ------
     DatasetError : see `load_corpus`.
-    OutputError : `out` cannot be written, its record is damaged, or with `fresh` it holds another model.
+    OutputError : `out` cannot be written, its record is damaged, or it holds a model that was made by something else.
     """
     settings = settings or PretrainSettings()
     torch.set_flush_denormal(True)  # subnormal gradients made late steps tens of times slower on a CPU
     number_of_images(corpus)
+    _check_own(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -606,22 +623,28 @@ def pretrain(corpus: Path, out: Path, settings: PretrainSettings | None = None, 
     logger.info("%d drawings, %d photographs", len(images.drawings), len(images.photographs))
     record = out / RECORD
     summary["settings"] = asdict(settings)
+    write_json(record, summary)  # before any part, or one of a killed training is nobody's
     if "autoencoder" in summary:
         vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
     else:
         vae, summary["autoencoder"] = train_autoencoder(images, settings)
         vae.half().save_pretrained(out / "vae", safe_serialization=True)
         vae.float()
-        record.write_text(json.dumps(summary, indent=2))
+        write_json(record, summary)
     if "text_encoder" in summary:
-        text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", torch_dtype=torch.float32)
+        text_encoder = CLIPTextModel.from_pretrained(
+            out / "text_encoder", torch_dtype=torch.float32, attn_implementation="eager"
+        )  # the kernel that it was trained with: what is denoised under is then the same to the last bit
         text_encoder.eval().requires_grad_(False)
     else:
         text_encoder, summary["text_encoder"] = train_text_encoder(
             [*images.drawing_captions, *images.photograph_captions], settings
         )
+        text_encoder.half().save_pretrained(out / "text_encoder", safe_serialization=True)
+        text_encoder.float()
+        write_json(record, summary)
     summary["denoiser"] = train_denoiser(vae, text_encoder, images, settings, out)
     if PartialState(cpu=True).is_main_process:
-        record.write_text(json.dumps(summary, indent=2))
+        write_json(record, summary)
         (out / "README.md").write_text(base_card(summary), encoding="utf-8")
     return summary

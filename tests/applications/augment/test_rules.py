@@ -10,7 +10,7 @@ from typicality.applications.augment.rules import distance, unit_distance, verdi
 from typicality.errors import SettingsError
 
 VARIANTS = AugmentOptions(near=0.1, far=0.8)
-NEGATIVES = AugmentOptions("negatives", near=0.1, far=0.8)
+NEGATIVES = AugmentOptions("negatives", near=0.1)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,8 @@ def test_the_unit_is_between_images_of_different_groups():
         (AugmentOptions(strength=0.0), "--strength"),
         (AugmentOptions(guidance=-1.0), "--guidance"),
         (AugmentOptions("negatives", guidance=1.0), "--guidance"),
+        (AugmentOptions("negatives", far=0.8), "--far has no effect on negatives"),
+        (AugmentOptions(far=11.0), "--far"),
         (AugmentOptions(near=0.5, far=0.5), "--near"),
         (AugmentOptions(per_image=0), "--per-image"),
         (AugmentOptions(steps=1), "--sampler-steps"),
@@ -86,3 +88,13 @@ def test_the_cost_is_known_beforehand():
     """2 images x 5 steps x (null and label), and 3 pictures x 4 draws x (null and 2 labels)."""
     assert evaluations_of(AugmentOptions(per_image=2, steps=5, draws=4), labels=2) == 20 + 36
     assert evaluations_of(AugmentOptions("negatives", 2, guidance=0.0, steps=5, draws=4), labels=2) == 10 + 36
+
+
+def test_only_variants_can_be_too_far():
+    """So that `near` of negatives has no bound above but its own, and what is nothing to them is in no key."""
+    assert AugmentOptions().resolved().far == 0.7
+    assert AugmentOptions("negatives", near=0.9).resolved().near == 0.9
+    assert AugmentOptions("negatives").resolved().far is None
+    for kind in ("variants", "negatives"):
+        options = AugmentOptions(kind).resolved()
+        assert options.resolved() == options

@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,9 +16,9 @@ import torch
 from PIL import Image
 
 import typicality
-from tests.applications.redesigned import mine
+from tests.applications.redesigned import draw_subjects, mine
 from typicality.applications.augment import run as module
-from typicality.applications.augment.making import from_bytes, make, to_bytes
+from typicality.applications.augment.making import from_bytes, make, noise_of, synthesise, to_bytes
 from typicality.applications.augment.options import AugmentOptions, evaluations_of
 from typicality.applications.augment.pictures import CROSSED, sheet, strip_of
 from typicality.applications.augment.run import SCHEMA, Augmentation, augment, judged, sources_of, unit_of
@@ -25,13 +26,15 @@ from typicality.cli.app import run as command
 from typicality.config import DatasetSettings
 from typicality.dataset import load_dataset
 from typicality.errors import DatasetError, InterruptedRun
+from typicality.model.sampling import grid_of
+from typicality.model.sdedit import sdedit
 from typicality.progress import Progress
 from typicality.run import Run, open_finished
 
 pytestmark = pytest.mark.slow
 
 OPTIONS = AugmentOptions(per_image=2, strength=0.6, steps=2, draws=4, near=0.0, far=10.0)
-NEGATIVES = replace(OPTIONS, kind="negatives")
+NEGATIVES = replace(OPTIONS, kind="negatives", far=None)
 FAST = ["--per-image", "2", "--sampler-steps", "2", "--draws", "4"]
 
 
@@ -151,6 +154,41 @@ def test_neither_batch_nor_order_changes_a_variant(run: Run):
         assert by_name[row["file_name"]]["typicality"] == pytest.approx(row["typicality"], rel=0.1, abs=1e-4)
 
 
+@pytest.mark.parametrize("label", ["2016", "2024"])
+def test_a_variant_is_denoised_under_its_own_label(run: Run, label: str):
+    images = [i for i in sources_of(run)[0] if i.labels == (label,)][:2]
+    options = OPTIONS.resolved()
+    assert options.strength is not None
+    assert options.guidance is not None
+    z = run.latents.stack([i.image_id for i in images])
+    noise = torch.stack([noise_of(i.image_id, 0, z.shape[1:], 0) for i in images])
+    states = run.denoiser.encode_prompts([run.settings.prompt.null, run.prompts.of(label)])
+    grid = grid_of(run.denoiser.alphas_cumprod, options.steps, options.strength)
+    expected = sdedit(run.denoiser, z, states, grid, options.guidance, noise, label=1)
+    torch.testing.assert_close(synthesise(run, run.denoiser, z, label, options, noise), expected, rtol=1e-4, atol=1e-5)
+    made = make(run, run.denoiser, images, label, options)
+    whole = run.denoiser.decode_latents(expected) - run.denoiser.decode_latents(z) + from_bytes(made.sources)
+    assert np.abs(made.pictures[:, 0].astype(int) - to_bytes(whole)).max() <= 2
+
+
+def test_groups_are_in_the_key_without_fine_tuning(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The weights stay those of the base when groups change; the groups of what was made must not."""
+    source = draw_subjects(tmp_path / "subjects")
+
+    def made() -> Augmentation:
+        typicality.finetune(source, "year", model=str(tiny_model), out=tmp_path / "run", dtype="fp32",
+                            dataset={"group": "subject"}, finetune={"enabled": False, "held_out": 0.0})  # fmt: skip
+        return augment(tmp_path / "run", OPTIONS)
+
+    monkeypatch.setattr(module, "SHARD_SOURCES", 1)  # whatever the order, which follows from the groups
+    table = source / "metadata.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:9]))  # both designs of four subjects
+    first = made()
+    table.write_text(table.read_text().replace(",b", ",c"))
+    assert {row["group"][0] for row in first.table.to_pylist()} == {"b"}
+    assert {row["group"][0] for row in made().table.to_pylist()} == {"c"}
+
+
 def test_a_killed_run_ends_with_the_same_files(folder: Path, made: Augmentation, monkeypatch: pytest.MonkeyPatch):
     """Stopped before its second shard, then continued: every file is byte for byte that of one go."""
     before = files(made.folder)
@@ -225,6 +263,40 @@ def test_hostile_labels_and_columns(run: Run, monkeypatch: pytest.MonkeyPatch, t
     assert found[0].metadata["augment_typicality"] == "0.5"
     parts = list(module._parts(opened, sources_of(opened)[0]))
     assert all(name.isalnum() for name, _ in parts)
+
+
+@pytest.mark.parametrize(
+    ("label", "column", "group"),
+    [
+        ("group", None, "augment_group"),
+        ("year", "year", "augment_group"),
+        ("year", "file_name", "augment_group"),
+        ("year", None, "group"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["variants", "negatives"])
+def test_no_two_columns_have_one_name(
+    run: Run, tmp_path: Path, label: str, column: str | None, group: str, kind: Literal["variants", "negatives"]
+):
+    """Groups stand under another name where theirs is taken, and under the labels' no column of negatives does."""
+    settings = run.settings.dataset.model_copy(update={"group": column})
+    opened = replace(
+        run, dataset=replace(run.dataset, label=label), settings=run.settings.model_copy(update={"dataset": settings})
+    )
+    rows = [
+        {"file_name": f"{i.image_id}-0.png", "source_image_id": i.image_id, "source": i.file_name, "group": i.group,
+         "label": i.labels[0], "typicality": 0.5, "standard_error": 0.1, "distance": 0.4, "kept": True, "why": "kept"}
+        for i in run.dataset
+    ]  # fmt: skip
+    module._write_metadata(tmp_path / "metadata.csv", opened, rows, AugmentOptions(kind))
+    for i in run.dataset:
+        (tmp_path / f"{i.image_id}-0.png").write_bytes(Path(i.source.path).read_bytes())
+    if kind == "negatives":
+        with pytest.raises(DatasetError, match="label"):
+            load_dataset(DatasetSettings(source=str(tmp_path), label=label))
+        return
+    found = load_dataset(DatasetSettings(source=str(tmp_path), label=label, group=group))
+    assert {i.image_id: (i.labels, i.group) for i in found} == {i.image_id: (i.labels, i.group) for i in run.dataset}
 
 
 def test_images_of_several_labels_are_passed_over(run: Run):
@@ -337,6 +409,7 @@ def test_from_python(folder: Path):
         (["--label", "2025", "--dry-run"], "'2024'"),
         (["--strength", "2"], "--strength"),
         (["--kind", "negatives", "--guidance", "3"], "--guidance"),
+        (["--kind", "negatives", "--far", "0.5"], "--far has no effect on negatives"),
         (["--kind", "pictures"], "--kind"),
         (["--set", "finetune.held_out=0.5"], "finetune.held_out"),
     ],

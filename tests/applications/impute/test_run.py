@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,21 @@ import torch
 from PIL import Image
 
 import typicality
-from tests.applications.redesigned import mine
+from tests.applications.redesigned import draw_subjects, mine
 from typicality.api import settings_for
 from typicality.applications.impute import run as module
 from typicality.applications.impute.choose import chosen_images, in_turns, seen_by
 from typicality.applications.impute.fill import Hole, encode, fills_of, sample_latents
+from typicality.applications.impute.judge import judge
+from typicality.applications.impute.measure import rmse
 from typicality.applications.impute.options import ImputeOptions, Region
 from typicality.applications.impute.regions import Regions
 from typicality.applications.impute.run import SCHEMA, Imputation, impute
 from typicality.cli.app import run as command
+from typicality.config import DatasetSettings
+from typicality.dataset import load_dataset
 from typicality.errors import DatasetError, InterruptedRun, SettingsError
+from typicality.records import LabelledImage
 from typicality.run import Run, open_finished
 
 OPTIONS = ImputeOptions(samples=2, steps=2, draws=4)
@@ -45,9 +51,9 @@ def imputation(run: Path) -> Imputation:
     return impute(run, HIDE, OPTIONS, images=6)
 
 
-def holes(opened: Run, n: int = 3) -> list[Hole]:
+def holes(opened: Run, images: Sequence[LabelledImage] | None = None) -> list[Hole]:
     regions, found = Regions(opened.dataset, HIDE), []
-    for image in opened.dataset[:n]:
+    for image in opened.dataset[:3] if images is None else images:
         view = opened.latents.view(image.image_id)
         missing = regions.of(image, view)
         assert missing is not None
@@ -55,10 +61,12 @@ def holes(opened: Run, n: int = 3) -> list[Hole]:
     return found
 
 
-def fill(opened: Run, own: list[Hole], at_once: int = 64, options: ImputeOptions = OPTIONS) -> list[np.ndarray]:
-    """The missing pixels of all samples, every hole under the first label."""
+def fill(
+    opened: Run, own: list[Hole], at_once: int = 64, options: ImputeOptions = OPTIONS, label: str = "2016"
+) -> list[np.ndarray]:
+    """The missing pixels of all samples, every hole under one label."""
     denoiser = opened.denoiser
-    states = denoiser.encode_prompts(opened.prompts.of_all(["2016"]))
+    states = denoiser.encode_prompts([opened.settings.prompt.null, opened.prompts.of(label)])
     z = encode(denoiser, [hole.neutral for hole in own], opened.latents)
     return fills_of(denoiser, own, sample_latents(denoiser, own, z, states, [1] * len(own), options, 0, at_once))
 
@@ -101,7 +109,7 @@ def test_neither_batch_nor_order_changes_a_fill(opened: Run):
 
 
 def test_samples_differ_and_are_the_same_whatever_their_number(opened: Run):
-    own = holes(opened, 1)
+    own = holes(opened)[:1]
     two, three = fill(opened, own)[0], fill(opened, own, options=replace(OPTIONS, samples=3))[0]
     np.testing.assert_allclose(three[:2], two, atol=0.05)
     assert np.abs(two[0] - two[1]).max() > 0.5
@@ -165,12 +173,32 @@ def test_training_images_are_called_in_sample(run: Path):
     assert any("In-sample" in note for note in found.summary["notes"])
 
 
-def test_the_best_sample_is_kept_where_that_is_asked_for(run: Path):
-    found = impute(run, HIDE, replace(OPTIONS, keep="best"), images=2)
+def test_the_best_sample_is_kept_where_that_is_asked_for(run: Path, opened: Run):
+    """What is written is the sample whose region has the highest typicality of the image's own label, by other draws
+    than those that judge it.
+    """
+    found = impute(run, HIDE, replace(OPTIONS, keep="best"), images=4)
+    by_id = {image.image_id: image for image in opened.dataset}
+    chosen = []
     for row in found.table.to_pylist():
-        filled = np.asarray(Image.open(found.folder / row["picture"])).astype(float)
-        assert row["rmse_best"] > 0
-        assert filled.shape == (32, 32, 3)
+        filled = np.asarray(Image.open(found.folder / row["picture"]))
+        (hole,) = holes(opened, [by_id[row["image_id"]]])
+        error = rmse(filled[hole.missing].astype(float), hole.pixels[hole.missing])
+        assert error == pytest.approx(row["rmse_best"], abs=0.002)
+        assert abs(error - row["rmse_mean"]) > 0.003
+        z = encode(opened.denoiser, [hole.neutral], opened.latents)
+        states = opened.denoiser.encode_prompts([opened.settings.prompt.null, opened.prompts.of(row["label"])])
+        latents = sample_latents(opened.denoiser, [hole], z, states, [1], OPTIONS, 0, 64)
+        judged = [
+            judge(opened, opened.denoiser, [hole], latents[:, k], [(row["label"],)], OPTIONS.draws, "imputed choice")
+            for k in range(2)
+        ]
+        best = max(range(2), key=lambda k: judged[k][0].typicality[row["label"]])
+        fills = fills_of(opened.denoiser, [hole], latents)[0]
+        assert np.abs(filled[hole.missing] - fills[best]).max() < 1
+        assert np.abs(filled[hole.missing] - fills[1 - best]).max() > 2
+        chosen.append(best)
+    assert set(chosen) == {0, 1}, "one sample is always the best, or this test says little"
     assert "kept_better" in found.summary["errors"]["mean"]
 
 
@@ -221,7 +249,7 @@ def test_masks_of_a_folder_and_a_mask_that_changed(run: Path, opened: Run, tmp_p
 
 
 def test_what_is_marked_is_filled_under_another_label(run: Path, opened: Run, tmp_path: Path):
-    """A COCO file marks one image of 2016, which is filled as 2024."""
+    """A COCO file marks one image of 2016, which is filled as 2024: the pixels are those of that label's prompt."""
     image = next(i for i in opened.dataset if i.labels == ("2016",))
     coco = tmp_path / "boxes.json"
     coco.write_text(
@@ -238,6 +266,53 @@ def test_what_is_marked_is_filled_under_another_label(run: Path, opened: Run, tm
     (row,) = found.table.to_pylist()
     assert (row["image_id"], row["label"], row["labels"]) == (image.image_id, "2024", ["2016"])
     assert (row["x0"], row["y0"], row["x1"], row["y1"]) == (8, 6, 18, 10)
+    missing = np.zeros((32, 32), bool)
+    missing[6:10, 8:18] = True
+    view = opened.latents.view(image.image_id)
+    hole = Hole(image, np.asarray(opened.dataset.open(image)), missing, view, opened.base.factor)
+    filled = np.asarray(Image.open(found.folder / row["picture"]))[missing]
+    for label, same in (("2024", True), ("2016", False)):
+        expected = fill(opened, [hole], label=label)[0].mean(0)
+        assert (np.abs(filled - expected).max() < 1) == same, label
+
+
+def test_every_image_is_filled_under_its_own_label(run: Path, opened: Run, tmp_path: Path):
+    """Two images of each label in one batch: each has the fill that it has alone under its label's prompt."""
+    images = [i for year in ("2016", "2024") for i in [i for i in opened.dataset if i.labels == (year,)][:2]]
+    found = impute(run, Region(masks=masks_of(tmp_path / "masks", images)), OPTIONS)
+    rows = {row["image_id"]: row for row in found.table.to_pylist()}
+    missing = np.zeros((32, 32), bool)
+    missing[4:20, 4:12] = True
+    for image in images:
+        view = opened.latents.view(image.image_id)
+        hole = Hole(image, np.asarray(opened.dataset.open(image)), missing, view, opened.base.factor)
+        expected = fill(opened, [hole], label=image.labels[0])[0].mean(0)
+        filled = np.asarray(Image.open(found.folder / rows[image.image_id]["picture"]))[missing]
+        assert np.abs(filled - expected).max() < 1
+
+
+@pytest.mark.slow
+def test_labels_and_groups_are_in_the_key_without_fine_tuning(tiny_model: Path, tmp_path: Path):
+    """The weights stay those of the base when a label is added, or groups change: results must not."""
+    source = draw_subjects(tmp_path / "subjects")
+
+    def filled() -> Imputation:
+        typicality.finetune(source, "year", model=str(tiny_model), out=tmp_path / "run", dtype="fp32",
+                            dataset={"group": "subject"}, finetune={"enabled": False})  # fmt: skip
+        return impute(tmp_path / "run", Region(masks=tmp_path / "masks"), OPTIONS)
+
+    masks_of(tmp_path / "masks", load_dataset(DatasetSettings(source=str(source), label="year"))[:2])
+    first = filled()
+    table = source / "metadata.csv"
+    for i in range(15):  # of 20 images
+        table.write_text(table.read_text().replace(f"2024-{i}.png,2024", f"2024-{i}.png,2030"))
+    second = filled()
+    assert second.folder != first.folder
+    others = [{row["image_id"]: row["others"] for row in found.table.to_pylist()} for found in (first, second)]
+    assert all(others[0][i] != others[1][i] for i in others[0])
+    table.write_text(table.read_text().replace(",b", ",c"))
+    assert {row["group"][0] for row in first.table.to_pylist()} == {"b"}
+    assert {row["group"][0] for row in filled().table.to_pylist()} == {"c"}
 
 
 def test_from_python_and_with_another_seed_another_place(run: Path, imputation: Imputation):
@@ -295,6 +370,7 @@ def test_nothing_is_marked_in_a_data_set_without_masks(run: Path):
         (["--where-marked", "--dry-run"], "dataset.masks"),
         (["--masks", "nowhere"], "no folder"),
         (["--hide", "0.2", "--samples", "0"], "--samples"),
+        (["--where-marked", "--hide-shape", "half"], "--hide-shape has no effect without --hide"),
     ],
 )
 def test_wrong_input_is_one_message(run: Path, words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]):
@@ -335,7 +411,7 @@ def test_the_record_of_the_run_keeps_its_settings(run: Path):
 
 def test_latents_of_known_cells_come_from_the_neutral_image(opened: Run):
     """What is encoded is a function of visible pixels, and known cells of every sample are just that."""
-    own = holes(opened, 1)
+    own = holes(opened)[:1]
     z = encode(opened.denoiser, [own[0].neutral], opened.latents)
     states = opened.denoiser.encode_prompts(opened.prompts.of_all(["2016"]))
     found = sample_latents(opened.denoiser, own, z, states, [1], OPTIONS, 0, 8)

@@ -251,7 +251,7 @@ def test_a_mean_keeps_as_much_of_the_detail_as_of_the_source():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_cost_is_known_beforehand(method: Method, denoiser: Denoiser, states: torch.Tensor):
-    options = TranslateOptions(method, steps=5, inject=0.8)
+    options = TranslateOptions(method, steps=5, inject=0.6 if method == "pnp" else None)
     before = denoiser.evaluations
     translate_latents(denoiser, latents(1), ["a"], states, options)
     assert denoiser.evaluations - before == evaluations_of(options)
@@ -263,10 +263,14 @@ def test_the_cost_is_known_beforehand(method: Method, denoiser: Denoiser, states
         ({"method": "pnpp"}, "'pnp'"),
         ({"strength": 0.0}, "--strength"),
         ({"strength": 1.5}, "--strength"),
-        ({"inject": 2.0}, "--inject"),
+        ({"method": "pnp", "inject": 2.0}, "--inject must lie"),
+        ({"inject": 0.1}, "--inject has no effect with --method delta; only pnp uses it"),
+        ({"method": "mean", "inject": 0.1}, "--inject has no effect"),
+        ({"keep": 0.5}, "--keep has no effect with --method delta; only mean uses it"),
+        ({"method": "pnp", "average": 0.3}, "--average has no effect"),
         ({"guidance": -1.0}, "--guidance"),
-        ({"keep": 1.1}, "--keep"),
-        ({"average": -0.1}, "--average"),
+        ({"method": "mean", "keep": 1.1}, "--keep must lie"),
+        ({"method": "mean", "average": -0.1}, "--average must lie"),
         ({"method": "mean", "keep": 0.6, "average": 0.5}, "--average"),
         ({"steps": 1}, "--sampler-steps"),
         ({"draws": 3}, "--draws"),
@@ -275,3 +279,19 @@ def test_the_cost_is_known_beforehand(method: Method, denoiser: Denoiser, states
 def test_impossible_options_are_refused(changes: dict, word: str):
     with pytest.raises(SettingsError, match=word):
         TranslateOptions(**changes).resolved()
+
+
+def test_what_a_method_uses():
+    """Options that change nothing are left out, so that nothing is done anew for them; `mean` has no steps."""
+    assert TranslateOptions("delta").used == TranslateOptions("delta", keep=0.0).used
+    assert TranslateOptions("mean", steps=3).used == TranslateOptions("mean", keep=0.2).used
+    for options in (
+        TranslateOptions("pnp", inject=0.5),
+        TranslateOptions("mean", keep=0.1),
+        TranslateOptions("mean", average=0.1),
+        TranslateOptions("delta", steps=3),
+    ):
+        assert options.used != TranslateOptions(options.method).used
+    for method in METHODS:
+        options = TranslateOptions(method).resolved()
+        assert options.resolved() == options

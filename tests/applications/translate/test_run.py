@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import typicality
-from tests.applications.redesigned import SUBJECTS, mine
+from tests.applications.redesigned import SUBJECTS, draw_subjects, mine
 from typicality.api import settings_for
-from typicality.applications.translate.methods import TranslateOptions
+from typicality.applications.translate.methods import TranslateOptions, translate_latents
 from typicality.applications.translate.pictures import change_picture, sheet, strip, translated_pixels
 from typicality.applications.translate.run import (
     SCHEMA,
@@ -25,6 +25,7 @@ from typicality.applications.translate.run import (
     safe,
     translate,
     translate_all_pairs,
+    translate_images,
     translate_pair,
 )
 from typicality.cli.app import run as command
@@ -107,6 +108,44 @@ def test_what_a_translation_depends_on_is_in_its_key(run: Path, changed: dict):
     first = translate(run, "2016", "2024", options, images=1)
     other = translate(run, "2016", "2024", options, images=1, settings=settings_for(run, **changed))
     assert first.folder != other.folder
+
+
+def test_labels_and_groups_are_in_the_key_without_fine_tuning(tiny_model: Path, tmp_path: Path):
+    """The weights stay those of the base when a label is added, or groups change: results must not."""
+    source = draw_subjects(tmp_path / "subjects")
+    options = TranslateOptions("sdedit", steps=2, draws=4)
+
+    def translated() -> Translation:
+        typicality.finetune(source, "year", model=str(tiny_model), out=tmp_path / "run", dtype="fp32",
+                            dataset={"group": "subject"}, finetune={"enabled": False})  # fmt: skip
+        return translate(tmp_path / "run", "2016", "2024", options, images=40)
+
+    first = translated()
+    table = source / "metadata.csv"
+    for i in range(15):  # of 20 images
+        table.write_text(table.read_text().replace(f"2024-{i}.png,2024", f"2024-{i}.png,{2030 + i % 3}"))
+    second = translated()
+    assert second.folder != first.folder
+    assert second.table.equals(translate(tmp_path / "run", "2016", "2024", options, images=40, fresh=True).table)
+    table.write_text(table.read_text().replace(",b", ",c"))
+    assert {row["group"][0] for row in first.table.to_pylist()} == {"b"}
+    assert {row["group"][0] for row in translated().table.to_pylist()} == {"c"}
+
+
+def test_an_image_is_translated_from_its_label_to_the_other(run: Path):
+    """The prompts by hand, in their order: null, source, target."""
+    opened = open_finished(run, "finetune")
+    images = [i for i in opened.dataset if i.labels == ("2016",)][:2]
+    ids = [i.image_id for i in images]
+    z = opened.latents.stack(ids)
+    for method in ("delta", "sdedit"):
+        options = TranslateOptions(method, steps=2, guidance=5.0)
+        before, after = translate_images(opened, opened.denoiser, images, "2016", "2024", options)
+        prompts = [opened.settings.prompt.null, opened.prompts.of("2016"), opened.prompts.of("2024")]
+        states = opened.denoiser.encode_prompts(prompts)
+        expected = translate_latents(opened.denoiser, z, ids, states, options, opened.settings.seed)
+        torch.testing.assert_close(before, z)
+        torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_errors_are_those_of_groups(run: Path):
@@ -261,6 +300,7 @@ def test_the_command_prints_one_document(run: Path, capsys: pytest.CaptureFixtur
         (["--from", "2016", "--to", "2025", "--dry-run"], "'2024'"),
         (["--from", "2016", "--to", "2016"], "two labels"),
         (["--from", "2016", "--to", "2024", "--strength", "2"], "--strength"),
+        (["--from", "2016", "--to", "2024", "--inject", "0.1"], "--inject has no effect"),
     ],
 )
 def test_wrong_input_is_one_message(run: Path, words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]):
@@ -327,6 +367,9 @@ def test_many_labels_are_thinned_but_the_two_stay():
     assert {"07", "33"} <= set(chosen)
     assert list(chosen) == sorted(chosen)
     assert rival_labels(labels[:5], "00", "01") == tuple(labels[:5])
+    of_each = [rival_labels(labels, label, label) for label in labels]
+    assert {len(found) for found in of_each} == {12}
+    assert set.union(*map(set, of_each[:20])) == set(labels)
 
 
 def test_the_fixture_has_all_subjects(run: Path):

@@ -11,7 +11,7 @@ from typicality.errors import SettingsError, nearest
 Kind = Literal["variants", "negatives"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DEFAULTS: Mapping[Kind, Mapping[str, float]] = {
-    "variants": {"strength": 0.4, "guidance": 3.0},
+    "variants": {"strength": 0.4, "guidance": 3.0, "far": 0.7},
     "negatives": {"strength": 0.7, "guidance": -2.0},
 }
 """Options where none is given. DA-Fusion (Trabucco et al. 2023) has a strength of 0.5 and a guidance of 7.5 with Stable
@@ -32,7 +32,8 @@ class AugmentOptions:
     guidance : weight of the prompt; the kind's own by default, for negatives 0 (null prompt alone) or less
     steps : sampler steps
     draws : UNet draws an image and label for its typicality; even
-    near, far : a variant is kept at a distance in [near, far): see `rules.unit_distance` for its unit
+    near, far : a variant is kept at a distance in [near, far): see `rules.unit_distance` for its unit; a negative at
+        any from `near` on
     """
 
     kind: Kind = "variants"
@@ -42,10 +43,10 @@ class AugmentOptions:
     steps: int = 15
     draws: int = 8
     near: float = 0.05
-    far: float = 0.7
+    far: float | None = None
 
     def resolved(self) -> AugmentOptions:
-        """Fill in the kind's own strength and guidance, and check everything.
+        """Fill in the kind's own options where none is given, and check everything.
 
         Raises
         ------
@@ -53,16 +54,17 @@ class AugmentOptions:
         """
         if self.kind not in KINDS:
             raise SettingsError(f"--kind cannot be {self.kind!r}; {nearest(self.kind, KINDS)}")
+        if self.kind == "negatives" and self.far is not None:
+            raise SettingsError("--far has no effect on negatives: they need not show their source")
         missing: dict[str, Any] = {n: v for n, v in DEFAULTS[self.kind].items() if getattr(self, n) is None}
         found = replace(self, **missing)
         guidance = (0.0, 100.0) if self.kind == "variants" else (-100.0, 0.0)
         limits = {"strength": (0.01, 1.0), "guidance": guidance, "near": (0.0, 10.0), "far": (0.0, 10.0)}
         for name, (low, high) in limits.items():
-            if not low <= getattr(found, name) <= high:
-                raise SettingsError(
-                    f"--{name} must lie between {low:g} and {high:g} for {found.kind}, not {getattr(found, name)}"
-                )
-        if found.near >= found.far:
+            value = getattr(found, name)
+            if value is not None and not low <= value <= high:
+                raise SettingsError(f"--{name} must lie between {low:g} and {high:g} for {found.kind}, not {value}")
+        if found.far is not None and found.near >= found.far:
             raise SettingsError(f"--near must be less than --far, but they are {found.near} and {found.far}")
         if found.steps < 2:
             raise SettingsError(f"--sampler-steps must be at least 2, not {found.steps}")

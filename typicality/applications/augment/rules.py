@@ -1,11 +1,13 @@
 """What is kept, and why not: pure decisions on numbers.
 
 A variant is kept where
-1. its own label is still the best by the diffusion classifier: argmax over labels of T(x | label), shared noise;
+1. its own label is still the best by the diffusion classifier: argmax over labels of T(x | label), shared noise (of
+   more than `rescoring.MOST_LABELS` labels over its own and some others);
 2. it is no near copy: its distance from its source is at least `near`;
 3. its source still shows: the distance is less than `far`.
 
-A negative is kept where no label claims it: T(x | label) is not above 0 under any label. Nor may it be a near copy.
+A negative is kept where no label claims it: T(x | label) is not above 0 under any of these labels. Nor may it be a near
+copy.
 
 Distances are root mean squares of latents, in units of the median distance between training images of different groups
 (`unit_distance`): 0 is the source itself, 1 is as far from it as an unrelated image.
@@ -52,6 +54,7 @@ def verdict(options: AugmentOptions, label: str, typicality: Mapping[str, float]
 
     Parameters
     ----------
+    options : resolved
     label : of the source
     typicality : label -> T(x | label)
     distance : from the source, in units of `unit_distance`
@@ -60,6 +63,7 @@ def verdict(options: AugmentOptions, label: str, typicality: Mapping[str, float]
         return "near copy"
     if options.kind == "negatives":
         return "kept" if max(typicality.values()) <= 0 else "a label claims it"
+    assert options.far is not None  # resolved
     if distance >= options.far:
         return "too far from its source"
     return "kept" if max(typicality, key=lambda name: typicality[name]) == label else "another label is better"

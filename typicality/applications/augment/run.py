@@ -128,7 +128,8 @@ def shards_folder(run: Run, options: AugmentOptions) -> Path:
     score = run.settings.score
     key = key_of(
         [run.weights_key, run.latents.folder.name, run.settings.prompt.model_dump(), run.dataset.labels,
-         options.made_of, score.t_min, score.t_max, score.protocol, str(run.dtype), run.settings.seed]
+         run.dataset.grouping, options.made_of, score.t_min, score.t_max, score.protocol, str(run.dtype),
+         run.settings.seed]
     )  # fmt: skip
     return run.directory.path("augment", f"shards-{key}")
 
@@ -293,11 +294,16 @@ def _finish(
 
 
 def _write_metadata(path: Path, run: Run, rows: Sequence[dict[str, Any]], options: AugmentOptions) -> None:
-    """Write the data set's table: UTF-8 CSV. Labels and groups stand under the names that they have in the run."""
-    named = {"group": run.settings.dataset.group or "group"}
+    """Write the data set's table: UTF-8 CSV. Labels and groups stand under the names that they have in the run.
+
+    Any other column with the name of the labels' is called `augment_...`, also where there are none: with it negatives
+    would load as if they had labels.
+    """
+    label, group = run.dataset.label, run.settings.dataset.group or "group"
+    named = {"group": "augment_group" if group in ("file_name", label) else group}
     if options.kind == "variants":
-        named = {"label": run.dataset.label} | named
-    taken = set(named.values())
+        named = {"label": label} | named
+    taken = {label, *named.values()}
     measured = {name: f"augment_{name}" if name in taken else name for name in MEASURED}
     columns = {"file_name": "file_name"} | named | measured
     with path.open("w", encoding="utf-8", newline="") as handle:

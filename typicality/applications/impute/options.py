@@ -28,13 +28,18 @@ class Region:
     masks : folder with a mask image per file, white where the image is missing
     marked : what the data set's own masks and boxes mark
     hide : share of each image that is hidden on purpose, so that the truth is known
-    shape : of what is hidden: a square anywhere, or the strip along a side that `half` of an image is at 0.5
+    shape : of what is hidden: a square anywhere (the default), or the strip along a side that `half` of an image is at
+        0.5
     """
 
     masks: Path | None = None
     marked: bool = False
     hide: float | None = None
-    shape: HideShape = "square"
+    shape: HideShape | None = None
+
+    @property
+    def hidden_shape(self) -> HideShape:
+        return self.shape or "square"
 
     def check(self) -> None:
         """Raise SettingsError unless exactly one way is chosen, and can work."""
@@ -43,14 +48,17 @@ class Region:
                 "say what is missing by one of --masks FOLDER (a mask per image), --where-marked (the data set's own "
                 "masks and boxes) and --hide SHARE (hidden on purpose, to measure errors)"
             )
-        if self.shape not in HIDE_SHAPES:
-            raise SettingsError(f"--hide-shape: there is no shape {self.shape!r}; {nearest(self.shape, HIDE_SHAPES)}")
+        shape = self.hidden_shape
+        if shape not in HIDE_SHAPES:
+            raise SettingsError(f"--hide-shape: there is no shape {shape!r}; {nearest(shape, HIDE_SHAPES)}")
+        if self.hide is None and self.shape is not None:
+            raise SettingsError("--hide-shape has no effect without --hide: masks and marks have their own shapes")
         if self.hide is not None and not 0 < self.hide < 1:
             raise SettingsError(f"--hide is a share of the image between 0 and 1, for instance 0.2, not {self.hide:g}")
 
     def as_dict(self) -> dict[str, Any]:
         if self.hide is not None:
-            return {"region": f"hidden {self.shape}", "hide": self.hide}
+            return {"region": f"hidden {self.hidden_shape}", "hide": self.hide}
         return {"region": "masks", "masks": str(self.masks)} if self.masks is not None else {"region": "marked"}
 
 

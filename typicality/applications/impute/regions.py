@@ -89,7 +89,7 @@ class Regions:
         """
         if self.region.hide is not None:
             generator = image_generator(image.image_id, self.seed, PURPOSE)
-            missing = hidden(image, view, self.region.hide, self.region.shape, generator)
+            missing = hidden(image, view, self.region.hide, self.region.hidden_shape, generator)
         elif self.region.masks is not None:
             path = self.files[image.image_id]
             found = self.dataset.mask(replace(image, mask=FilePlace(str(path))))

@@ -130,10 +130,10 @@ def impute(
     regions = Regions(run.dataset, region, run.settings.seed)
     chosen, empty = chosen_images(run, regions, images, part)
     key = key_of(
-        [run.weights_key, run.latents.folder.name, run.settings.prompt.model_dump(), region.as_dict()["region"],
-         region.hide, options.as_dict(), run.settings.score.t_min, run.settings.score.t_max,
-         run.settings.score.protocol, str(run.dtype), run.settings.seed,
-         [run.dataset.fingerprint, run.dataset.grouping] if region.hide is not None else None]
+        [run.weights_key, run.latents.folder.name, run.settings.prompt.model_dump(), run.dataset.labels,
+         run.dataset.grouping, region.as_dict()["region"], region.hide, options.as_dict(), run.settings.score.t_min,
+         run.settings.score.t_max, run.settings.score.protocol, str(run.dtype), run.settings.seed,
+         run.dataset.fingerprint if region.hide is not None else None]
     )  # fmt: skip
     work = Work(run, regions, options, run.directory.path("impute", key))
     with run.directory.lock():

@@ -11,7 +11,6 @@ from typicality.applications.localize.choose import otsu, separability
 from typicality.applications.localize.distance import reference_images
 from typicality.applications.localize.maps import Kitchen, Recipe
 from typicality.applications.localize.passes import Evidence
-from typicality.applications.localize.truth import unseen
 from typicality.dataset.split import unit_hash
 from typicality.run import Run
 
@@ -42,7 +41,7 @@ def references_of(run: Run, against: str) -> list[str]:
     None where there are fewer than FEWEST: a quantile of so few says nothing.
     """
     memories = {fold: {i.image_id for i in images} for fold, images in reference_images(run, against)}
-    known = unseen(run)
+    known = run.held_out
     alone = sorted((i.image_id for i in run.dataset if i.labels == (against,)), key=lambda i: unit_hash(i, "threshold"))
     apart = [i for i in alone if i in known and i not in memories.get(run.fold_of(i), ())]
     return apart[:REFERENCES] if len(apart) >= FEWEST else []

@@ -11,7 +11,6 @@ from PIL import Image
 from typicality.dataset import LabelledImages
 from typicality.dataset.split import unit_hash
 from typicality.records import LabelledImage, ModelView
-from typicality.run import Run
 
 SALT = "localize validation"
 
@@ -66,11 +65,6 @@ def cell_shares(truth: np.ndarray, view: ModelView, cells: tuple[int, int]) -> n
         (cells[1], cells[0]), Image.Resampling.BOX, box=(view.left, view.top, right, bottom)
     )
     return np.clip(np.asarray(shares), 0.0, 1.0)
-
-
-def unseen(run: Run) -> frozenset[str]:
-    """Ids of images whose maps come from a model that was not trained on their group; see `Run.held_out`."""
-    return run.held_out
 
 
 def validation_part(images: Sequence[LabelledImage], share: float) -> frozenset[str]:

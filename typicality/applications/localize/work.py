@@ -30,7 +30,7 @@ from typicality.applications.localize.thresholds import (
     references_of,
     unsupervised,
 )
-from typicality.applications.localize.truth import boxes_tell_labels, cell_shares, truths_of, unseen, validation_part
+from typicality.applications.localize.truth import boxes_tell_labels, cell_shares, truths_of, validation_part
 from typicality.config import Settings, resolve
 from typicality.dataset import load_dataset
 from typicality.errors import InputError, InterruptedRun, nearest
@@ -210,7 +210,7 @@ class Known:
 
 def known_of(run: Run, requests: Sequence[Request]) -> Known:
     """Read the ground truth of images that no model has seen."""
-    asked, eligible, named = dict(requests), unseen(run), boxes_tell_labels(run.dataset)
+    asked, eligible, named = dict(requests), run.held_out, boxes_tell_labels(run.dataset)
     truths: dict[tuple[str, str], np.ndarray] = {}
     images, untold = [], 0
     for image in run.dataset:
@@ -441,8 +441,7 @@ class _Output:
 
     def _shown(self, found: Sequence[Evidence]) -> list[Evidence]:
         """Overlays show images that no model has seen first, evenly over the order of their ids."""
-        unseen_ids = unseen(self.run)
-        ordered = sorted(found, key=lambda e: (e.image_id not in unseen_ids, e.image_id))
+        ordered = sorted(found, key=lambda e: (e.image_id not in self.run.held_out, e.image_id))
         return ordered[: self.overlays]
 
     def _entry(self, e: Evidence, image: LabelledImage, shard: str, row: int) -> dict[str, Any]:

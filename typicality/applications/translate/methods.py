@@ -31,12 +31,14 @@ MEAN_PAIRS = 8
 
 DEFAULTS: dict[Method, dict[str, float]] = {
     "delta": {"strength": 0.7, "guidance": 3.0, "keep": 0.0, "average": 0.0},
-    "pnp": {"strength": 1.0, "guidance": 4.0, "keep": 0.0, "average": 0.0},
+    "pnp": {"strength": 1.0, "guidance": 4.0, "inject": 0.8, "keep": 0.0, "average": 0.0},
     "sdedit": {"strength": 0.4, "guidance": 4.0, "keep": 0.0, "average": 0.0},
     "edit-friendly": {"strength": 0.65, "guidance": 4.0, "keep": 0.0, "average": 0.0},
     "mean": {"strength": 0.7, "guidance": 12.0, "keep": 0.2, "average": 0.2},
 }
 """Options where none is given."""
+ONLY_OF: dict[str, Method] = {"inject": "pnp", "keep": "mean", "average": "mean"}
+"""Options that one method alone uses."""
 AVERAGE_STRENGTH = 0.98
 """Share of the noise schedule from which a mean is the label's average: of the source next to nothing is left."""
 
@@ -50,7 +52,7 @@ class TranslateOptions:
     method : `delta`, `pnp` (plug-and-play, the published choice), `sdedit`, `edit-friendly` or `mean`
     strength : share of the schedule, from clean, that is used, in (0, 1]; the method's own by default
     guidance : weight of the target label; the method's own by default
-    inject : share of the steps with injected features (pnp alone)
+    inject : share of the steps with injected features (pnp alone, 0.8 by default)
     steps : sampler steps; `mean` has none
     keep : share of the source that stays, of its latent and of the detail that no latent holds (mean alone, 0.2 by
         default; the other methods carry all of that detail over)
@@ -61,14 +63,14 @@ class TranslateOptions:
     method: Method = "delta"
     strength: float | None = None
     guidance: float | None = None
-    inject: float = 0.8
+    inject: float | None = None
     keep: float | None = None
     average: float | None = None
     steps: int = 25
     draws: int = 8
 
     def resolved(self) -> TranslateOptions:
-        """Fill in the method's own strength and guidance, and check everything.
+        """Fill in the method's own options where none is given, and check everything.
 
         Raises
         ------
@@ -76,7 +78,11 @@ class TranslateOptions:
         """
         if self.method not in METHODS:
             raise SettingsError(f"there is no method {self.method!r} of translation; {nearest(self.method, METHODS)}")
-        missing: dict[str, Any] = {n: v for n, v in DEFAULTS[self.method].items() if getattr(self, n) is None}
+        own = DEFAULTS[self.method]
+        for name, method in ONLY_OF.items():
+            if method != self.method and getattr(self, name) not in (None, own.get(name)):
+                raise SettingsError(f"--{name} has no effect with --method {self.method}; only {method} uses it")
+        missing: dict[str, Any] = {n: v for n, v in own.items() if getattr(self, n) is None}
         found = replace(self, **missing)
         assert found.keep is not None
         limits = {
@@ -84,8 +90,9 @@ class TranslateOptions:
             "guidance": (0.0, 100.0),
         }  # fmt: skip
         for name, (low, high) in limits.items():
-            if not low <= getattr(found, name) <= high:
-                raise SettingsError(f"--{name} must lie between {low:g} and {high:g}, not {getattr(found, name)}")
+            value = getattr(found, name)
+            if value is not None and not low <= value <= high:
+                raise SettingsError(f"--{name} must lie between {low:g} and {high:g}, not {value}")
         if found.steps < 2:
             raise SettingsError(f"--sampler-steps must be at least 2, not {found.steps}")
         if found.draws < 4 or found.draws % 2:
@@ -100,6 +107,14 @@ class TranslateOptions:
         keep = self.resolved().keep
         assert keep is not None  # resolved
         return keep
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """The options that a result depends on: those that the method uses."""
+        unused = {name for name, method in ONLY_OF.items() if method != self.method}
+        if self.method == "mean":
+            unused.add("steps")
+        return {name: value for name, value in asdict(self.resolved()).items() if name not in unused}
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -132,6 +147,7 @@ def translate_latents(
     assert options.average is not None
     grid = grid_of(denoiser.alphas_cumprod, options.steps, options.strength)
     if options.method == "pnp":
+        assert options.inject is not None
         return plug_and_play(denoiser, z, states, grid, options.guidance, options.inject)
     if options.method == "sdedit":
         return sdedit(denoiser, z, states, grid, options.guidance, _noises(image_ids, (), z, seed))
@@ -158,7 +174,7 @@ def evaluations_of(options: TranslateOptions) -> int:
         return 2 * MEAN_PAIRS * (prompts + bool(options.average))
     each = {
         "delta": 4 * DELTA_PAIRS * prompts,
-        "pnp": 1 + prompts + options.inject,
+        "pnp": 1 + prompts + (options.inject or 0),
         "sdedit": prompts,
         "edit-friendly": 1 + prompts,
     }[options.method]

@@ -181,9 +181,9 @@ def translate_pair(
     if not chosen:
         raise DatasetError(f"no image has the label {source!r} without {target!r}")
     key = key_of(
-        [run.weights_key, run.latents.folder.name, run.settings.prompt.model_dump(), source, target,
-         options.as_dict(), run.settings.score.t_min, run.settings.score.t_max, run.settings.score.protocol,
-         run.settings.mine.patch, str(run.dtype), run.settings.seed]
+        [run.weights_key, run.latents.folder.name, run.settings.prompt.model_dump(), run.dataset.labels,
+         run.dataset.grouping, source, target, options.used, run.settings.score.t_min, run.settings.score.t_max,
+         run.settings.score.protocol, run.settings.mine.patch, str(run.dtype), run.settings.seed]
     )  # fmt: skip
     folder = run.directory.path("translate", f"{safe(source)}-{safe(target)}-{key}")
     with run.directory.stage(f"translate {source} to {target}", key) as entry:
