@@ -290,6 +290,14 @@ def test_shards_that_have_gone_are_made_again(copy: Path, tiny_model: Path) -> N
     assert pq.read_table("run/images.parquet").num_rows == 32
 
 
+def test_a_report_does_not_show_maps_of_other_draws(copy: Path) -> None:
+    """The maps of the elements have gone: nothing takes their place until `mine` makes them again."""
+    for path in Path("run/scores").glob("*/*.safetensors"):
+        path.unlink()
+    with pytest.raises(OutputError, match="`typicality mine` makes them again"):
+        typicality.report("run")
+
+
 # -------------------------------------------------------------------------------------------- added images
 
 

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from typicality.config import Settings, resolve, settings_key
 from typicality.errors import OutputError, SettingsError
 from typicality.mining.patches import patch_side
 from typicality.model.denoiser import cells_at_once, check_up_block, choose_device, choose_dtype, prompt_tokens
 from typicality.processes import Processes
 from typicality.run import Run
+from typicality.scoring.shards import ScoreReader
 
 
 def check_settings(run: Run) -> None:
@@ -58,6 +61,17 @@ def check_processes(settings: Settings, processes: Processes) -> None:
             f"the devices of these processes differ (here: {own}): give all the same --device, --dtype and "
             "--set score.batch_size=N, so small that each can do it"
         )
+
+
+def check_maps(reader: ScoreReader, elements: pa.Table) -> None:
+    """Refuse to show elements whose maps have gone beside those of other draws.
+
+    Raises
+    ------
+    OutputError
+    """
+    if not reader.has_all(zip(elements["image_id"].to_pylist(), elements["label"].to_pylist(), strict=True)):
+        raise OutputError(f"{reader.folder} has lost scores of the elements; `typicality mine` makes them again")
 
 
 def check_current(folder: Path, record: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from typicality.checks import check_model, check_processes, check_settings
+from typicality.checks import check_maps, check_model, check_processes, check_settings
 from typicality.config import Settings, key_of
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, InterruptedRun, OutputError
@@ -496,11 +496,10 @@ def ensure_report(run: Run) -> Path:
     images = {image.image_id: image for image in dataset}
     with directory.stage("report", key_of([settings.report.model_dump()])):
         first = _first_reader(run)
-        refined = (
-            ScoreReader(run.score_folder(REFINEMENT, _refine_draws(run)))
-            if settings.score.protocol == "adaptive"
-            else first
-        )
+        adaptive = settings.score.protocol == "adaptive"
+        refined = ScoreReader(run.score_folder(REFINEMENT, _refine_draws(run))) if adaptive else first
+        elements = pq.read_table(directory.path("elements.parquet"))
+        check_maps(refined, elements)
 
         def open_map(image_id: str, label: str) -> tuple[np.ndarray, tuple[float, float, float, float]]:
             reader = refined if (image_id, label) in refined else first
@@ -518,7 +517,7 @@ def ensure_report(run: Run) -> Path:
                 ordered=dataset.ordered,
                 n_images={label: dataset.number_of(label) for label in dataset.labels},
                 n_distinct=len(dataset),
-                elements=pq.read_table(directory.path("elements.parquet")),
+                elements=elements,
                 clusters=pq.read_table(directory.path("clusters.parquet")),
                 images=pq.read_table(directory.path("images.parquet")),
                 open_image=lambda image_id: dataset.open(images[image_id]),

@@ -191,6 +191,21 @@ def test_what_was_drawn_is_not_drawn_again(run_folder: Path):
     np.testing.assert_array_equal(again[1].maps["error"], both[1].maps["error"])
 
 
+def test_what_has_gone_is_drawn_again(run_folder: Path):
+    """Arrays of one shard, then all of the folders with their indexes: the same maps as before."""
+    run = reopened(run_folder)
+    requests = [(sorted(i.image_id for i in run.dataset if i.labels == ("dot",))[2], ("dot",))]
+    with run.directory.lock():
+        [before] = collect(run, requests, "clean", [(0.1, 0.5)], 4)
+        for lost in ("*/*.safetensors", "*/*"):
+            for path in run.directory.path("scores").glob(lost):
+                path.unlink()
+            [again] = collect(run, requests, "clean", [(0.1, 0.5)], 4)
+            assert before.maps.keys() == again.maps.keys()
+            for name, maps in before.maps.items():
+                np.testing.assert_array_equal(again.maps[name], maps)
+
+
 def test_distances_of_another_measure_are_measured_anew(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
     """The stage was done, but what it left is stored under the measure's name."""
     run = reopened(run_folder)

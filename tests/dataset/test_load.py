@@ -6,6 +6,8 @@ import io
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -233,7 +235,9 @@ def coco(path: Path, *names: str) -> Path:
         (["set/bad/0.png", "set/good/0.png"], {"bad/0.png": 1, "good/0.png": 2}, False),
         (["1.png"], {"bad/1.png": 1}, False),  # the only one of that name
         (["0.png"], {}, True),  # bad/0.png or good/0.png?
-        (["a/1.png"], {}, True),  # of another folder
+        (["a/1.png"], {"bad/1.png": 1}, False),  # of another folder, and the only one of that name on either side
+        (["a/1.png", "b/1.png"], {}, True),
+        (["a/0.png"], {}, True),
         (["a/bad/0.png", "b/bad/0.png"], {}, True),  # which of the two is ours?
         (["b/bad/0.png", "bad/0.png"], {"bad/0.png": 2}, False),  # the same name goes before
         (["d/1.png", "1.png"], {"bad/1.png": 2}, False),  # no part of a folder's name
@@ -248,6 +252,23 @@ def test_boxes_of_coco_are_those_of_one_image(
     assert {image.file_name: image.boxes[0][2] for image in data if image.boxes} == widths
     assert [warning for warning in data.warnings if "truth.json" in warning] == list(data.warnings)
     assert bool(data.warnings) is warned
+
+
+def test_boxes_of_coco_are_of_the_rows_that_are_kept(write: Write, load: Load) -> None:
+    """A name without folders is clear where --where leaves out the other image of that name."""
+    root = write("set/train/a/0.png", 0, "set/train/b/1.png", 1, "set/test/a/0.png", 2)
+    boxes = str(coco(root / "truth.json", "0.png"))
+    data = load(root / "set", label="folder_2", where="folder_1 == 'train'", boxes=boxes)
+    assert {image.file_name: image.boxes for image in data if image.boxes} == {"train/a/0.png": ((0, 0, 1, 1),)}
+    assert not data.warnings
+
+
+def test_boxes_of_coco_go_to_an_image_with_a_row_a_label(tmp_path: Path, load: Load) -> None:
+    """A Parquet file with the bytes of an image in two rows, under a label each."""
+    cells = [{"bytes": encoded(number), "path": f"{number}.png"} for number in (0, 0, 1)]
+    pq.write_table(pa.table({"image": cells, "c": ["a", "b", "a"]}), tmp_path / "t.parquet")
+    data = load(tmp_path / "t.parquet", label="c", boxes=str(coco(tmp_path / "truth.json", "0.png")))
+    assert {image.labels: len(image.boxes) for image in data} == {("a", "b"): 1, ("a",): 0}
 
 
 def test_boxes_of_coco_do_not_go_to_two_files_of_one_name(write: Write, load: Load) -> None:

@@ -53,7 +53,9 @@ ROW = {
         ("code in (7, 8)", True),
         ("version == '1.1'", False),
         ("version != '1.1'", True),
-        ("version < '1.9'", True),
+        ("version < '1.9'", True),  # below and above are of numbers where both are
+        ("width < '10'", True),
+        ("width >= '9' and width <= '2000'", True),
         ("version == 1.1", True),
         ("`Patient ID` == '7.00'", True),  # cells that are numbers
         ("score < '10'", True),

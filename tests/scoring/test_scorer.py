@@ -203,7 +203,7 @@ def test_added_images_are_scored_alone(
 
 def test_scores_that_are_gone_are_named(tmp_path: Path) -> None:
     """A folder whose files were removed: one sentence says what is missing and what to do."""
-    with pytest.raises(OutputError, match=r"no scores of image abc under '2016'.*--fresh"):
+    with pytest.raises(OutputError, match=r"no scores of image abc under '2016'.*typicality mine"):
         ScoreReader(tmp_path).get("abc", "2016")
 
 

@@ -169,11 +169,15 @@ def _labelled(source: Source, label: str, settings: DatasetSettings, tally: _Tal
     """Stream the rows that `where` keeps and that have a label in question."""
     columns = dict.fromkeys((*source.columns, "file_name"))
     keeps = compile_where(settings.where, columns) if settings.where else None
-    boxes_of = boxes_reader(settings.boxes, source)
+
+    def kept(row: Row) -> bool:
+        return keeps is None or keeps({"file_name": row.file_name, **row.values})
+
+    boxes_of = boxes_reader(settings.boxes, source, filter(kept, source.rows()))
     wanted = _wanted(settings)
     for row in source.rows():
         tally.rows += 1
-        if keeps is not None and not keeps({"file_name": row.file_name, **row.values}):
+        if not kept(row):
             continue
         tally.kept += 1
         labels = labels_of(row.values.get(label), settings.label_separator, settings.bin, row.file_name)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from typicality.dataset.labels import number_of_text, path_of, printable, text_of
-from typicality.dataset.places import Place
+from typicality.dataset.places import FilePlace, Place
 from typicality.dataset.rows import Row, Source, file_place
 from typicality.errors import DatasetError, nearest
 from typicality.records import Box
@@ -26,7 +26,7 @@ def no_boxes(row: Row) -> tuple[NamedBox, ...]:
     return ()
 
 
-def boxes_reader(setting: str | None, source: Source) -> BoxesOf:
+def boxes_reader(setting: str | None, source: Source, rows: Iterable[Row]) -> BoxesOf:
     """Return the function that finds a row's boxes.
 
     `setting` names a column of JSON lists (or of lists), four columns 'x0,y0,x1,y1', or a COCO file. Only the last
@@ -41,7 +41,7 @@ def boxes_reader(setting: str | None, source: Source) -> BoxesOf:
         return lambda row: _unnamed(_of_corners([row.values.get(name) for name in four], row.file_name))
     for path in (Path(setting).expanduser(), source.base / setting):
         if path.is_file():
-            return _coco(path, source)
+            return _coco(path, source, rows)
     raise DatasetError(
         f"dataset.boxes = {setting!r} is neither a column, nor four columns such as 'x0,y0,x1,y1', nor a COCO file: "
         f"{nearest(setting, source.columns)}"
@@ -96,7 +96,7 @@ def clip(boxes: Iterable[NamedBox], width: int, height: int) -> tuple[NamedBox, 
     return tuple(sorted((box, name) for box, name in cut if box[0] < box[2] and box[1] < box[3]))
 
 
-def _coco(path: Path, source: Source) -> BoxesOf:
+def _coco(path: Path, source: Source, rows: Iterable[Row]) -> BoxesOf:
     """Boxes of a COCO file, found by file name as `_images_of` says; what is left out is told in the source's notes.
 
     The name of a box is that of its category.
@@ -116,7 +116,7 @@ def _coco(path: Path, source: Source) -> BoxesOf:
         raise DatasetError(f"cannot read {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path} is not a COCO file (images and annotations with bbox): {error!r}") from error
-    name_of, unclear = _images_of(by_name, source.rows())
+    name_of, unclear = _images_of(by_name, rows)
     if without := [name for name in unclear if by_name[name]]:
         source.notes.append(
             f"{path}: {len(without)} file names that have boxes could mean several images, first "
@@ -131,21 +131,26 @@ def _images_of(names: Collection[str], rows: Iterable[Row]) -> tuple[dict[str, s
     """Find the image that each name means: that of this very name, else the only one with the same ending.
 
     A data set and a file about it may name the same image from different folders on: what the shorter name has must
-    be what the longer one ends with, folder by folder.
+    be what the longer one ends with, folder by folder. Where the folders are others altogether, the name without them
+    must be the only one on either side.
 
     Returns
     -------
     file name of an image -> the one of `names` that means it, and the names that could mean several images.
     """
-    places: dict[str, set[Place]] = {}
+    places: dict[str, set[Place | None]] = {}
     for row in rows:
-        places.setdefault(row.file_name, set()).add(row.place)
+        # rows of a table may name one image several times, under a label each
+        places.setdefault(row.file_name, set()).add(row.place if isinstance(row.place, FilePlace) else None)
     free, others = places.keys() - set(names), set(names) - places.keys()
     meant = {name: {name} for name in names if name in places}
     meant |= {name: free & set(_endings(name)) for name in others}
     for file_name in free:
         for name in others.intersection(_endings(file_name)):
             meant[name].add(file_name)
+    ours, theirs = (Counter(PurePosixPath(n).name for n in side) for side in (places, names))
+    alone = {base: n for n in free if ours[base := PurePosixPath(n).name] == theirs[base] == 1}
+    meant |= {n: {alone[base]} for n in others if not meant[n] and (base := PurePosixPath(n).name) in alone}
     taken = Counter(file_name for found in meant.values() for file_name in found)
     name_of = {
         file_name: name

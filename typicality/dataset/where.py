@@ -5,10 +5,10 @@
     city is not None
 
 The text is parsed with `ast` and checked node by node; nothing in it is ever executed. A column beside a number
-compares as a number, beside text in quotes as text unless it is a column of numbers, beside another column as a number
-where both cells are; a missing value (or an empty cell) equals None and '', and is neither below nor above anything. A
-column on its own holds unless it is missing, 0, 'false' or 'no'. Names that are not Python names are written in
-backticks.
+equals it as a number, beside text in quotes as text unless it is a column of numbers, beside another column as a number
+where both cells are; below and above are of numbers wherever both sides are some. A missing value (or an empty cell)
+equals None and '', and is neither below nor above anything. A column on its own holds unless it is missing, 0, 'false'
+or 'no'. Names that are not Python names are written in backticks.
 """
 
 from __future__ import annotations
@@ -112,13 +112,13 @@ class _Compiler:
         if isinstance(op, (ast.NotEq, ast.IsNot)):
             return lambda row: not _equal(first(row), second(row), quoted)
         ordering = ORDERINGS[type(op)]
-        return lambda row: self.ordered(ordering, first(row), second(row), quoted)
+        return lambda row: self.ordered(ordering, first(row), second(row))
 
-    def ordered(self, ordering: Callable[[Any, Any], bool], left: Any, right: Any, quoted: bool) -> bool:
+    def ordered(self, ordering: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:
         texts = text_of(left), text_of(right)
         if "" in texts:
             return False
-        numbers = _numbers(left, right, quoted)
+        numbers = _numbers(left, right)
         if None not in numbers:
             return ordering(*numbers)
         for value, number, other in zip((left, right), numbers, (right, left), strict=True):
@@ -155,15 +155,12 @@ def _equal(left: Any, right: Any, quoted: bool) -> bool:
         return _holds(left) == _holds(right)
     if text_of(left) == text_of(right):
         return True
-    numbers = _numbers(left, right, quoted)
+    if quoted and not any(isinstance(side, (int, float, Decimal)) for side in (left, right)):
+        return False  # a number in quotes is text, as a code 007 is; CSV cells, which are all text, decide nothing
+    numbers = _numbers(left, right)
     return None not in numbers and numbers[0] == numbers[1]
 
 
-def _numbers(left: Any, right: Any, quoted: bool) -> tuple[float | None, float | None]:
-    """Return both sides as numbers, with None for what is none, and for both where text `quoted` stands beside text.
-
-    A number in quotes is text, as a code '007' is; cells of a CSV file are all text, so that they decide nothing.
-    """
-    if quoted and not any(isinstance(side, (int, float, Decimal)) for side in (left, right)):
-        return None, None
+def _numbers(left: Any, right: Any) -> tuple[float | None, float | None]:
+    """Return both sides as numbers, with None for what is none."""
     return number_of_text(text_of(left)), number_of_text(text_of(right))

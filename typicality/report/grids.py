@@ -136,6 +136,7 @@ def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size)
 
 
+@lru_cache(maxsize=1024)
 def _face(text: str, bold: bool) -> str:
     """Return the file of DejaVu Sans, or of the installed font that lacks the fewest characters of a text."""
     usual = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf")

@@ -133,7 +133,7 @@ class ScoreReader:
         if row is None:
             raise OutputError(
                 f"{self.folder} holds no scores of image {image_id} under {label!r}: files of the folder were "
-                "removed or replaced; put them back, or mine anew with --fresh"
+                "removed or replaced; `typicality mine` makes them again"
             )
         entry = self.index.slice(row, 1).to_pylist()[0]
         with safe_open(self.folder / f"{entry['shard']}.safetensors", "np") as arrays:

@@ -6,8 +6,8 @@
     dataset          name, label, n_images, fingerprint
     counts           severity -> number of new findings
     known            number of findings that a baseline had already
-    measures         name -> number; what `--fail-on` may compare (shares are in [0, 1]). With a baseline they measure
-                     what is new
+    measures         name -> number, null where it could not be measured; what `--fail-on` may compare (shares are in
+                     [0, 1]). With a baseline they measure what is new
     label_matrix     labels, confusion (a row a true label: share of its images that fit the column's label best)
     confusable       list of [label, label], the most easily confused first: all pairs, also those beyond the findings
     images_only      whether the audit did without the model, and so without visual elements

@@ -181,7 +181,10 @@ def collect(
     apart = [] if reference is None else [_distance_folder(run, reference, model)]
     wanted = key_of([[f.name for f in [*folders, *apart]], [[i, *labels] for i, labels in requests]])
     stage = PURPOSE if model == FINE_TUNED else f"{PURPOSE} {model}"
-    if not run.directory.is_done(stage, wanted):
+    needed = {(image_id, label) for image_id, labels in requests for label in labels}
+    images = {(image_id, "") for image_id, _ in requests}
+    there = all(needed <= _rows_of(f).keys() for f in folders) and all(images <= _rows_of(f).keys() for f in apart)
+    if not there or not run.directory.is_done(stage, wanted):
         with run.directory.stage(stage, wanted) as entry:
             entry |= {"images": len(requests), "draws": draws * len(ranges)} | run.directory.built_on("finetune")
             evaluations = 0
@@ -307,23 +310,21 @@ def _write(folder: Path, rows: Sequence[tuple[str, str, dict[str, np.ndarray]]])
 
 
 def _rows_of(folder: Path) -> dict[tuple[str, str], tuple[str, int]]:
-    """Return (shard, row) of what a folder holds."""
+    """Return (shard, row) of what a folder holds; a shard whose arrays have gone holds nothing."""
     found = {}
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(p for p in folder.glob("*.parquet") if p.with_suffix(".safetensors").is_file()):
         for entry in pq.read_table(path, schema=INDEX).to_pylist():
             found[entry["image_id"], entry["label"]] = (path.stem, entry["row"])
     return found
 
 
 def _read(folder: Path) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    rows = _rows_of(folder)
     shards: dict[str, dict[str, np.ndarray]] = {}
-    for path in sorted(folder.glob("*.parquet")):
-        with safe_open(path.with_suffix(".safetensors"), "np") as handle:
-            shards[path.stem] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    return {
-        key: {name: array[row] for name, array in shards[shard].items()}
-        for key, (shard, row) in _rows_of(folder).items()
-    }
+    for shard in sorted({shard for shard, _ in rows.values()}):
+        with safe_open(folder / f"{shard}.safetensors", "np") as handle:
+            shards[shard] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    return {key: {name: array[row] for name, array in shards[shard].items()} for key, (shard, row) in rows.items()}
 
 
 def _stacked(ranges: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
