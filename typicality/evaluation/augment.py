@@ -48,7 +48,7 @@ from typicality.config import Settings
 from typicality.dataset import LabelledImages, load_dataset, prepare
 from typicality.dataset.split import unit_hash
 from typicality.errors import DatasetError, InputError, InterruptedRun
-from typicality.evaluation.classify import NOTHING_HELD_OUT
+from typicality.evaluation.classify import held_out_images
 from typicality.evaluation.fewshot import (
     Draw,
     Few,
@@ -228,25 +228,6 @@ def plan_of(
         "networks to train": seeds * (len(ROWS) + 2 * negatives), "train steps": train_steps, "ood": ood,
         "UNet evaluations at most": sources * sum(evaluations_of(o, rivals) for o in kinds),
     }  # fmt: skip
-
-
-def held_out_images(run: Run) -> list[LabelledImage]:
-    """Return the images of the fixed held-out part, which the run's only model has not seen.
-
-    Raises
-    ------
-    InputError : where some model of the run has seen them, or nothing is held out.
-    """
-    if run.folds > 1:
-        raise InputError(
-            f"{run.directory.folder} has {run.folds} folds, whose models have seen the held-out images of one another; "
-            "evaluate a run without --folds"
-        )
-    held_out = run.dataset.held_out(run.settings.finetune.held_out)[1]
-    found = [i for i in held_out if i.image_id in run.held_out]
-    if not found:
-        raise InputError(NOTHING_HELD_OUT)
-    return found
 
 
 def few_images(dataset: LabelledImages, held_out: float, per_label: int, seed: int) -> list[LabelledImage]:

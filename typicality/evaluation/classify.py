@@ -21,6 +21,7 @@ from typicality.errors import InputError
 from typicality.metrics import clustered_error
 from typicality.pipeline import scorer
 from typicality.progress import SILENT, Progress
+from typicality.records import LabelledImage
 from typicality.run import Run, existing_record, open_finished
 from typicality.scoring.estimator import label_evidence
 from typicality.scoring.noise import check_draws
@@ -31,6 +32,25 @@ NOTHING_HELD_OUT = (
     "no image is held out: finetune.held_out is 0, there are too few groups, or the model was fine-tuned on labelled "
     "images before"
 )
+
+
+def held_out_images(run: Run) -> list[LabelledImage]:
+    """Return the images of the fixed held-out part, which the run's only model has not seen.
+
+    Raises
+    ------
+    InputError : where some model of the run has seen them, or nothing is held out.
+    """
+    if run.folds > 1:
+        raise InputError(
+            f"{run.directory.folder} has {run.folds} folds, whose models have seen the held-out images of one another; "
+            "evaluate a run without --folds"
+        )
+    held_out = run.dataset.held_out(run.settings.finetune.held_out)[1]
+    found = [i for i in held_out if i.image_id in run.held_out]
+    if not found:
+        raise InputError(NOTHING_HELD_OUT)
+    return found
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans
 from typicality.dataset import prepare
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, OutputError
-from typicality.evaluation.classify import NOTHING_HELD_OUT
+from typicality.evaluation.classify import NOTHING_HELD_OUT, held_out_images
 from typicality.evaluation.rivals.gradcam import SmallCnn, cnn_features, cnn_probabilities, gradcam, train_cnn
 from typicality.evaluation.rivals.patches import STRIDE, PatchPool, descriptors, discriminative_patches
 from typicality.mining.boxes import best_boxes, box_means
@@ -129,10 +129,9 @@ class Workbench:
                 f"{run.directory.folder} was mined with {run.folds} folds: its elements were chosen in view of the "
                 "held-out images. Mine with --folds 1 into another --out, and give that run"
             )
-        share = run.settings.finetune.held_out
-        training, held_out = run.dataset.held_out(share)
-        held_out = [image for image in held_out if image.image_id in run.held_out]
-        if not held_out or not training:
+        held_out = held_out_images(run)
+        training = run.dataset.held_out(run.settings.finetune.held_out)[0]
+        if not training:
             raise InputError(NOTHING_HELD_OUT)
         self.making = _some(training, images)
         self.fitting, self.held_out = in_halves(_some(held_out, images))

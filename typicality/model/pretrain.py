@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ from typicality.model.average import Average
 from typicality.model.base_card import base_card
 from typicality.model.checkpoint import Checkpoint, save_checkpoint
 from typicality.model.denoiser import use_small_attention
-from typicality.store import write_json, write_whole
+from typicality.store import remove, write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -560,8 +559,7 @@ def _check_own(out: Path) -> None:
 def _clear(out: Path) -> None:
     """Remove the model that an earlier pretraining has left in `out`; the record that it is one goes last."""
     for part in TRAINED:
-        if (out / part).exists():
-            shutil.rmtree(out / part)
+        remove(out / part)
     _remove_latents(out)
     (out / RECORD).unlink(missing_ok=True)
 

@@ -88,10 +88,15 @@ def write_shard(folder: Path, rows: Sequence[ScoredRow]) -> None:
     write_table(folder / f"{name}.parquet", pa.table(columns, schema=INDEX_SCHEMA))
 
 
+def finished_shards(folder: Path) -> list[Path]:
+    """Return the indexes of the shards of a folder, in order; one whose arrays have gone is none."""
+    return sorted(path for path in folder.glob("*.parquet") if path.with_suffix(".safetensors").is_file())
+
+
 def read_index(folder: Path) -> pa.Table:
     """Return the index of all finished shards, with a column `shard`, ordered by image and label."""
     tables = []
-    for path in sorted(p for p in folder.glob("*.parquet") if p.with_suffix(".safetensors").is_file()):
+    for path in finished_shards(folder):
         table = pq.read_table(path, schema=INDEX_SCHEMA)
         tables.append(table.append_column("shard", pa.array([path.stem] * len(table))))
     if not tables:

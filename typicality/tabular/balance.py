@@ -228,6 +228,21 @@ class Balance:
     summary: dict[str, Any]
 
 
+def examined(table: Path, options: BalanceOptions) -> tuple[Prepared, Labels, dict[int, int]]:
+    """Read a table and its labels, and how many rows each rare label is to be given.
+
+    Raises
+    ------
+    InputError
+    """
+    if options.label is None:
+        raise SettingsError("name the column of the label with --label")
+    found = prepare(table, options)
+    labels = labels_of_rows(found.sheet, options.label, options.missing, options.label in options.category)
+    asked = wanted(labels, options)
+    return replace(found, notes=tuple(passed_over(labels, options))), labels, asked
+
+
 def plan(
     table: Path, out: Path | None, options: BalanceOptions, fresh: bool
 ) -> tuple[Prepared, Labels, dict[int, int], Path]:
@@ -237,16 +252,12 @@ def plan(
     ------
     InputError
     """
-    if options.label is None:
-        raise SettingsError("name the column of the label with --label")
     path, _ = output_path(table, out, "balanced", fresh)
-    found = prepare(table, options)
+    found, labels, asked = examined(table, options)
     taken = [name for name in ADDED if name in found.sheet.columns]
     if taken:
         raise DatasetError(f"{table} has a column {taken[0]!r}, which is to be added: rename it")
-    labels = labels_of_rows(found.sheet, options.label, options.missing, options.label in options.category)
-    asked = wanted(labels, options)
-    return replace(found, notes=tuple(passed_over(labels, options))), labels, asked, path
+    return found, labels, asked, path
 
 
 def balance(

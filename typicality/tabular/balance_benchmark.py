@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from typicality.errors import DatasetError, SettingsError
 from typicality.metrics import average_precision
 from typicality.progress import SILENT, Progress
-from typicality.tabular.balance import BalanceOptions, fit_generator, new_rows, passed_over, wanted
+from typicality.tabular.balance import BalanceOptions, examined, fit_generator, new_rows, wanted
 from typicality.tabular.columns import Column
 from typicality.tabular.judging import averaged, differences
-from typicality.tabular.preparing import LEAST_ROWS, Labels, Prepared, labels_of_rows, prepare
+from typicality.tabular.preparing import LEAST_ROWS, Labels, Prepared
 from typicality.tabular.rivals import matrix_of, oversampled, smote, smote_by_library
 
 METHODS = ("ours", "nothing", "class_weights", "oversampling", "smote")
@@ -47,13 +47,8 @@ def plan(
         raise SettingsError(f"--test must be above 0 and below 1, not {test}")
     if repeats < 2:
         raise SettingsError(f"--repeats must be at least 2, not {repeats}: the standard error is over repeats")
-    if options.label is None:
-        raise SettingsError("name the column of the label with --label")
-    found = prepare(table, options)
-    labels = labels_of_rows(found.sheet, options.label, options.missing, options.label in options.category)
-    asked = wanted(labels, options)
-    splits = splits_of(labels, asked, repeats, test, options.seed)
-    return replace(found, notes=tuple(passed_over(labels, options))), labels, asked, splits
+    found, labels, asked = examined(table, options)
+    return found, labels, asked, splits_of(labels, asked, repeats, test, options.seed)
 
 
 def splits_of(labels: Labels, rare: Collection[int], repeats: int, test: float, seed: int) -> list[Split]:

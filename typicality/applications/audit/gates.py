@@ -31,8 +31,6 @@ MEASURES: dict[str, str] = {
 }
 COUNTS = ("confusable_labels", "findings", "high", "medium", "low")
 """Measures that are numbers; the others are shares."""
-OF_LABELS = ("label_errors", "chance_labels", "confusable_labels")
-"""Measures that need the model."""
 MEASURE_OF = {
     "label_error": "label_errors",
     "confusable_labels": "confusable_labels",
@@ -112,7 +110,7 @@ def _condition(text: str) -> Condition:
 def needs_model(condition: Condition) -> bool:
     """Whether a condition can hold only where the model was asked."""
     if isinstance(condition, Comparison):
-        return condition.measure in OF_LABELS
+        return condition.measure in {MEASURE_OF.get(kind) for kind in NEED_MODEL}
     return condition.kinds <= NEED_MODEL
 
 

@@ -44,6 +44,7 @@ from typicality.records import ModelView
 from typicality.run import Run
 from typicality.scoring.estimator import denoising_loss, loss_difference, noised, squared_shift
 from typicality.scoring.noise import DrawPlan, image_generator
+from typicality.scoring.shards import finished_shards
 from typicality.store import write_arrays, write_table
 
 PURPOSE = "localize"
@@ -181,10 +182,10 @@ def collect(
     apart = [] if reference is None else [_distance_folder(run, reference, model)]
     wanted = key_of([[f.name for f in [*folders, *apart]], [[i, *labels] for i, labels in requests]])
     stage = PURPOSE if model == FINE_TUNED else f"{PURPOSE} {model}"
-    needed = {(image_id, label) for image_id, labels in requests for label in labels}
-    images = {(image_id, "") for image_id, _ in requests}
-    there = all(needed <= _rows_of(f).keys() for f in folders) and all(images <= _rows_of(f).keys() for f in apart)
-    if not there or not run.directory.is_done(stage, wanted):
+    maps = [(image_id, label) for image_id, labels in requests for label in labels]
+    distances_of = [(image_id, "") for image_id, _ in requests]
+    held = [*((folder, maps) for folder in folders), *((folder, distances_of) for folder in apart)]
+    if not run.directory.is_done(stage, wanted) or not all(_rows_of(f).keys() >= set(keys) for f, keys in held):
         with run.directory.stage(stage, wanted) as entry:
             entry |= {"images": len(requests), "draws": draws * len(ranges)} | run.directory.built_on("finetune")
             evaluations = 0
@@ -310,9 +311,9 @@ def _write(folder: Path, rows: Sequence[tuple[str, str, dict[str, np.ndarray]]])
 
 
 def _rows_of(folder: Path) -> dict[tuple[str, str], tuple[str, int]]:
-    """Return (shard, row) of what a folder holds; a shard whose arrays have gone holds nothing."""
+    """Return (shard, row) of what a folder holds."""
     found = {}
-    for path in sorted(p for p in folder.glob("*.parquet") if p.with_suffix(".safetensors").is_file()):
+    for path in finished_shards(folder):
         for entry in pq.read_table(path, schema=INDEX).to_pylist():
             found[entry["image_id"], entry["label"]] = (path.stem, entry["row"])
     return found
