@@ -34,7 +34,7 @@ from typicality.mining.clusters import cluster_elements
 from typicality.mining.features import FeatureExtractor, element_index, write_index
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches, with_specificity
 from typicality.mining.selection import Selected, moderated, select
-from typicality.mining.significance import Candidates
+from typicality.mining.significance import Candidates, group_sizes
 from typicality.mining.tables import clusters_table, elements_table, images_table, in_table_order
 from typicality.model.calibration import CALIBRATION
 from typicality.model.card import model_card
@@ -466,7 +466,8 @@ def _test_candidates(run: Run, patches: Mapping[str, Sequence[Patch]]) -> Candid
         if label in patches
     }
     ordered = in_table_order(chosen)
-    return Candidates(ordered, _features(run, ordered), images, labels_of.__getitem__, run.fold_of)
+    sizes = group_sizes(run.dataset)
+    return Candidates(ordered, _features(run, ordered), images, labels_of.__getitem__, sizes, run.fold_of)
 
 
 def feature_extractor(

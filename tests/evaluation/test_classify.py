@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.applications.redesigned import mine
 from typicality.errors import InputError
@@ -52,3 +54,35 @@ def test_a_base_that_was_fine_tuned_before_has_seen_all_images(
     for measure in (lambda: classify_held_out(run, 2, SILENT), lambda: Workbench(run, 10, SILENT)):
         with pytest.raises(InputError, match=r"no image is held out: .* fine-tuned on labelled images before"):
             measure()
+
+
+@pytest.mark.parametrize(
+    ("says", "recall", "confusion"),
+    [
+        (lambda i: int(i < 10), {"a": 0.5, "b": 1}, {"a": {"a": 10, "b": 0}, "b": {"a": 0, "b": 10}}),
+        (lambda i: 0, {"a": 1, "b": 0}, {"a": {"a": 20, "b": 0}, "b": {"a": 0, "b": 0}}),
+    ],
+)
+def test_recall_of_images_with_several_labels(monkeypatch: pytest.MonkeyPatch, says, recall, confusion):
+    """Ten images of a and b, ten of a alone: recall counts every image under each of its labels."""
+
+    def unit_maps(jobs):
+        differences = torch.zeros(len(jobs), 2, 1, 2, 2)
+        for row, job in enumerate(jobs):
+            differences[row, says(int(job.image_id))] = 1
+        return differences, None, torch.ones(len(jobs), 1, 2, 2), None
+
+    labels_of = {str(i): ("a", "b") if i < 10 else ("a",) for i in range(20)}
+    images = [SimpleNamespace(image_id=i, labels=own, group=i) for i, own in labels_of.items()]
+    dataset = type("Images", (list,), {"labels": ("a", "b")})(images)
+    measure = SimpleNamespace(images_at_once=lambda labels: 7, unit_maps=unit_maps)
+    monkeypatch.setattr("typicality.evaluation.classify.scorer", lambda *_: measure)
+    view = SimpleNamespace(height=2, width=2)
+    run = SimpleNamespace(
+        dataset=dataset, held_out=set(labels_of), labels_of=labels_of, fold_of=lambda image_id: 0,
+        latents=SimpleNamespace(view=lambda image_id: view),
+        directory=SimpleNamespace(built_on=lambda stage: {"built_on": {}}),
+    )  # fmt: skip
+    found = classify_held_out(run, 2, SILENT)
+    assert found.recall == recall
+    assert found.confusion == confusion

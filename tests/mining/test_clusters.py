@@ -176,7 +176,10 @@ def test_clusters_are_tested_against_controls(make_patch):
     def near(some):
         return unit(np.array([(a, b)[p.row] for p in some]) + 0.02 * rng.normal(size=(len(some), 6)))
 
-    candidates = Candidates(found, near(found), {"x": own + controls}, lambda i: ("x",) if i in own else ("y",), len)
+    def labels_of(image_id):
+        return ("x",) if image_id in own else ("y",)
+
+    candidates = Candidates(found, near(found), {"x": own + controls}, labels_of, lambda label, image_id: 1, len)
     before = cluster_elements(patches, near(patches), str, clusters=2).clusters
     after = cluster_elements(patches, near(patches), str, clusters=2, candidates=candidates).clusters
     assert [c.p_value_method for c in before] == ["sign flip"] * 2
@@ -188,6 +191,10 @@ def test_clusters_are_tested_against_controls(make_patch):
     assert tested[0].adjusted_p_value < 0.01
     assert tested[1].adjusted_p_value > 0.5
     assert [(c.own_rate, c.control_rate) for c in tested] == [(1, 0), (1, 1)]
+    in_part = replace(one_fold, size_of=lambda label, image_id: 2 if image_id in controls else 1)
+    small = replace(in_part, images={"x": [*own, *controls[:2]]}, patches=found[:42], features=near(found[:42]))
+    parts = cluster_elements(patches, near(patches), str, clusters=2, candidates=small).clusters
+    assert 0 < parts[0].p_value < 0.01  # of 22 groups 2 are without: 1 of 231 ways, though no group of theirs is whole
     assert all(c.p_value == 1 for c in after)  # each fold (here: the length of the name) has one sort of images only
 
 

@@ -14,6 +14,7 @@ from typicality.mining.significance import (
     adjusted_p_values,
     choose_controls,
     detection_p_values,
+    group_sizes,
     sign_flip_p_value,
 )
 
@@ -165,22 +166,69 @@ def test_level_with_groups_of_two_sizes(monkeypatch):
     assert 0.02 < np.mean(np.array(found) <= 0.05) < 0.08
 
 
-def test_controls_come_in_groups_as_large_as_the_label_has(tiny_folder):
-    """Four images a group with the label: eight of nine controls are two whole groups of four, the ninth another's."""
-    loaded = load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
-    sizes = {"own 0": 4, "own 1": 4, "own 2": 4, "a": 4, "b": 3, "c": 5, "d": 2}
-    images = tuple(
-        replace(loaded.images[0], image_id=f"{group}/{i}", group=group, labels=("red" if "own" in group else "blue",))
-        for group, size in sizes.items()
-        for i in range(size)
+def labelled(loaded, sizes: dict[str, int], own):
+    """Images of groups of these sizes, with the label red where `own(group)`, else blue."""
+    return replace(
+        loaded,
+        images=tuple(
+            replace(loaded.images[0], image_id=f"{g}/{i}", group=g, labels=("red" if own(g) else "blue",))
+            for g, size in sizes.items()
+            for i in range(size)
+        ),
     )
-    found = Counter(i.split("/")[0] for i in choose_controls(replace(loaded, images=images), 9)["red"])
-    assert (found["a"], found["c"]) == (4, 4)
-    assert found["b"] + found["d"] == 1
 
 
-def test_controls_are_of_other_labels_and_do_not_depend_on_order(tiny_folder):
-    loaded = load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
+@pytest.fixture
+def loaded(tiny_folder):
+    return load_dataset(DatasetSettings(source=str(tiny_folder), label="folder"))
+
+
+def test_controls_come_in_whole_groups_of_the_sizes_that_the_label_has(loaded):
+    """Groups of four, four and two with the label: the group of four and that of two, and the rest in turn."""
+    sizes = {"own 0": 4, "own 1": 4, "own 2": 2, "a": 4, "b": 30, "c": 50, "d": 2}
+    data = labelled(loaded, sizes, lambda group: group.startswith("own"))
+    found = Counter(i.split("/")[0] for i in choose_controls(data, 13)["red"])
+    assert found == {"a": 4, "d": 2} | {g: found[g] for g in "bc"}
+    assert sorted((found["b"], found["c"])) == [3, 4]
+
+
+def test_sizes_of_groups(loaded):
+    data = labelled(loaded, {"own": 3, "a": 2}, "own".__eq__)
+    both = replace(data, images=(*data, replace(data.images[0], image_id="own/blue", labels=("blue",))))
+    size_of = group_sizes(both)
+    assert [size_of("red", i) for i in ("own/0", "own/blue", "a/0")] == [3, 1, 2]
+    assert [size_of("blue", i) for i in ("own/0", "own/blue", "a/0")] == [3, 1, 2]
+
+
+@pytest.mark.parametrize("labels", [4, 10])
+def test_level_where_what_groups_show_goes_with_their_size(labels, loaded, monkeypatch):
+    """Groups of three and nine images dealt to labels at random; elements common in large, in small, in all groups.
+
+    Controls that come from large groups first would put 40 to 50% of the second's p-values below 0.05.
+    """
+    monkeypatch.setattr("typicality.mining.significance.PATTERNS", 499)
+    p = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n_groups = 40 * labels
+        sizes = {f"{seed}-{g}": 3 if rng.random() < 0.5 else 9 for g in range(n_groups)}
+        own = {f"{seed}-{g}" for g in rng.permutation(n_groups)[:40]}
+        data = labelled(loaded, sizes, own.__contains__)
+        controls = set(choose_controls(data, None)["red"])
+        part = [i for i in data if "red" in i.labels or i.image_id in controls]
+        large = np.array([sizes[i.group] == 9 for i in part])[:, None]
+        rates = np.where(large, [[0.6, 0.2, 0.4]], [[0.2, 0.6, 0.4]])
+        detected = rng.random((len(part), 3)) < rates
+        groups = np.array([i.group for i in part])
+        folds = np.array([int(i.group.split("-")[1]) % 2 for i in part])
+        size_of = group_sizes(data)
+        wholes = np.array([size_of("red", i.image_id) for i in part])
+        p.append(detection_p_values(detected, np.array(["red" in i.labels for i in part]), groups, folds, seed, wholes))
+    assert (np.mean(np.array(p) <= 0.05, axis=0) < 0.13).all()
+    assert (np.mean(np.array(p) <= 0.5, axis=0) > 0.25).all()
+
+
+def test_controls_are_of_other_labels_and_do_not_depend_on_order(loaded):
     images = tuple(replace(i, group=str(int(i.file_name.split("/")[-1].split(".")[0]) // 4)) for i in loaded)
     data = replace(loaded, images=images)
     by_id = {i.image_id: i for i in data}

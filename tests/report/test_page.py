@@ -114,6 +114,16 @@ def test_hostile_names_are_text() -> None:
     assert HOSTILE[0] in "".join(parsed.words)
 
 
+def test_whole_images_are_not_shown_without_a_word_of_chance() -> None:
+    data = synthetic_input(labels=["2016"], clusters=2, members=3)
+    view = build_view(data)
+    share = view.labels[0].chance
+    assert share is not None
+    assert f"about {100 * share:.0f}% of the way back to the mean of this year" in render_page(data, view)
+    without = replace(view, labels=(replace(view.labels[0], chance=None),))
+    assert "of the way back" not in render_page(data, without)
+
+
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     data = synthetic_input(labels=["2016"], clusters=2, members=3)
     first, second = (write_report(data, tmp_path / name) for name in ("one", "two"))

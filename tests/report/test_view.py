@@ -105,6 +105,19 @@ def test_the_interval_of_a_whole_image_has_the_freedom_of_its_draws(small: Repor
     assert build_view(dataclasses.replace(small, images=pair)).labels[0].most[0].score.half is None
 
 
+def test_whole_images_say_how_far_they_were_chosen_by_chance(small: ReportInput) -> None:
+    """Scores 0.3, -0.1, 0.2 have a variance of 0.13 / 3; errors of 0.1 make 23% of it, and no error is no share."""
+    place = small.images.column_names.index("standard_error")
+
+    def with_error(error: float | None) -> ReportInput:
+        column = pa.array([error] * 3, pa.float64())
+        return dataclasses.replace(small, images=small.images.set_column(place, "standard_error", column))
+
+    assert build_view(with_error(0.1)).labels[0].chance == pytest.approx(0.01 / (0.13 / 3))
+    assert build_view(with_error(9.0)).labels[0].chance == 1
+    assert build_view(with_error(None)).labels[0].chance is None
+
+
 @pytest.mark.parametrize("method", ["sign flip", "none"])
 def test_nothing_holds_up_that_was_not_tested_against_controls(small: ReportInput, method: str) -> None:
     """A sign-flip p-value of 0.01 is too small to be believed: not tested, and said so with what to do."""

@@ -66,7 +66,8 @@ class Classification:
     draws : UNet draws an image and label (an antithetic pair counts as two)
     chance : share of the most frequent label among these images
     recall : label -> share of its images that got it; not a number where none of its images is held out
-    confusion : true label -> predicted label -> images
+    confusion : true label -> predicted label -> images; one with several labels counts once, under the one that it got
+        if that is among them, else under its first
     built_on : the state of the run that was measured, see `RunDirectory.built_on`
     """
 
@@ -139,10 +140,7 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
     hits = np.array([correct[i.image_id] for i in images], dtype=float)
     error = clustered_error(hits, [i.group for i in images])
     counts = {label: sum(label in run.labels_of[i.image_id] for i in images) for label in labels}
-    recall = {
-        true: round(row[true] / total, 4) if (total := sum(row.values())) else math.nan
-        for true, row in confusion.items()
-    }
+    recall = {own: round(confusion[own][own] / all_of, 4) if all_of else math.nan for own, all_of in counts.items()}
     return Classification(
         accuracy=round(float(hits.mean()), 4), standard_error=round(error, 4),
         accuracy_weighted=round(weighted / n, 4), n=n, draws=draws, chance=round(max(counts.values()) / n, 4),

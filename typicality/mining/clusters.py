@@ -216,7 +216,7 @@ def _tests(
     own = np.array([label in candidates.labels_of(i) for i in images])
     p_values = detection_p_values(
         detected, own, np.array([group_of(i) for i in images]), np.array([candidates.stratum_of(i) for i in images]),
-        _own_seed(seed, label),
+        _own_seed(seed, label), np.array([candidates.size_of(label, i) for i in images]),
     )  # fmt: skip
     if not np.isfinite(p_values).all():
         return {}

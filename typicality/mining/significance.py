@@ -10,9 +10,10 @@ more often than controls do. Under the null that labels are assigned to groups a
 shown neither's label, the two sorts are exchangeable: patches, features, clusters and counts follow from images
 alone, so that permuting the sorts gives the null distribution, with the selection and the search for clusters in it.
 Permutations stay within folds, since each fold has a model of its own. Several images of one group count as one, by
-their mean, and are exchanged with groups of as many images, for the mean of many varies less than that of few. Groups
-of sizes that only one sort has count by one of their images alone, and are exchanged with one another. A group that has
-images of both sorts counts once in each; its relatives resemble one another, which makes the test conservative.
+their mean, and are exchanged with groups of as many images: the mean of many varies less than that of few, and what
+large groups show may differ from what small ones do. Groups of sizes that only one sort has, and those that were
+searched in part, count by one of their images alone, and are exchanged with one another. A group that has images of
+both sorts counts once in each; its relatives resemble one another, which makes the test conservative.
 
 The level is not exact but approximate: the model of a fold was shown the labels of the other folds, so that images of
 different folds are not quite independent, and images of large groups have a larger part in forming the clusters. How
@@ -35,6 +36,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -65,6 +67,7 @@ class Candidates:
     features : (n, d) float32, unit rows
     images : label -> image_ids of all images that took part, whether or not a patch of theirs was selected
     labels_of : image_id -> the labels that the image carries
+    size_of : label, image_id -> how many images of the image's group carry the label, or do not, as it does itself
     stratum_of : image_id -> the fold within which images are exchangeable
     """
 
@@ -72,14 +75,14 @@ class Candidates:
     features: np.ndarray
     images: Mapping[str, Sequence[str]]
     labels_of: Callable[[str], Sequence[str]]
+    size_of: Callable[[str, str], int]
     stratum_of: Callable[[str], int]
 
 
 def choose_controls(dataset: LabelledImages, number: int | None) -> dict[str, list[str]]:
-    """Choose images of other labels for every label, by a hash: as many of a group as the label itself has of its own.
+    """Choose images of other labels for every label, by a hash: for each group of the label a whole one of its size.
 
-    Groups of one size can be compared by their means (`detection_p_values`). What is still wanted when no group has so
-    many comes from groups that have not given any, and then from anywhere.
+    What is still wanted when other labels have no more groups of these sizes comes from all that are left, in turn.
 
     Parameters
     ----------
@@ -89,36 +92,51 @@ def choose_controls(dataset: LabelledImages, number: int | None) -> dict[str, li
     -------
     label -> image_ids; fewer where fewer images are of other labels.
     """
-    ordered = sorted(dataset, key=lambda image: unit_hash(image.image_id, "control"))
+    images = sorted(dataset, key=lambda image: unit_hash(image.image_id, "control"))
+    groups = sorted({image.group for image in images}, key=lambda group: unit_hash(group, "control"))
     chosen = {}
     for label in dataset.labels:
         wanted = min(dataset.number_of(label), CONTROLS) if number is None else number
-        start = int(unit_hash(label, "control") * len(ordered))
-        others: dict[str, list[str]] = {}
         own: Counter[str] = Counter()
-        for image in (*ordered[start:], *ordered[:start]):
+        others: dict[str, list[str]] = {}
+        for image in images:
             if label in image.labels:
                 own[image.group] += 1
             else:
                 others.setdefault(image.group, []).append(image.image_id)
-        each = int(np.median(list(own.values()))) if own else 1
+        start = int(unit_hash(label, "control") * len(groups))
+        order = [group for group in (*groups[start:], *groups[:start]) if group in others]
+        of_size: dict[int, list[str]] = {}
+        for group in reversed(order):
+            of_size.setdefault(len(others[group]), []).append(group)
         found: dict[str, None] = {}
-        for members in others.values():
-            if len(members) >= each and len(found) + each <= wanted:
-                found |= dict.fromkeys(members[:each])
-        unused = [m for m in others.values() if m[0] not in found]
-        rest = [m[0] for m in unused] + [i for m in others.values() for i in m]
-        for image_id in rest:
-            if len(found) >= wanted:
-                break
-            found[image_id] = None
-        chosen[label] = list(found)
+        for size in (own[group] for group in groups if group in own):
+            if of_size.get(size) and len(found) + size <= wanted:
+                found |= dict.fromkeys(others[of_size[size].pop()])
+        left = [others[group] for group in order if others[group][0] not in found]
+        in_turn = (image_id for turn in zip_longest(*left) for image_id in turn if image_id is not None)
+        chosen[label] = list(found | dict.fromkeys(islice(in_turn, wanted - len(found))))
     return chosen
 
 
+def group_sizes(dataset: LabelledImages) -> Callable[[str, str], int]:
+    """Return a function of label and image_id: how many of the image's group carry the label, or do not, as it does."""
+    image_of = {image.image_id: image for image in dataset}
+    all_of = Counter(image.group for image in dataset)
+    carrying = Counter((image.group, label) for image in dataset for label in image.labels)
+
+    def size_of(label: str, image_id: str) -> int:
+        image = image_of[image_id]
+        own = carrying[image.group, label]
+        return own if label in image.labels else all_of[image.group] - own
+
+    return size_of
+
+
 def detection_p_values(
-    detected: np.ndarray, own: np.ndarray, groups: np.ndarray, strata: np.ndarray, seed: int = 0
-) -> np.ndarray:
+    detected: np.ndarray, own: np.ndarray, groups: np.ndarray, strata: np.ndarray, seed: int = 0,
+    sizes: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """One-sided permutation test, for each of c clusters, that images of the label contain it more often than controls.
 
     Parameters
@@ -128,6 +146,7 @@ def detection_p_values(
     own : (n,) bool, whether the image carries the label
     groups, strata : (n,) group of each image, and stratum of each group, within which groups are permuted
     seed : of the permutations
+    sizes : (n,) how many images of its sort each image's group has; those that are among the n, unless told
 
     Returns
     -------
@@ -139,15 +158,17 @@ def detection_p_values(
         return np.full(np.shape(detected)[1], np.nan)
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     units, first, unit_of = np.unique(2 * group + own, return_index=True, return_inverse=True)
-    sizes = np.bincount(unit_of)
+    here = np.bincount(unit_of)
+    whole = here if sizes is None else np.asarray(sizes)[first]
     values = np.asarray(detected, dtype=np.float64)
-    means = np.stack([np.bincount(unit_of, column) for column in values.T], axis=1) / sizes[:, None]
+    means = np.stack([np.bincount(unit_of, column) for column in values.T], axis=1) / here[:, None]
     is_own = units % 2 == 1
     fold = np.empty(len(units), dtype=np.int64)
     fold[unit_of] = np.unique(np.asarray(strata), return_inverse=True)[1]
-    stratum = np.unique(np.stack([fold, sizes]), axis=1, return_inverse=True)[1].ravel()
+    complete = here == whole
+    stratum = np.unique(np.stack([fold, whole, complete]), axis=1, return_inverse=True)[1].ravel()
     of_both = np.bincount(stratum, is_own) % np.bincount(stratum) > 0
-    alone = ~of_both[stratum]
+    alone = ~(of_both[stratum] & complete)
     means[alone] = values[first[alone]]
     stratum[alone] = stratum.max() + 1 + fold[alone]
     observed = means[is_own].sum(axis=0)
@@ -157,15 +178,15 @@ def detection_p_values(
     for start in range(0, PATTERNS, 1000):
         totals = np.zeros((min(1000, PATTERNS - start), means.shape[1]))
         for part in np.unique(stratum):
-            here = np.flatnonzero(stratum == part)
-            k = int(is_own[here].sum())
+            members = np.flatnonzero(stratum == part)
+            k = int(is_own[members].sum())
             if k == 0:
                 continue
-            keys = rng.random((len(totals), len(here)), dtype=np.float32)
+            keys = rng.random((len(totals), len(members)), dtype=np.float32)
             chosen = np.argpartition(keys, k - 1, axis=1)[:, :k]
             drawn = np.zeros(keys.shape)
             np.put_along_axis(drawn, chosen, 1, axis=1)
-            totals += drawn @ means[here]
+            totals += drawn @ means[members]
         reached += (totals >= threshold).sum(axis=0)
     return reached / (PATTERNS + 1)
 

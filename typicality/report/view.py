@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, variance
 from typing import Any
 
 import numpy as np
@@ -170,7 +170,7 @@ class ImageView:
 
 @dataclass(frozen=True)
 class LabelView:
-    """What is typical of one label."""
+    """What is typical of one label. `chance` is the share of the spread of its images' scores that their draws add."""
 
     name: str
     shown: str
@@ -182,6 +182,7 @@ class LabelView:
     strip: tuple[ElementView, ...]
     most: tuple[ImageView, ...]
     least: tuple[ImageView, ...]
+    chance: float | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -330,6 +331,7 @@ class _Builder:
             strip=_strip(clusters),
             most=tuple(self._image(r) for r in scored[:shown]),
             least=tuple(self._image(r) for r in scored[::-1][: min(shown, len(scored) - shown)]),
+            chance=_chance(scored),
             notes=tuple(self._notes(name, clusters)),
         )
 
@@ -558,6 +560,14 @@ def _score(value: float | None, error: float | None, factor: float = 1.0) -> Sco
     """A score whose interval reaches `factor` times `error` to both sides."""
     known = _finite(error)
     return Score(_finite(value) or 0.0, None if known is None else factor * known)
+
+
+def _chance(images: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean squared error of these images' scores over the variance of the scores; at most 1."""
+    known = [r for r in images if _finite(r["standard_error"]) is not None]
+    if len(known) < 2 or not (spread := variance(r["typicality"] for r in known)):
+        return None
+    return min(1.0, fmean(r["standard_error"] ** 2 for r in known) / spread)
 
 
 def _finite(value: float | None) -> float | None:
