@@ -9,8 +9,8 @@ from typicality.evaluation.likeness import (
     coarse_edges,
     edge_alignment,
     edges,
-    mean_interval,
     own_is_nearest,
+    rate_interval,
     reduction,
     reduction_interval,
     root_mean_square,
@@ -69,10 +69,25 @@ def test_a_distance_halved_is_a_reduction_of_a_half():
 
 
 def test_intervals_hold_the_truth_nine_times_in_ten():
-    """Means of 40 draws around 1: about 90% of 200 intervals hold it."""
+    """Shares of 40 draws at 0.45, or of 40 subjects with four images that are all hits or none: about 90% of 200 do."""
     rng = np.random.default_rng(0)
-    held = 0
+    held = np.zeros(2)
     for i in range(200):
-        low, high = mean_interval(rng.normal(1, 1, 40), seed=i)
-        held += low <= 1 <= high
-    assert 0.82 <= held / 200 <= 0.96
+        hits = (rng.random(40) < 0.45).astype(float)
+        related = rate_interval(np.repeat(hits, 4), [str(k // 4) for k in range(160)], seed=i)
+        for at, (low, high) in enumerate((rate_interval(hits, seed=i), related)):
+            held[at] += low <= 0.45 <= high
+    assert (held / 200 >= 0.82).all()
+    assert (held / 200 <= 0.96).all()
+
+
+def test_a_share_of_all_has_an_interval():
+    """Wilson at n of n: n / (n + 2.706), 0.816 for twelve subjects and 0.27 for one; none of twelve mirrors it."""
+    assert rate_interval(np.ones(12)) == pytest.approx((0.816, 1), abs=1e-3)
+    assert rate_interval(np.zeros(12)) == pytest.approx((0, 0.184), abs=1e-3)
+    assert rate_interval(np.ones(1)) == pytest.approx((0.27, 1), abs=1e-3)
+    assert rate_interval(np.ones(24), ["a", "b", "c"] * 8) == pytest.approx((0.526, 1), abs=1e-3)  # three subjects
+
+
+def test_one_subject_has_no_interval_of_a_reduction():
+    assert reduction_interval(np.array([0.5]), np.array([1.0])) is None

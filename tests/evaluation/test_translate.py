@@ -73,6 +73,7 @@ def test_the_judge_learns_colours_and_is_kept(run: Run, folder: Path, monkeypatc
     judge, measured = train_judge(run, 30, SILENT)
     assert measured["accuracy"] == 1.0
     assert measured["n"] == len(run.dataset.held_out()[1])
+    assert measured["interval"] == [0.6489, 1]  # Wilson at 5 of 5: the subjects, not their ten images
     monkeypatch.setattr("typicality.evaluation.translate.train_cnn", None)
     _, again = train_judge(run, 30, SILENT)
     assert again == measured
@@ -82,6 +83,9 @@ def test_the_judge_learns_colours_and_is_kept(run: Run, folder: Path, monkeypatc
     everyone = np.ones(len(subjects), dtype=bool)
     nothing = row_of("no change", "all", before, before.distances, everyone)
     assert nothing["flip_rate"] == 0
+    assert nothing["flip_rate_interval"] == [0, 0.3511]  # Wilson at 0 of 5
+    alone = row_of("no change", "all", before, before.distances, np.arange(len(subjects)) == 0)
+    assert alone["reduction_pixels_interval"] is None
     assert nothing["subject_kept_latents"] == 1
     assert all(nothing[f"reduction_{name}"] == 0 for name in DISTANCES)
     best = row_of("truth", "all", truth, before.distances, everyone)

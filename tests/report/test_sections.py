@@ -456,6 +456,17 @@ def test_pairs_beyond_those_with_pictures_are_the_least_changed(
     assert ([p.source for p in section.pairs], section.more, len(section.table)) == (["2019"], 1, 2)
 
 
+def test_images_of_fewer_groups_are_said_to_be(data: ReportInput) -> None:
+    """Forty images of three cameras say less than forty of forty: the table of an element tells them apart."""
+    assert data.folder is not None
+    numbers = (("2016", 3), ("2019", 40))
+    at = [{"label": label, "rate": 0.5, "n_images": 40, "n_groups": groups} for label, groups in numbers]
+    course = {"label": "2016", "cluster": 0, "rank": 0, "direction": "none", "at": at}
+    write(data.folder / "trends" / "trends.json", {"timelines": [course]})
+    page, _ = lay_out(data, build_view(data))
+    assert page.count('<td class="num">40 of 3 groups</td>') == page.count('<td class="num">40</td>') == 1
+
+
 def test_a_long_order_of_labels_keeps_its_ends(data: ReportInput) -> None:
     """30 labels: 12 are in an element's table, evenly spaced, from the first to the last."""
     assert data.folder is not None

@@ -1,13 +1,17 @@
-"""How like one picture is to another: distances, edges, alignment, retrieval, and intervals over subjects.
+"""How like one picture is to another: distances, edges, alignment, retrieval, and intervals over subjects and groups.
 
 Arrays only. Pictures are (n, 3, H, W) float32 in [-1, 1], distances a number a picture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import correlate1d, gaussian_filter
+
+from typicality.applications.trends.statistics import label_rates
 
 BOOTSTRAPS = 2000
 EDGE_BLUR = 1.0
@@ -93,8 +97,15 @@ def reduction(after: np.ndarray, before: np.ndarray) -> float:
     return float(1 - after.mean() / before.mean())
 
 
-def reduction_interval(after: np.ndarray, before: np.ndarray, seed: int = 0, level: float = 0.9) -> tuple[float, float]:
-    """Bootstrap interval over subjects of `reduction`, by percentiles; a subject's two distances stay together."""
+def reduction_interval(
+    after: np.ndarray, before: np.ndarray, seed: int = 0, level: float = 0.9
+) -> tuple[float, float] | None:
+    """Bootstrap interval over subjects of `reduction`, by percentiles; a subject's two distances stay together.
+
+    None of a single subject, which says nothing of others.
+    """
+    if len(after) < 2:
+        return None
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(after), (BOOTSTRAPS, len(after)))
     found = 1 - after[rows].mean(1) / before[rows].mean(1)
@@ -102,9 +113,15 @@ def reduction_interval(after: np.ndarray, before: np.ndarray, seed: int = 0, lev
     return float(low), float(high)
 
 
-def mean_interval(values: np.ndarray, seed: int = 0, level: float = 0.9) -> tuple[float, float]:
-    """Bootstrap interval over subjects of a mean, by percentiles."""
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(0, len(values), (BOOTSTRAPS, len(values)))
-    low, high = np.quantile(values[rows].mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def rate_interval(
+    hits: np.ndarray, groups: Sequence[str] | None = None, seed: int = 0, level: float = 0.9
+) -> tuple[float, float]:
+    """Bootstrap interval over groups of a share of hits (n,), 0 or 1; without groups every hit is one of its own.
+
+    With Wilson's bounds where the bootstrap says little: shares of 0 and 1, few groups (`label_rates`).
+    """
+    n = len(hits)
+    of = np.arange(n) if groups is None else np.unique(np.array(groups, dtype=str), return_inverse=True)[1]
+    one = np.zeros(n, dtype=np.int64)
+    _, low, high = label_rates(hits[:, None] > 0, np.ones((n, 1), dtype=bool), one, of, 1, seed, level)
+    return float(low[0, 0]), float(high[0, 0])

@@ -50,8 +50,8 @@ from typicality.evaluation.likeness import (
     coarse_edges,
     edge_alignment,
     edges,
-    mean_interval,
     own_is_nearest,
+    rate_interval,
     reduction,
     reduction_interval,
     root_mean_square,
@@ -178,7 +178,8 @@ def evaluate_translate(
     a JSON document; `label_flip_rate` (by the judge, all subjects) and `distance_reduction` (of pixels, restyled
     subjects) are of the best method, `over_best_control` compares it with the best control over the same subjects
     (null without a tuning part), `rows` has a row a method or control and subset with 90% bootstrap intervals over
-    subjects.
+    subjects, which of a single subject are null; those of flip rates hold Wilson's where all or no subjects flip or
+    there are few.
 
     Raises
     ------
@@ -329,7 +330,8 @@ def split(subjects: Subjects) -> tuple[Subjects, Subjects]:
 def train_judge(run: Run, epochs: int, progress: Progress) -> tuple[Judge, dict[str, Any]]:
     """Train the judge on the real images of the training groups; return it with its accuracy on the others.
 
-    Its weights stay in the run directory, for the next evaluation on the same data.
+    The accuracy is over images, its 90% interval over groups, whose images are alike. Its weights stay in the run
+    directory, for the next evaluation on the same data.
     """
     training, held_out = run.dataset.held_out()
     labels = run.dataset.labels
@@ -353,8 +355,9 @@ def train_judge(run: Run, epochs: int, progress: Progress) -> tuple[Judge, dict[
         for label in image.labels:
             correct[label] += (says in image.labels, 1)
     found = np.array(hits)
+    interval = _rounded(rate_interval(found, [i.group for i in held_out]))
     return judge, {
-        "accuracy": round(float(found.mean()), 4), "interval": _rounded(mean_interval(found)), "n": len(found),
+        "accuracy": round(float(found.mean()), 4), "interval": interval, "n": len(found),
         "recall": {label: round(float(a / max(b, 1)), 4) for label, (a, b) in correct.items()},
         "trained_on": len(training), "epochs": epochs,
     }  # fmt: skip
@@ -528,8 +531,8 @@ def _tuned(
 # ------------------------------------------------------------------------------------------------ reporting
 
 
-def _rounded(values: tuple[float, float]) -> list[float]:
-    return [round(v, 4) for v in values]
+def _rounded(values: tuple[float, float] | None) -> list[float] | None:
+    return None if values is None else [round(v, 4) for v in values]
 
 
 def _subset(subjects: Subjects) -> str:
@@ -552,7 +555,7 @@ def row_of(
     """One row of the table: measures of the subjects `chosen` (n,) with 90% intervals."""
     row: dict[str, Any] = {"method": method, "subset": subset, "n": int(chosen.sum())}
     row["flip_rate"] = round(float(found.flipped[chosen].mean()), 4)
-    row["flip_rate_interval"] = _rounded(mean_interval(found.flipped[chosen]))
+    row["flip_rate_interval"] = _rounded(rate_interval(found.flipped[chosen]))
     diffusion = found.flipped_diffusion[chosen]
     row["flip_rate_diffusion"] = None if np.isnan(diffusion).any() else round(float(diffusion.mean()), 4)
     for name, distances in found.distances.items():

@@ -14,7 +14,7 @@ from tests.applications.mined import change_record
 from tests.applications.redesigned import mine
 from typicality.applications.translate.methods import TranslateOptions
 from typicality.applications.translate.run import translate
-from typicality.applications.trends.run import SCHEMA, Trends, defines, sample_of, trends
+from typicality.applications.trends.run import SCHEMA, Sample, Trends, defines, sample_of, trends
 from typicality.applications.trends.statistics import label_rates
 from typicality.cli.app import run as command
 from typicality.errors import OutputError
@@ -79,7 +79,8 @@ def test_what_defines_an_element_is_not_searched_for_it(run: Path, found: Trends
         assert line["members"]
         assert not {group_of[m["image_id"]] for m in line["members"]} & set(sample.group_names)
         if line["measured"]:
-            assert [at["n_images"] for at in line["at"]] == [len(sample.group_names)] * 2  # a subject, both years
+            for number in ("n_images", "n_groups"):
+                assert [at[number] for at in line["at"]] == [len(sample.group_names)] * 2  # a subject, both years
     assert any(line["measured"] for line in found.document["timelines"])
 
 
@@ -91,6 +92,26 @@ def test_an_element_of_too_few_groups_has_no_rate(run: Path, found: Trends, monk
     for line in document["timelines"]:
         assert {at["rate"] for at in line["at"]} == {line["peaks"], line["slope"], line["p_value"]} == {None}
     assert "not measured: too few members define it" in (run / "index.html").read_text(encoding="utf-8")
+
+
+def test_of_a_label_that_was_not_searched_nothing_is_said(run: Path, found: Trends, monkeypatch: pytest.MonkeyPatch):
+    """All subjects of 2016 might define elements: nothing then appears at 2024, since nobody looked at 2016."""
+
+    def only_2024(run: Run, images: int) -> Sample:
+        whole = sample_of(run, images)
+        kept = whole.label == 1
+        return Sample(whole.image_ids, whole.row[kept], whole.label[kept], whole.group[kept], whole.group_names)
+
+    monkeypatch.setattr("typicality.applications.trends.run.sample_of", only_2024)
+    document = trends(run, images=4, members=5, draws=2, permutations=9).document
+    assert "not known" in document["warnings"][0]
+    assert "searched: 2016." in document["warnings"][0]
+    measured = [line for line in document["timelines"] if line["measured"]]
+    assert any(line["peaks"] == "2024" for line in measured)
+    for line in measured:
+        assert line["appears"] is None
+        assert (line["at"][0]["rate"], line["at"][0]["n_images"], line["at"][0]["n_groups"]) == (None, 0, 0)
+    assert not any("searched:" in warning for warning in found.document["warnings"])
 
 
 def test_images_left_out_where_they_were_mined_would_look_like_a_fall():

@@ -19,6 +19,7 @@ from typicality.applications.trends.changes import consistent_changes, translate
 from typicality.applications.trends.detection import Detections, detect, elements_of, patch_at, whitening_of
 from typicality.applications.trends.plots import similarity_svg, timelines_svg
 from typicality.applications.trends.statistics import (
+    label_groups,
     label_means,
     label_rates,
     life_span,
@@ -57,7 +58,7 @@ SCHEMA = pa.schema(
         ("at", pa.string()),
         ("position", pa.int32()),
         *((name, pa.float32()) for name in ("rate", "rate_low", "rate_high")),
-        ("n_images", pa.int32()),
+        *((name, pa.int32()) for name in ("n_images", "n_groups")),
         *((name, pa.float32()) for name in ("typicality", "typicality_low", "typicality_high")),
         ("n_members", pa.int32()),
     ]
@@ -164,9 +165,10 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
         scores = _member_scores(run, chosen, member_of, len(clusters), draws)
         denoiser.evaluations = spent
         n_images = np.array([known[sample.label == at].sum(0) for at in range(len(labels))])
+        n_groups = label_groups(known, sample.label, sample.group, len(labels))
         timelines = []
         for c, cluster in enumerate(clusters):
-            line = _timeline(run, cluster, rates, scores, n_images, c)
+            line = _timeline(run, cluster, rates, scores, (n_images, n_groups), c)
             line |= _test(slope[c], p_value[c], adjusted[c])
             line["measured"], line["radius"] = bool(enough[c]), float(found.radii[c])
             line["members"] = [
@@ -192,7 +194,7 @@ def _trends(run: Run, images: int, members: int, draws: int, permutations: int) 
             "images_a_label": images, "level": 0.9, "significant_at": SIGNIFICANT,
             "n_rising": sum(x["direction"] == "rise" for x in timelines),
             "n_falling": sum(x["direction"] == "fall" for x in timelines),
-            "n_unmeasured": int((~enough).sum()), "warnings": _warnings(run, enough, passed_over),
+            "n_unmeasured": int((~enough).sum()), "warnings": _warnings(run, sample, enough, passed_over),
             "timelines": timelines,
             "similarity": {
                 "labels": list(labels), "share": _listed(alike.share), "lift": _listed(alike.lift),
@@ -305,7 +307,7 @@ def _timeline(
     cluster: dict[str, Any],
     rates: tuple[np.ndarray, ...],
     scores: tuple[np.ndarray, ...],
-    n_images: np.ndarray,
+    numbers: tuple[np.ndarray, np.ndarray],
     c: int,
 ) -> dict[str, Any]:
     labels = run.dataset.labels
@@ -321,7 +323,7 @@ def _timeline(
         {
             "label": label,
             **{name: _value(values[i, c]) for name, values in zip(names[0], rates, strict=True)},
-            "n_images": int(n_images[i, c]),
+            **{name: int(n[i, c]) for name, n in zip(("n_images", "n_groups"), numbers, strict=True)},
             **{name: _value(values[i, c]) for name, values in zip(names[1], scores, strict=True)},
         }
         for i, label in enumerate(labels)
@@ -371,8 +373,8 @@ def _table_rows(timelines: Sequence[dict[str, Any]], labels: Sequence[str]) -> l
         {
             "label": line["label"], "cluster": line["cluster"],
             "at": at["label"], "position": labels.index(at["label"]),
-            "rate": at["rate"], "rate_low": at["low"], "rate_high": at["high"], "n_images": at["n_images"],
-            **{name: at[name] for name in ("typicality", "typicality_low", "typicality_high")},
+            "rate": at["rate"], "rate_low": at["low"], "rate_high": at["high"],
+            **{name: at[name] for name in ("n_images", "n_groups", "typicality", "typicality_low", "typicality_high")},
             "n_members": line["n_members"],
         }
         for line in sorted(timelines, key=lambda x: (x["label"], x["cluster"]))
@@ -380,8 +382,14 @@ def _table_rows(timelines: Sequence[dict[str, Any]], labels: Sequence[str]) -> l
     ]  # fmt: skip
 
 
-def _warnings(run: Run, enough: np.ndarray, passed_over: int) -> list[str]:
+def _warnings(run: Run, sample: Sample, enough: np.ndarray, passed_over: int) -> list[str]:
     found = []
+    unseen = [label for at, label in enumerate(run.dataset.labels) if not (sample.label == at).any()]
+    if unseen:
+        found.append(
+            f"No image of these labels is in the half of the groups that is searched: {', '.join(unseen)}. Whether "
+            "elements are found there is not known."
+        )
     if not enough.all():
         found.append(
             f"{(~enough).sum()} of {len(enough)} visual elements have members of fewer than {FEWEST} groups in the "

@@ -1,7 +1,7 @@
 """Rates with intervals, and tests of trend: arrays in, arrays out.
 
 An observation is an image under one of its labels. Groups (one subject, patient, place) are what is independent, so
-intervals resample groups and tests permute labels within them.
+intervals resample groups, and tests permute labels within them, or between groups that have one label each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from scipy.special import ndtri
 
 BOOTSTRAPS = 1000
 SAME = 1e-9
-"""Width below which an interval has none."""
+"""Numbers that are nearer to one another differ by rounding alone."""
+FEW = 8
+"""Groups below which a bootstrap over them is too narrow. Simulated with twenty images a group, its 90% intervals of a
+rate hold the truth in 0.6 of the cases with two groups, 0.8 with three to five, 0.83 with six and 0.87 with eight."""
 PRESENT = 0.5
 """An element is present in a label where its rate is at least so much of its largest one."""
 
@@ -68,18 +71,29 @@ def label_rates(
 ) -> tuple[Float[np.ndarray, "labels c"], Float[np.ndarray, "labels c"], Float[np.ndarray, "labels c"]]:
     """Share of the known observations that are found, with intervals; otherwise as `label_means`.
 
-    Where all resamples agree, as at shares of 0 and 1, the bootstrap says nothing of the error: the bounds are Wilson's
-    for as many trials as the label has known groups.
+    Where all resamples agree, as at shares of 0 and 1, or a label has fewer than FEW known groups, the bootstrap says
+    little of the error: an interval also holds Wilson's for as many trials as the label has known groups.
     """
     mean, low, high = label_means(found.astype(np.float64), known, labels, groups, count, seed, level)
-    for label in range(count):
-        here = labels == label
-        present = np.zeros((int(groups.max()) + 1, known.shape[1]), dtype=bool)
-        np.logical_or.at(present, groups[here], known[here])
-        bounds = wilson(mean[label], present.sum(0), level)
-        fixed = high[label] - low[label] < SAME
-        low[label], high[label] = (np.where(fixed, b, x[label]) for b, x in zip(bounds, (low, high), strict=True))
-    return mean, low, high
+    trials = label_groups(known, labels, groups, count)
+    return mean, *_widened(low, high, wilson(mean, trials, level), trials)
+
+
+def label_groups(
+    known: Bool[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"], count: int
+) -> Int[np.ndarray, "labels c"]:
+    """Number of groups with a known observation in every label; arguments as in `label_means`."""
+    present = np.zeros((count, int(groups.max()) + 1, known.shape[1]), dtype=bool)
+    np.logical_or.at(present, (labels, groups), known)
+    return present.sum(1)
+
+
+def _widened(
+    low: np.ndarray, high: np.ndarray, wide: tuple[np.ndarray, np.ndarray], n_groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of a bootstrap joined with others where all resamples agree or there are few groups."""
+    poor = (high - low < SAME) | (n_groups < FEW)
+    return np.where(poor, np.minimum(low, wide[0]), low), np.where(poor, np.maximum(high, wide[1]), high)
 
 
 def wilson(
@@ -103,54 +117,91 @@ def trend_test(
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
     """Slope over ordered labels and its two-sided permutation p-value.
 
-    The statistic is that of the Cochran-Armitage test, sum of position times (value - mean value). Positions are
-    permuted within groups that have several, which keeps what a group's images share. Groups of one position (a single
-    image, or a camera that stands in one country) exchange theirs as wholes.
+    Groups of one position (a single image, or a camera that stands in one country) give one observation each, their
+    mean value, and exchange positions with one another. Images of other groups exchange theirs within the group, which
+    keeps what they share. With the deviations x of positions and v of values from the means of those that may be
+    exchanged, the slope is sum xv / sum xx and the statistic |sum xv| / sqrt(V). V is the variance of that sum: sum
+    xxvv over the groups of one position, which holds where these differ in size and thus in precision, too (DiCiccio &
+    Romano 2017, Robust permutation tests for correlation and regression coefficients), and that of the permutations
+    within the others.
 
     Returns
     -------
     slope : (c,) least-squares change of the value a step of the order
     p_value : (c,) in (0, 1]; 1 where a column does not vary
     """
-    x = position.astype(np.float64)
-    weight = known.astype(np.float64)
-    totals = np.maximum(weight.sum(0), 1)
-    centred = np.where(known, values - (values * weight).sum(0) / totals, 0.0)
-    mean_x = x @ weight / totals
-    spread = ((x[:, None] - mean_x) ** 2 * weight).sum(0)
-    slope = np.divide(x @ centred, spread, out=np.zeros(values.shape[1]), where=spread > 0)
-    observed = np.abs(x @ centred)
-    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
-    of_group = x[first]
-    constant = np.bincount(member, x != of_group[member]) == 0
-    whole = constant[member]
-    mixed = np.flatnonzero(~whole)
-    mixed = mixed[np.argsort(member[mixed], kind="stable")]
+    values, known, x, among = _exchangeable(values, known, position.astype(np.float64), groups)
+    lone = int((among == 0).sum())
+    change = _deviations(values, known, among)
+    step = _deviations(np.broadcast_to(x[:, None], values.shape), known, among)
+    spread = (step**2).sum(0)
+    slope = np.divide((step * change).sum(0), spread, out=np.zeros(values.shape[1]), where=spread > 0)
+    x = _deviations(x[:, None], np.ones((len(x), 1), dtype=bool), among)[:, 0]
+    each = np.bincount(among, x**2) / np.maximum(np.bincount(among) - 1, 1)
+    squared = change**2
+    within = each[among[lone:]] @ squared[lone:]
+
+    def statistic(x: np.ndarray) -> np.ndarray:
+        variance = x[:lone] ** 2 @ squared[:lone] + within
+        return np.divide(np.abs(x @ change), np.sqrt(variance), out=np.zeros(len(within)), where=variance > SAME)
+
+    observed = statistic(x)
     rng = np.random.default_rng(seed)
-    reached = np.ones(values.shape[1])
-    tolerance = 1e-9 * (1 + observed)
+    reached = np.ones(len(observed))
     for _ in range(permutations):
-        exchanged = of_group.copy()
-        exchanged[constant] = rng.permutation(of_group[constant])
-        permuted = np.where(whole, exchanged[member], x)
-        permuted[mixed] = x[mixed[np.lexsort((rng.random(len(mixed)), member[mixed]))]]
-        reached += np.abs(permuted @ centred) >= observed - tolerance
-    p_value = reached / (permutations + 1)
-    return slope, np.where(np.abs(centred).sum(0) > 0, p_value, 1.0)
+        reached += statistic(x[np.lexsort((rng.random(len(x)), among))]) >= observed - SAME
+    return slope, reached / (permutations + 1)
 
 
-def life_span(rates: Float[np.ndarray, " labels"]) -> tuple[int, int, int | None] | None:
-    """Return where an element appears, peaks, and the first label after which it is present no more (None: it stays).
+def _exchangeable(
+    values: np.ndarray, known: np.ndarray, position: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return (values, known, position, among): those of one number in `among`, which ascends, may exchange positions.
 
-    Present is a rate of at least PRESENT of the largest. An element that is never found has no life span (None).
+    Groups of one position come first, as one observation each: all of these have number 0.
     """
-    known = np.nan_to_num(rates)
-    peak = int(known.argmax())
-    if known[peak] <= 0:
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    lone = np.bincount(member, position != position[first][member]) == 0
+    mean, count = _means(values, known, member)
+    mixed = np.flatnonzero(~lone[member])
+    mixed = mixed[np.argsort(member[mixed], kind="stable")]
+    return (
+        np.concatenate([mean[lone], values[mixed]]),
+        np.concatenate([count[lone] > 0, known[mixed]]),
+        np.concatenate([position[first][lone], position[mixed]]),
+        np.concatenate([np.zeros(lone.sum(), dtype=np.int64), 1 + member[mixed]]),
+    )
+
+
+def _means(values: np.ndarray, known: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the known values of every set in every column (0 without any), and their number: (sets, c)."""
+    total, count = (np.zeros((int(of.max()) + 1, values.shape[1])) for _ in range(2))
+    np.add.at(total, of, np.where(known, values, 0.0))
+    np.add.at(count, of, known)
+    return total / np.maximum(count, 1), count
+
+
+def _deviations(values: np.ndarray, known: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Known values minus the mean of their set; 0 where unknown."""
+    return np.where(known, values - _means(values, known, of)[0][of], 0.0)
+
+
+def life_span(rates: Float[np.ndarray, " labels"]) -> tuple[int | None, int, int | None] | None:
+    """Return where an element appears, peaks, and the first label of a known rate after which it is present no more.
+
+    Present is a rate of at least PRESENT of the largest. An element that is never found has no life span (None). The
+    first of the three is None where the rate of the label before is not known, the last one where the element stays, or
+    no later rate is known.
+    """
+    known = np.isfinite(rates)
+    rates = np.where(known, rates, 0.0)
+    peak = int(rates.argmax())
+    if rates[peak] <= 0:
         return None
-    present = np.flatnonzero(known >= PRESENT * known[peak])
-    last = int(present[-1])
-    return int(present[0]), peak, (last + 1 if last + 1 < len(known) else None)
+    present = np.flatnonzero(rates >= PRESENT * rates[peak])
+    first, last = int(present[0]), int(present[-1])
+    later = last + 1 + np.flatnonzero(known[last + 1 :])
+    return first if first == 0 or known[first - 1] else None, peak, int(later[0]) if len(later) else None
 
 
 @dataclass(frozen=True)
@@ -162,7 +213,8 @@ class Likeness:
     share : rows sum to 1 (NaN for a label without elements)
     lift : share over the share that a random element of another group would give; 1 is chance, NaN where that is 0
     low, high : bootstrap interval of `lift` over the elements' groups; an element keeps its nearest. Where all
-        resamples agree, as at a lift of 0, Wilson's bounds of `share` over the same share of chance
+        resamples agree, as at a lift of 0, or a label has fewer than FEW groups, joined with Wilson's bounds of `share`
+        over the same share of chance
     """
 
     share: Float[np.ndarray, "labels labels"]
@@ -206,9 +258,8 @@ def neighbour_shares(
             known = np.isfinite(resampled).any(0)
             bounds = np.nanquantile(resampled[:, known], [(1 - level) / 2, (1 + level) / 2], axis=0)
             low[label, known], high[label, known] = bounds
-            wide = wilson(share[label], np.full(count, len(np.unique(groups[own]))), level)
-            fixed = high[label] - low[label] < SAME
-            low[label], high[label] = (
-                np.where(fixed, b / expected.mean(0), x[label]) for b, x in zip(wide, (low, high), strict=True)
-            )
+            trials = np.full(count, len(np.unique(groups[own])))
+            least, most = wilson(share[label], trials, level)
+            wide = least / expected.mean(0), most / expected.mean(0)
+            low[label], high[label] = _widened(low[label], high[label], wide, trials)
     return Likeness(share, lift, low, high)

@@ -42,12 +42,14 @@ class Rate:
 class AtLabel:
     """What is known of an element at one label: a line of its table, with the best matches among that label's images.
 
+    `n_groups` of the images, 0 if unknown; images of one group may be related, so that few groups say little.
     Matches are shown for the eye, also where none is near enough to count as found.
     """
 
     label: str
     found: str
     n_images: int
+    n_groups: int
     typicality: str
     matches: tuple[Crop, ...]
 
@@ -196,6 +198,7 @@ def _at_label(at: Mapping[str, Any], found: Any, source: Source) -> AtLabel:
         label=clean(at.get("label", "")),
         found="n/a" if rate is None else f"{rate:.0%}{_between(low, high, '{:.0%}'.format)}",
         n_images=int(number(at.get("n_images")) or 0),
+        n_groups=int(number(at.get("n_groups")) or 0),
         typicality="n/a" if typicality is None else milli(typicality) + _between(lowest, highest, milli),
         matches=tuple(crop for crop in crops if crop is not None),
     )
