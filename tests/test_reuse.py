@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import typicality
+from tests.applications.mined import change_record
 from tests.conftest import draw
 from typicality import run as run_module
 from typicality.api import settings_for
@@ -198,11 +199,13 @@ def test_an_automatic_model_stays_what_it_was(copy: Path, tiny_model: Path, monk
     real = checkpoint_module.choose
     monkeypatch.setattr(checkpoint_module, "choose", lambda model: resolved[0] if model.name == "auto" else real(model))
     automatic = {**options(tiny_model), "model": "auto"}
+    change_record(Path("run"), lambda record: record["model"].update(reason="there was nothing else"))
     before = typicality.mine("squares", "folder", out="run", **automatic)
     resolved[0] = ("nobody/has-this", "a CUDA device came")
     after = typicality.mine("squares", "folder", out="run", **automatic)
     assert keys(after, "finetune", "score", "mine") == keys(before, "finetune", "score", "mine")
     assert before.record["model"]["resolved"] == str(tiny_model)
+    assert before.record["model"]["reason"] == after.record["model"]["reason"] == "there was nothing else"
 
 
 # -------------------------------------------------------------------------------------------------- weights
@@ -374,8 +377,9 @@ def test_a_rerun_that_was_stopped_does_not_pass_for_finished(copy: Path, tiny_mo
 
 
 def test_a_report_that_is_refused_leaves_the_run_as_it_was(copy: Path) -> None:
-    """`report` with settings that only `mine` can carry out must not make them the run's own."""
-    with pytest.raises(OutputError, match="under other settings"):
+    """`report` with settings that only `mine` can carry out must not make them the run's own; `mine` is to get them."""
+    refusal = r"under other settings .*leave out what differs, or give it to `typicality mine"
+    with pytest.raises(OutputError, match=refusal):
         typicality.report("run", mine={"clusters": 2})
     assert typicality.report("run").elements.num_rows > 0
 

@@ -95,6 +95,8 @@ class Run:
     def _loaded(self) -> tuple[Checkpoint, str]:
         """The model before fine-tuning and its hash, taken before training or a cast can change the weights."""
         checkpoint = load_checkpoint(self.model_settings)
+        if self.model_settings.name != self.settings.model.name:
+            checkpoint.reason = self.directory.record["model"].get("reason", "as before")
         self.progress.say(f"model: {checkpoint.title} ({checkpoint.reason})")
         return checkpoint, checkpoint.weights_hash()
 
@@ -283,8 +285,8 @@ class Run:
         other_precision = settings is None and entry.get("dtype", self.precision) != self.precision
         if entry.get("settings", key) != key or other_precision:
             raise OutputError(
-                f"{folder} was {DONE[stage]} under other settings: they were changed since, perhaps by a call that was "
-                f"stopped; `typicality {stage} {folder}` finishes it under the present ones"
+                f"{folder} was {DONE[stage]} under other settings than those of this call: leave out what differs, or "
+                f"give it to `typicality {stage} {folder}`, which also finishes what was stopped"
             )
 
     @property

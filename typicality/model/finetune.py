@@ -485,9 +485,9 @@ class Finetuner:
         if not self.contrast or len(self.best_values) >= FEW:
             return []
         number = len(self.best_values)
-        told = f"only {number} images" if number > 1 else "only one image" if number else "no image"
+        told = f"were only {number} images" if number > 1 else "was only one image" if number else "was no image"
         return [
-            f"There was {told} that the model was not trained on to measure by how much a label should move its "
+            f"There {told} that the model was not trained on to measure by how much a label should move its "
             "predictions (the label scale), so typicality may be too high or too low throughout; set "
             "finetune.held_out to more, use more groups, or set finetune.contrast=0."
         ]
