@@ -13,6 +13,7 @@ from tests.tabular.conftest import WriteTable, cells_of, correlated, numbers
 from typicality.errors import DatasetError, SettingsError
 from typicality.tabular import balance_benchmark
 from typicality.tabular.balance import BalanceOptions, Generator, fit_generator, new_rows, plan
+from typicality.tabular.columns import column_of
 from typicality.tabular.judging import averaged, differences, standard_error
 from typicality.tabular.preparing import Labels
 from typicality.tabular.rivals import oversampled, smote
@@ -143,6 +144,43 @@ def test_no_row_of_the_test_part_is_ever_seen(write_csv: WriteTable, monkeypatch
     forest = found["random_forest"]
     assert list(forest) == ["ours", "nothing", "class_weights", "oversampling", "smote"]
     assert all(0 <= row[name] <= 1 for row in forest.values() for name in ("precision", "recall", "f1", "auprc"))
+
+
+def test_a_split_in_which_no_label_is_rare_is_measured(write_csv: WriteTable, monkeypatch):
+    """At a half of 21 b, 10 a lack one row; of the 21 rows to learn from 7 are a and 14 b, which is a half already.
+
+    Nothing is added there, and all methods but the weights are the same.
+    """
+    monkeypatch.setattr(balance_benchmark, "TREES", 3)
+    table = write_csv(x=[i * 7 % 31 / 4 for i in range(31)], y=["a"] * 10 + ["b"] * 21)
+    options = BalanceOptions(label="y", ratio=0.5, steps=2, draws=2)
+    found = balance_benchmark.evaluate_balance(table, options, repeats=2)
+    assert found["rare"] == ["a"]
+    assert found["dropped"] == {"drawn": 0, "atypical": 0, "copies": 0, "kept": 0}
+    for of_judge in (found[name] for name in ("random_forest", "xgboost") if name in found):
+        assert of_judge["ours"] == of_judge["oversampling"] == of_judge["smote"] == of_judge["nothing"]
+
+
+def test_a_label_that_is_rare_in_a_split_alone_is_given_no_row():
+    """At a half of 22 c, 5 a lack 6 and 10 b lack one; the whole table has enough b, which only its split lacks."""
+    codes = np.array([0] * 5 + [1] * 10 + [2] * 22)
+    values = correlated(37, 0.5)
+    labels, options = Labels(("a", "b", "c"), codes, ()), BalanceOptions(label="y", ratio=0.5, steps=2, draws=2)
+    sets = balance_benchmark.training_sets(
+        numbers(values), values, labels, [0], options, dict.fromkeys(("drawn", "atypical", "copies", "kept"), 0)
+    )
+    for method in ("oversampling", "smote"):
+        assert np.bincount(sets[method][1]).tolist() == [11, 10, 22]
+    assert np.bincount(sets["ours"][1])[1:].tolist() == [10, 22]
+
+
+def test_a_category_of_which_a_split_learns_nothing_stands_in_with_zeros():
+    """Its indicators are known in the judged row alone; where one is missing there it is no choice at all."""
+    columns = (*numbers(np.array([[0.0], [2], [4]])), column_of("c", ["u", "v", ""]))
+    training = np.array([[0.0, np.nan], [2.0, np.nan]])
+    matrix = np.array([[np.nan, 1.0, 0.0], [0.5, np.nan, np.nan]])
+    found = balance_benchmark.stand_in(matrix, training, columns)
+    assert found.tolist() == [[0.0, 1.0, 0.0], [0.5, 0.0, 0.0]]
 
 
 def test_measures_of_the_rare_label():

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,9 @@ from typicality.tabular.table import Sheet, output_path, read_sheet, write_sheet
     [
         (["1.50", "2", "3.25", ""], "number", 1),
         (["1", "2", "30", "NA"], "integer", 1),
+        (["34.0", "2.0", "30", ""], "integer", 1),
+        ([34.0, None, 2.0, 30.0], "integer", 1),
+        ([1e300, -1e300, 5e299, None], "number", 1),
         ([1, 2, 30, "NA", ""], "integer", 2),
         (["1", "0", "1", "?"], "category", 1),
         (["a", "b", "a", " "], "category", 1),
@@ -80,6 +84,51 @@ def test_numbers_that_stand_for_missing_in_parquet(tmp_path: Path):
     pq.write_table(table, tmp_path / "t.parquet")
     found = prepare(tmp_path / "t.parquet", ImputeOptions(missing="-999"))
     assert [int(column.gaps.sum()) for column in found.columns] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float16()])
+def test_numbers_of_less_than_double_precision_are_read_as_people_write_them(tmp_path: Path, kind: pa.DataType):
+    """99.9 in single precision is 99.9000015 in double precision: what --missing names, and a label's name, is 99.9."""
+    cells = np.array([1.5, 99.9, 0.7, np.nan, np.inf], kind.to_pandas_dtype())
+    pq.write_table(pa.table({"f": pa.array(cells, kind)}), tmp_path / "t.parquet")
+    sheet = read_sheet(tmp_path / "t.parquet")
+    assert sheet.cells["f"] == pytest.approx([1.5, 99.9, 0.7, np.nan, np.inf], rel=1e-12, nan_ok=True)
+    assert column_of("f", sheet.cells["f"], missing=["99.9"]).gaps.tolist() == [False, True, False, True, False]
+    assert labels_of_rows(sheet, "f").names[:2] == ("0.7", "1.5")
+    write_sheet(tmp_path / "o.parquet", sheet, {"f": {3: 0.25}})
+    written = pq.read_table(tmp_path / "o.parquet").column("f").to_numpy()
+    assert written.tolist() == [*cells[:3].tolist(), 0.25, np.inf]
+
+
+def test_the_index_of_pandas_is_not_learned(tmp_path: Path):
+    """Rows left after a selection keep their numbers in a column that has no meaning; --category asks for it."""
+    pandas = json.dumps({"index_columns": ["__index_level_0__", {"kind": "range"}], "columns": []})
+    table = pa.table({"x": [1.5, 2.5, 4.0], "__index_level_0__": [3, 7, 8]})
+    path = tmp_path / "t.parquet"
+    pq.write_table(table.replace_schema_metadata({"pandas": pandas}), path)
+    found = prepare(path, ImputeOptions()).summary()
+    assert found["learned"] == ["x"]
+    assert found["notes"] == ["'__index_level_0__' is the index that pandas stored"]
+    assert prepare(path, ImputeOptions(category="__index_level_0__")).summary()["learned"] == ["x", "__index_level_0__"]
+    ignored = prepare(path, ImputeOptions(ignore="__index_level_0__")).summary()
+    assert ignored["notes"] == ["'__index_level_0__' left out as asked"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        (["1,5", "2,5", "NA", "-3"], "passed"),
+        (["1.234,5", "+2,5", "2", ""], "passed"),
+        (["1,5", "2,5", "2,5 or 3"], "category"),
+        (["1,2,3", "1,2", "1"], "category"),
+        (["007", "042", "1.5"], "category"),
+    ],
+)
+def test_numbers_with_decimal_commas_are_not_taken_for_names(texts: list[str], kind: str):
+    """What the user calls a category is one all the same: 1,2 may be two answers."""
+    column = column_of("x", texts)
+    assert (column.kind, "decimal commas" in column.why) == (kind, kind == "passed")
+    assert column_of("x", texts, category=True).kind == "category"
 
 
 @pytest.mark.parametrize("last", [2**53, -(2**53) - 1, 8901410321111851072])
@@ -165,6 +214,12 @@ def test_more_different_texts_than_the_limit_are_left_alone():
         (["1.50", "2", "3"], 2.0, "2"),
         (["1", "2", "3"], 1.6, "2"),
         ([1, 2, 3], 1.6, 2),
+        (["34.0", "2.0", "30.0"], 51.8, "52.0"),
+        (["34", "2.0", "3.50e1"], 51.8, "52.0"),
+        (["10.00", "20.00", "30.00"], 11.6, "12.00"),
+        (["1e3", "2e3", "5e3"], 1200.4, "1200"),
+        ([34.0, 2.0, 30.0], 51.8, 52.0),
+        ([34, 2.0, 30], 51.8, 52.0),
         ([0.5, 1.5, 2.5], 1.23456, 1.23456),
         (["1e-3", "2e-3", "5e-3"], 0.00423, "0.004"),
         (["1.5e-25", "2.25e-25", "4e-25"], 3.1234e-25, "3.12e-25"),
@@ -211,7 +266,7 @@ def test_parquet_keeps_types_and_what_is_not_looked_into(tmp_path: Path):
     assert found.column("s").to_pylist() == ["a", "b", "b", None]
     assert found.column("d").to_pylist() == [date(2020, 1, 1), None, None, None]
     write_sheet(tmp_path / "o.csv", sheet, {"i": {2: 7}})
-    assert (tmp_path / "o.csv").read_text().splitlines()[1] == "0.10000000149011612,1,a,2020-01-01,[1]"
+    assert (tmp_path / "o.csv").read_text().splitlines()[1] == "0.1,1,a,2020-01-01,[1]"
 
 
 def test_what_is_not_looked_into_is_passed_with_its_own_gaps(tmp_path: Path):
@@ -229,7 +284,7 @@ def test_what_is_not_looked_into_is_passed_with_its_own_gaps(tmp_path: Path):
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({name: array for name, (array, _) in columns.items()}), path)
     prepared = prepare(path, ImputeOptions(category="d"))
-    kinds = {"x": "number", "n": "empty"}
+    kinds = {"x": "integer", "n": "empty"}
     for column in prepared.columns:
         assert (column.kind, int(column.gaps.sum())) == (kinds.get(column.name, "passed"), columns[column.name][1])
     notes = prepared.summary()["notes"]
@@ -253,12 +308,16 @@ def test_names_that_read_like_numbers_stay_text_in_parquet(tmp_path: Path, write
         "sample": ["1.5", "1_11", "2"],
         "iccid": ["89014103211118510720", "", "7"],
         "code": ["-007", "1", "2"],
+        "phone": ["+4930123456", "4930123457", ""],
         "number": ["0.5", "89014103211118510720", "-0.5"],
+        "change": ["+250000", "-7", "+1"],
     }
-    write_sheet(tmp_path / "o.parquet", read_sheet(write_csv(**columns)), {})
+    sheet = read_sheet(write_csv(**columns))
+    write_sheet(tmp_path / "o.parquet", sheet, {})
     found = pq.read_table(tmp_path / "o.parquet")
-    assert [str(f.type) for f in found.schema] == [*["string"] * 4, "double"]
-    for name in ("period", "sample", "iccid", "code"):
+    assert [str(f.type) for f in found.schema] == [*["string"] * 5, "double", "int64"]
+    assert column_of("phone", sheet.cells["phone"]).kind == "category"
+    for name in ("period", "sample", "iccid", "code", "phone"):
         assert found.column(name).to_pylist() == [text or None for text in columns[name]]
     (tmp_path / "t.jsonl").write_text('{"id": 89014103211118510720}\n{"id": null}\n')
     write_sheet(tmp_path / "j.parquet", read_sheet(tmp_path / "t.jsonl"), {})
@@ -272,6 +331,29 @@ def test_json_lines(tmp_path: Path):
     assert [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()] == [
         {"a": 1, "b": "x"}, {"a": 2, "b": "y"},
     ]  # fmt: skip
+
+
+def test_json_lines_hold_nothing_that_is_not_json(tmp_path: Path):
+    """JSON has neither NaN nor Infinity; a missing number is null, and an infinite one its text, as in CSV."""
+    infinite, unknown = float("inf"), float("nan")
+    table = pa.table({"a": [infinite, unknown, 0.5], "l": [[1.0, unknown], [-infinite], None]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    write_sheet(tmp_path / "o.jsonl", read_sheet(tmp_path / "t.parquet"), {}, added={"s": [unknown, 1.0, None]})
+    lines = (tmp_path / "o.jsonl").read_text().splitlines()
+    assert lines[0] == '{"a": "inf", "l": [1.0, null], "s": null}'
+    assert lines[1] == '{"a": null, "l": ["-inf"], "s": 1.0}'
+    assert column_of("a", read_sheet(tmp_path / "o.jsonl").cells["a"]).gaps.tolist() == [False, True, False]
+
+
+def test_a_row_without_any_value_is_a_row(tmp_path: Path):
+    """pandas writes a row of NaN as separators alone, and as quotes where there is one column; both come back."""
+    for text in ("a,b\n1,2\n,\n3,4\n", 'a\n1\n""\n3\n'):
+        (tmp_path / "t.csv").write_text(text)
+        sheet = read_sheet(tmp_path / "t.csv")
+        assert sheet.cells["a"] == ["1", "", "3"]
+        assert sheet.notes == ("1 row(s) without any value are kept",)
+        write_sheet(tmp_path / "o.csv", sheet, {})
+        assert (tmp_path / "o.csv").read_text() == text
 
 
 def test_empty_lines_are_counted(tmp_path: Path):

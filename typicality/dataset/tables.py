@@ -83,6 +83,8 @@ def rows_of(table: Table, column: str, folders: tuple[Path, ...]) -> Iterator[Ro
             place: Place = ParquetPlace(str(table.path), group, number, column)
             file_name = _encoded_name(values, column) or f"{table.path.stem}#{group}.{number}"
         else:
+            if values and all(value == "" for value in values.values()):
+                continue  # a line of nothing but separators
             place = file_place(path_of(values.get(column)), folders)
             file_name = text_of(values.get(column)) or "(no name)"
         shown = {c: value for c, value in values.items() if c not in table.encoded}
@@ -152,7 +154,7 @@ def _text_table(path: Path) -> Table:
                 raise DatasetError(
                     f"{path}, row {number + 2} has {len(line)} cells, but there are {len(columns)} columns"
                 )
-            if any(line):
+            if line:
                 yield dict(zip(columns, line + [""] * (len(columns) - len(line)), strict=True)), 0, number
 
     return Table(path, columns, (), cells)

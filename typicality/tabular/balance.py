@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -198,12 +198,19 @@ def wanted(labels: Labels, options: BalanceOptions) -> dict[int, int]:
         raise DatasetError(
             f"label {labels.names[few[0]]!r} has {counts[few[0]]} row(s), and {LEAST_ROWS} at least are needed"
         )
-    missing = {i: int(goal - counts[i]) for i in chosen if counts[i] < goal}
+    missing = lacking(labels, chosen, options.ratio)
     if not missing:
         shown = ", ".join(f"{name!r} {count}" for name, count in zip(labels.names, counts, strict=True))
         why = "".join(f"; {reason}" for reason in passed_over(labels, options))
         raise DatasetError(f"no label is to be given more rows at --ratio {options.ratio:g}: {shown}{why}")
     return missing
+
+
+def lacking(labels: Labels, chosen: Collection[int], ratio: float) -> dict[int, int]:
+    """Return how many rows each of the chosen labels lacks of its share of the most frequent one's, where it does."""
+    counts = labels.counts
+    goal = math.ceil(ratio * counts.max())
+    return {i: int(goal - counts[i]) for i in chosen if counts[i] < goal}
 
 
 def passed_over(labels: Labels, options: BalanceOptions) -> list[str]:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from typicality.errors import DatasetError, SettingsError
 from typicality.metrics import average_precision
 from typicality.progress import SILENT, Progress
-from typicality.tabular.balance import BalanceOptions, examined, fit_generator, new_rows, wanted
+from typicality.tabular.balance import BalanceOptions, examined, fit_generator, lacking, new_rows
 from typicality.tabular.columns import Column
 from typicality.tabular.judging import averaged, differences
 from typicality.tabular.preparing import LEAST_ROWS, Labels, Prepared
@@ -101,11 +101,12 @@ def evaluate_balance(
     values, codes = found.values[usable], labels.codes[usable]
     judges, notes = available_judges()
     records: dict[str, dict[str, list[dict[str, float]]]] = {name: defaultdict(list) for name in judges}
-    dropped: dict[str, int] = defaultdict(int)
+    dropped = dict.fromkeys(("drawn", "atypical", "copies", "kept"), 0)
     for repeat, (train, judged) in enumerate(splits):
         seed = options.seed + repeat
         part = Labels(labels.names, codes[train], labels.cells)
-        sets = training_sets(found.modelled, values[train], part, replace(options, seed=seed), dropped, progress)
+        own = replace(options, seed=seed)
+        sets = training_sets(found.modelled, values[train], part, rare, own, dropped, progress)
         x_test = stand_in(matrix_of(found.modelled, values[judged], values[train]), values[train], found.modelled)
         for method, (x, y, weight) in sets.items():
             for name, fit in judges.items():
@@ -120,7 +121,7 @@ def evaluate_balance(
         "test": test,
         **{name: averaged(of_judge, overlap) for name, of_judge in records.items()},
         "differences": {name: differences(of_judge, overlap) for name, of_judge in records.items()},
-        "dropped": dict(dropped),
+        "dropped": dropped,
         "remarks": notes,
         "options": options.as_dict(),
         "seconds": round(time.monotonic() - started, 1),
@@ -134,15 +135,25 @@ def training_sets(
     columns: Sequence[Column],
     values: Float[np.ndarray, "n m"],
     labels: Labels,
+    rare: Collection[int],
     options: BalanceOptions,
     dropped: dict[str, int],
     progress: Progress = SILENT,
 ) -> dict[str, TrainingSet]:
-    """Return method -> rows, labels and weights to train on, from the training rows of a split."""
-    missing = wanted(labels, options)
+    """Return method -> rows, labels and weights to train on, from the training rows of a split.
+
+    Rows are added to the `rare` labels alone; to none where a split leaves them as many rows as are asked for.
+    """
+    missing = lacking(labels, rare, options.ratio)
     x, y = stand_in(matrix_of(columns, values), values, columns), labels.codes
-    rng = np.random.default_rng(options.seed)
     counts = labels.counts
+    sets: dict[str, TrainingSet] = {
+        "nothing": (x, y, None),
+        "class_weights": (x, y, (len(y) / np.maximum(1, counts) / len(counts))[y]),
+    }
+    if not missing:
+        return {name: sets.get(name, sets["nothing"]) for name in METHODS}
+    rng = np.random.default_rng(options.seed)
     generator = fit_generator(columns, values, y, len(labels.names), options, progress)
     more, of = [], []
     for label, count in missing.items():
@@ -159,10 +170,6 @@ def training_sets(
         "ours": (np.concatenate(more), np.concatenate(of)),
         "oversampling": oversampled(x, y, missing, rng),
         "smote": smote(x, y, missing, rng, blocks) if library is None else library,
-    }
-    sets: dict[str, TrainingSet] = {
-        "nothing": (x, y, None),
-        "class_weights": (x, y, (len(y) / np.maximum(1, counts) / len(counts))[y]),
     }
     sets |= {name: (np.concatenate([x, a]), np.concatenate([y, b]), None) for name, (a, b) in added.items()}
     return {name: sets[name] for name in METHODS}
@@ -187,7 +194,8 @@ def stand_in(
     centre = np.array([np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else 0.0 for c in known.T])
     for block in category_blocks(columns):
         own = known[:, block]
-        centre[block] = own[~np.isnan(own[:, 0])].mean(0)
+        shown = own[~np.isnan(own[:, 0])]
+        centre[block] = shown.mean(0) if len(shown) else 0.0
     return np.where(np.isnan(matrix), centre, matrix)
 
 

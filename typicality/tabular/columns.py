@@ -3,12 +3,12 @@
 | kind      | what it is                                                                | treated as              |
 |-----------|---------------------------------------------------------------------------|-------------------------|
 | number    | numbers with more than two values                                         | a number                |
-| integer   | the same, all of them whole                                               | a number, rounded       |
+| integer   | the same, all of them whole, however they are written                     | a number, rounded       |
 | category  | text, true and false, or two numbers; up to a limit of different values   | a choice                |
 | constant  | one value                                                                 | filled with that value  |
 | empty     | no value at all                                                           | left as it is           |
-| passed    | dates, names and free text, codes, lists, whole numbers above 2^53, and   | left as it is           |
-|           | what the user says                                                        |                         |
+| passed    | dates, names and free text, codes, lists, whole numbers above 2^53,       | left as it is           |
+|           | decimal commas, the index of pandas, and what the user says               |                         |
 
 Missing are empty cells, NaN, what the user names (a number however it is written: -999.0 is -999), and among numbers
 also NA, N/A, NULL, NONE, ? and -. An infinite number is no gap: it is neither learned from nor replaced.
@@ -34,6 +34,8 @@ Kind = Literal["number", "integer", "category", "constant", "empty", "passed"]
 WORDS = {"na", "n/a", "#n/a", "null", "none", "?", "-"}
 """Among numbers these say that there is none; among texts they may be a category."""
 DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d.*)?")
+COMMA_NUMBER = re.compile(r"[+-]?[\d.]*\d(,\d+)?")
+COMMAS = "has decimal commas: write numbers with points, or say with --category that they are names"
 DECIMALS = 15
 WHOLE_LIMIT = 2**53
 """A float64 tells whole numbers apart up to here: 2^53 + 1 is read as 2^53."""
@@ -48,7 +50,8 @@ class Column:
     values : (n,) numbers, or positions in `choices`; NaN where nothing is known
     gaps : (n,) cells that are missing
     choices : the different values of a category or constant, as they stand in the file
-    decimals : how many the numbers are written with; what is filled in gets no more
+    decimals : how many the numbers are written with; what is filled in gets no more, or as many where all are whole,
+        as in 34.0. Of numbers that are no text: 0 if none is a float
     text : whether the file holds its numbers as text
     why : why it is left as it is, or what else should be said of it
     """
@@ -71,7 +74,8 @@ class Column:
         if self.kind in ("category", "constant"):
             return self.choices[round(value)]
         if self.kind == "integer":
-            return str(round(value)) if self.text else round(value)
+            whole = round(value)
+            return f"{whole:.{self.decimals}f}" if self.text else float(whole) if self.decimals else whole
         number = float(value)
         return plain(round(number, self.decimals)) if self.text else number
 
@@ -130,6 +134,8 @@ def column_of(
         return Column(name, "passed", unknown, gaps, why="is neither numbers nor text")
     if not category and kinds == {str} and all(is_date(cell) for cell in known):
         return Column(name, "passed", unknown, gaps, why="is dates")
+    if not category and kinds == {str} and have_decimal_commas(known):
+        return Column(name, "passed", unknown, gaps, why=COMMAS)
     choices = tuple(dict.fromkeys(known))
     if len(choices) > limit or (len(known) >= 20 and len(choices) > len(known) / 2):
         why = f"has {len(choices)} different texts in {len(known)} cells, too many for a category"
@@ -152,8 +158,9 @@ def _numeric(name: str, cells: Sequence[Any], values: np.ndarray, gaps: np.ndarr
         return Column(name, "empty", values, gaps, why=why or "no cell has a value")
     different = np.unique(values[finite])
     shown = [cells[i] for i in np.flatnonzero(finite).tolist()]
-    whole = all(isinstance(c, int) or (isinstance(c, str) and re.fullmatch(r"\s*[+-]?\d+\s*", c)) for c in shown)
-    if whole and np.abs(different).max() >= WHOLE_LIMIT:
+    large = np.abs(different).max() >= WHOLE_LIMIT
+    digits = all(isinstance(c, int) or (isinstance(c, str) and re.fullmatch(r"\s*[+-]?\d+\s*", c)) for c in shown)
+    if digits and large:
         why = "has whole numbers above 2^53, which a float64 does not tell apart"
         return Column(name, "passed", np.full(len(cells), np.nan), gaps, why=why)
     text = any(isinstance(cell, str) for cell in shown)
@@ -161,7 +168,8 @@ def _numeric(name: str, cells: Sequence[Any], values: np.ndarray, gaps: np.ndarr
         first = [next(cells[i] for i in np.flatnonzero(values == value).tolist()) for value in different]
         codes = np.where(finite, np.searchsorted(different, np.where(finite, values, different[0])), np.nan)
         return Column(name, "category" if len(first) > 1 else "constant", codes, gaps, tuple(first), why=why, text=text)
-    decimals = max(decimals_of(str(c)) for c in shown) if text else DECIMALS
+    decimals = max(decimals_of(str(c)) for c in shown) if text else 0 if digits else DECIMALS
+    whole = not large and bool((different == np.round(different)).all())  # a large float is whole for want of digits
     return Column(name, "integer" if whole else "number", values, gaps, (), decimals, text, why)
 
 
@@ -189,7 +197,7 @@ def meaning_of(cell: str | float) -> Decimal | str:
 def numbers_of(cells: Sequence[Any], gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return all cells as numbers, NaN where missing, and which are missing; None where some is no number.
 
-    Codes with a leading zero, such as 007, are no numbers.
+    Codes such as 007 and phone numbers are no numbers.
     """
     values, missing = np.full(len(cells), np.nan), gaps.copy()
     for i, cell in enumerate(cells):
@@ -216,6 +224,12 @@ def numbers_of(cells: Sequence[Any], gaps: np.ndarray) -> tuple[np.ndarray, np.n
 def decimals_of(cell: str) -> int:
     exponent = Decimal(cell.strip()).as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0
+
+
+def have_decimal_commas(texts: Sequence[str]) -> bool:
+    """Whether texts are numbers, besides words that say there is none, and some have a comma: 1,5 and 2 and NA."""
+    shown = [text for text in map(str.strip, texts) if text.casefold() not in WORDS]
+    return any("," in text for text in shown) and all(COMMA_NUMBER.fullmatch(text) for text in shown)
 
 
 def is_date(text: str) -> bool:

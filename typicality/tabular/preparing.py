@@ -116,7 +116,7 @@ class Prepared:
 
 
 def prepare(table: Path, options: TableOptions) -> Prepared:
-    """Read a table and say what its columns are; the label is left out of what is learned.
+    """Read a table and say what its columns are; the label and the index of pandas are left out of what is learned.
 
     Raises
     ------
@@ -129,10 +129,10 @@ def prepare(table: Path, options: TableOptions) -> Prepared:
     if options.label in options.ignore:
         raise SettingsError(f"{options.label!r} cannot be the label and be ignored")
     columns = columns_of(sheet, options.categories, options.ignore, options.missing, options.category)
-    columns = tuple(
-        replace(c, kind="passed", why="is the label: it is left as it is") if c.name == options.label else c
-        for c in columns
-    )
+    left = dict.fromkeys({*sheet.index} - {*options.ignore, *options.category}, "is the index that pandas stored")
+    if options.label is not None:
+        left[options.label] = "is the label: it is left as it is"
+    columns = tuple(replace(c, kind="passed", why=left[c.name]) if c.name in left else c for c in columns)
     if not any(column.modelled for column in columns):
         reasons = "; ".join(f"{c.name!r} {c.why or 'is constant'}" for c in columns)
         raise DatasetError(f"{table} has no column to learn from: {reasons}")

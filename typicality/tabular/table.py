@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from typicality.dataset.tables import TABLE_SUFFIXES, open_table
+from typicality.dataset.tables import TABLE_SUFFIXES, open_table, shortest
 from typicality.errors import DatasetError, OutputError, SettingsError
 from typicality.store import check_writable, write_table, write_text, write_whole
 
-CODE = re.compile(r"[+-]?0\d+")
-"""With a leading zero, such as 007, a text is a name and no number."""
+CODE = re.compile(r"[+-]?0\d+|\+\d{7,}")
+"""With a leading zero, such as 007, or as a phone number, such as +4930123456, a text is a name and no number."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ class Sheet:
     def columns(self) -> tuple[str, ...]:
         return tuple(self.cells)
 
+    @property
+    def index(self) -> tuple[str, ...]:
+        """The columns that pandas stored as the names of rows."""
+        stored = None if self.arrow is None else self.arrow.schema.pandas_metadata
+        return tuple(name for name in (stored or {}).get("index_columns", ()) if isinstance(name, str))
+
     def __len__(self) -> int:
         return len(next(iter(self.cells.values())))
 
@@ -87,8 +94,10 @@ def read_sheet(path: Path) -> Sheet:
         for values, _, number in table.cells():
             rows.append(values)
             empty, last = empty + number - last - 1, number
-        notes = (f"{empty} empty line(s) were left out",) if empty else ()
-        sheet = Sheet(path, {name: [row.get(name) for row in rows] for name in table.columns}, None, notes)
+        bare = sum(all(cell is None or cell == "" for cell in row.values()) for row in rows)
+        notes = [f"{empty} empty line(s) were left out"] if empty else []
+        notes += [f"{bare} row(s) without any value are kept"] if bare else []
+        sheet = Sheet(path, {name: [row.get(name) for row in rows] for name in table.columns}, None, tuple(notes))
     if not len(sheet):
         raise DatasetError(f"{path} has no rows")
     return sheet
@@ -97,20 +106,25 @@ def read_sheet(path: Path) -> Sheet:
 def _cells_of(arrow: pa.Table, name: str) -> list[Any]:
     column = arrow.column(name)
     if readable(arrow, name):
-        return column.to_pylist()
+        kind = _value_type(column.type)
+        narrow = kind in (pa.float32(), pa.float16())
+        return [shortest(cell, kind) for cell in column.to_pylist()] if narrow else column.to_pylist()
     unread = Unread(str(column.type))
     return [None if gap else unread for gap in column.is_null().to_pylist()]
 
 
 def readable(arrow: pa.Table, name: str) -> bool:
     """Whether a column holds plain values; lists, records, bytes and the like are never looked into."""
-    kind = arrow.schema.field(name).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = _value_type(arrow.schema.field(name).type)
     checks = (
         pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string,
         pa.types.is_null,
     )  # fmt: skip
     return any(check(kind) for check in checks)
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def output_path(sheet: Path, out: Path | None, ending: str, fresh: bool) -> tuple[Path, Path]:
@@ -163,8 +177,22 @@ def write_sheet(
     rows = zip(*columns.values(), strict=True)
     if suffix in (".csv", ".tsv"):
         return write_whole(path, lambda part: _write_text(part, columns, "\t" if suffix == ".tsv" else ","))
-    lines = (json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=text_of_cell) for row in rows)
-    return write_text(path, "".join(line + "\n" for line in lines))
+    return write_text(path, "".join(_json_line(dict(zip(columns, row, strict=True))) for row in rows))
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    return json.dumps(in_json(row), ensure_ascii=False, allow_nan=False, default=text_of_cell) + "\n"
+
+
+def in_json(value: Any) -> Any:
+    """Return a value with what JSON cannot write replaced: NaN by null, an infinite number by its text, inf or -inf."""
+    if isinstance(value, dict):
+        return {name: in_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else text_of_cell(value)
+    return value
 
 
 def _write_text(path: Path, columns: Mapping[str, list[Any]], delimiter: str) -> None:
@@ -217,7 +245,8 @@ def _arrow(
 def _typed(cells: list[Any]) -> pa.Array:
     """Text cells as whole numbers or numbers where all of them are, an empty text as missing; others as they are.
 
-    Names that read like numbers stay text: 007, 2020_01 (Python takes the underscore), whole numbers of over 64 bits.
+    Names that read like numbers stay text: 007, phone numbers, 2020_01 (Python takes the underscore), whole numbers of
+    over 64 bits.
     """
     if not all(cell is None or isinstance(cell, str) for cell in cells):
         try:
