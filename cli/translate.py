@@ -72,6 +72,7 @@ def translate(
     if all_pairs == (source is not None or target is not None) or (source is None) != (target is None):
         raise SettingsError("name two labels with --from and --to, or use --all-pairs")
     options = TranslateOptions(method.value, strength, guidance, inject, keep, average, sampler_steps, draws).resolved()
+    options.check_steps()
     settings = common.settings(str(existing_run(run)))
     if common.dry_run:
         if source is not None and target is not None:

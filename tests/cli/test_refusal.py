@@ -157,11 +157,17 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(call, words
         (["--protocol", "paper", "--overlap", "0.9"], ["score.overlap"]),
         (["--protocol", "uniform", "--precision", "exact"], ["score.precision"]),
         (["--set", "score.protocol=paper", "--set", "score.overlap=0.9"], ["score.overlap"]),
+        (
+            ["--protocol", "uniform", "--set", "score.rounds=1", "--set", "score.further_draws=2",
+             "--set", "score.refine_draws=8"],
+            ["score.rounds", "score.further_draws", "score.refine_draws"],
+        ),
         (["--no-finetune", "--steps", "5", "--folds", "2"], ["finetune.steps", "finetune.folds"]),
+        (["--no-finetune", "--keep-model"], ["finetune.keep"]),
         (["--protocol", "adaptive", "--overlap", "0.9", "--precision", "fast", "--steps", "5"], []),
         (["--protocol", "paper", "--no-finetune"], []),
     ],
-)
+)  # fmt: skip
 def test_settings_without_effect_are_named(call, tiny_folder: Path, options: list[str], said: list[str]):
     code, _, messages = call("mine", tiny_folder, "--label", "folder", "--dry-run", *options)
     assert code == 0

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from typicality.evaluation.augment import (
     mean_and_error,
 )
 from typicality.evaluation.fewshot import (
+    Chances,
+    Draw,
     Few,
     applied,
     classically,
@@ -133,13 +136,41 @@ def test_variants_replace_half_of_the_images():
     """400 draws of an image with a white variant: half are white, of 400 within 4 standard errors; else none are."""
     few = coloured(2)
     rows = np.zeros(400, dtype=int)
-    mixed = few.draw(rows, np.random.default_rng(0), classical=False, synthetic=True, flip=False)
+    mixed = few.draw(rows, Chances.of(0), classical=False, synthetic=True, flip=False)
     share = float((mixed == 1).flatten(1).all(1).float().mean())
     assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(400)
-    real = few.draw(rows, np.random.default_rng(0), classical=False, synthetic=False, flip=False)
+    real = few.draw(rows, Chances.of(0), classical=False, synthetic=False, flip=False)
     assert torch.equal(real, few.pictures[rows])
     nothing_kept = replace(few, variants=[few.pictures[:0]] * 2)
-    assert torch.equal(nothing_kept.draw(rows, np.random.default_rng(0), False, True, False), few.pictures[rows])
+    assert torch.equal(nothing_kept.draw(rows, Chances.of(0), False, True, False), few.pictures[rows])
+
+
+def test_rows_differ_in_what_they_are_given_alone():
+    """All rows see the same real images, shifts and noise, batch after batch: variants that are copies of their source
+    are drawn half of the time and change nothing, bit for bit.
+    """
+    few = coloured(8)
+    copies = replace(few, variants=[p.repeat(i % 4, 1, 1, 1) for i, p in enumerate(few.pictures)])
+    rows: dict[str, list[list[int]]] = {name: [] for name in ROWS}
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in ROWS}
+
+    def draw_for(name: str) -> Draw:
+        classical, synthetic = ROWS[name]
+
+        def draw(own: np.ndarray, chances: Any) -> torch.Tensor:
+            rows[name].append(own.tolist())
+            seen[name].append(copies.draw(own, chances, classical=classical, synthetic=synthetic, flip=False))
+            return seen[name][-1]
+
+        return draw
+
+    for name in ROWS:
+        train_cnn(copies, draw_for(name), 2, 3, seed=0)
+        train_linear(copies, draw_for(name), 0, fixed_features)
+    assert len(rows["real"]) == 3 + 8
+    assert all(rows[name] == rows["real"] for name in ROWS)
+    for name, other in (("variants", "real"), ("classical+variants", "classical")):
+        assert all(torch.equal(a, b) for a, b in zip(seen[name], seen[other], strict=True))
 
 
 def test_classical_augmentation_moves_and_adds_noise():

@@ -195,6 +195,25 @@ def test_fillings_are_shown_with_errors_the_least_first(data: ReportInput) -> No
     assert Filled.read(Source(data.folder, data)) is None
 
 
+@pytest.mark.parametrize(
+    ("keep", "best", "shown"), [("best", 0.3, "0.300"), ("mean", 0.3, "0.200"), ("best", None, "0.200")]
+)
+def test_the_error_of_a_filling_is_of_what_was_kept(
+    data: ReportInput, keep: str, best: float | None, shown: str
+) -> None:
+    """The picture is of the kept fill, and so is the error below it; a single sample has no best, it is the mean."""
+    fill_imputed(data)
+    assert data.folder is not None
+    folder = data.folder / "impute" / "abc"
+    (row,) = pq.read_table(folder / "imputed.parquet").to_pylist()
+    row = {**row, "rmse_mean": 0.2, "rmse_best": best}
+    pq.write_table(pa.Table.from_pylist([row]), folder / "imputed.parquet")
+    write(folder / "summary.json", {"keep": keep, "errors": {"mean": {"method": "the model", "rmse": 0.2}}})
+    section = Filled.read(Source(data.folder, data))
+    assert section is not None
+    assert [filling.error for filling in section.fillings] == [shown]
+
+
 def test_what_is_of_an_earlier_state_of_the_run_says_so(data: ReportInput) -> None:
     """Clusters were counted anew, or another model was trained; where nothing is recorded, nothing is said."""
     fill_all(data)

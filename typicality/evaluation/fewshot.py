@@ -1,7 +1,8 @@
 """Small classifiers of few images: how their training images are drawn, and what learns from them.
 
-Pictures are float32 (n, 3, H, W) in [-1, 1]. All learners draw from one place (`Few.draw`), so that they differ in
-what they are given and in nothing else.
+Pictures are float32 (n, 3, H, W) in [-1, 1]. All learners draw from one place (`Few.draw`), and what one draws for
+augmentation moves nothing else that it draws (`Chances`), so that they differ in what they are given and in nothing
+else.
 """
 
 from __future__ import annotations
@@ -37,6 +38,19 @@ LINEAR_DRAWS = 1024
 
 
 @dataclass(frozen=True)
+class Chances:
+    """Generators of a learner: of its images, of what is replaced by which variant, and of classical augmentation."""
+
+    rows: np.random.Generator
+    variants: np.random.Generator
+    classical: np.random.Generator
+
+    @classmethod
+    def of(cls, seed: int) -> Chances:
+        return cls(*(np.random.default_rng([seed, purpose]) for purpose in range(3)))
+
+
+@dataclass(frozen=True)
 class Few:
     """The few real images of a classifier, and variants of each.
 
@@ -50,15 +64,15 @@ class Few:
     labels: Int[Tensor, " n"]
     variants: list[Float[Tensor, "k 3 H W"]]
 
-    def draw(self, rows: np.ndarray, rng: np.random.Generator, classical: bool, synthetic: bool, flip: bool) -> Tensor:
+    def draw(self, rows: np.ndarray, chances: Chances, classical: bool, synthetic: bool, flip: bool) -> Tensor:
         """Return the pictures of some rows as training sees them, (len(rows), 3, H, W)."""
         found = []
-        for row in rows.tolist():
+        for row, (chance, which) in zip(rows.tolist(), chances.variants.random((len(rows), 2)).tolist(), strict=True):
             variants = self.variants[row]
-            replaced = rng.random() < SYNTHETIC and synthetic and len(variants)
-            found.append(variants[int(rng.integers(len(variants)))] if replaced else self.pictures[row])
+            replaced = chance < SYNTHETIC and synthetic and len(variants)
+            found.append(variants[int(which * len(variants))] if replaced else self.pictures[row])
         pictures = torch.stack(found)
-        return classically(pictures, rng, flip) if classical else pictures
+        return classically(pictures, chances.classical, flip) if classical else pictures
 
 
 def classically(pictures: Float[Tensor, "n 3 H W"], rng: np.random.Generator, flip: bool) -> Float[Tensor, "n 3 H W"]:
@@ -74,7 +88,7 @@ def classically(pictures: Float[Tensor, "n 3 H W"], rng: np.random.Generator, fl
     return moved + NOISE * share * torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32))
 
 
-Draw = Callable[[np.ndarray, np.random.Generator], Tensor]
+Draw = Callable[[np.ndarray, Chances], Tensor]
 """Rows of the real images and randomness to pictures."""
 
 
@@ -139,11 +153,11 @@ def train_cnn(few: Few, draw: Draw, labels: int, steps: int, seed: int) -> nn.Mo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(Encoder(), nn.Linear(Encoder.width, labels))
-    rng = np.random.default_rng(seed)
+    chances = Chances.of(seed)
 
     def loss_of() -> Tensor:
-        rows = rng.integers(0, len(few.labels), BATCH)
-        return F.cross_entropy(model(draw(rows, rng)), few.labels[rows])
+        rows = chances.rows.integers(0, len(few.labels), BATCH)
+        return F.cross_entropy(model(draw(rows, chances)), few.labels[rows])
 
     _optimise(model, steps, loss_of)
     return model
@@ -158,11 +172,11 @@ def train_contrastive(few: Few, draw: Draw, steps: int, seed: int, negatives: Fl
         torch.manual_seed(seed)
         encoder = Encoder()
         head = nn.Sequential(nn.Linear(Encoder.width, 96), nn.ReLU(), nn.Linear(96, 64))
-    rng, other = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    chances, other = Chances.of(seed), np.random.default_rng([seed, 3])
 
     def loss_of() -> Tensor:
-        rows = rng.integers(0, len(few.labels), BATCH // 2).repeat(2)
-        pictures = draw(rows, rng)
+        rows = chances.rows.integers(0, len(few.labels), BATCH // 2).repeat(2)
+        pictures = draw(rows, chances)
         if len(negatives):
             extra = negatives[other.integers(0, len(negatives), BATCH // 2)]
             pictures = torch.cat([pictures, classically(extra, other, flip=False)])
@@ -189,9 +203,9 @@ def fixed_features(pictures: Float[Tensor, "n 3 H W"]) -> np.ndarray:
 
 def train_linear(few: Few, draw: Draw, seed: int, features: Callable[[Tensor], np.ndarray]) -> Pipeline:
     """Fit a logistic regression to features of pictures as they are drawn."""
-    rng = np.random.default_rng(seed)
+    chances = Chances.of(seed)
     rows = np.tile(np.arange(len(few.labels)), -(-LINEAR_DRAWS // len(few.labels)))
-    found = np.concatenate([features(draw(part, rng)) for part in np.array_split(rows, -(-len(rows) // 128))])
+    found = np.concatenate([features(draw(part, chances)) for part in np.array_split(rows, -(-len(rows) // 128))])
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(found, few.labels[rows].numpy())
 
 

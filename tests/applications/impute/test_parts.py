@@ -13,7 +13,7 @@ from PIL import Image
 
 from typicality.applications.impute import baselines
 from typicality.applications.impute.fill import Hole, spread_of
-from typicality.applications.impute.measure import compare, rmse, rmse_of_one, spread_quality
+from typicality.applications.impute.measure import compare, label_shows, rmse, rmse_of_one, spread_quality
 from typicality.applications.impute.options import ImputeOptions, Region, evaluations_of
 from typicality.applications.impute.pictures import hatched, sheet, strip
 from typicality.applications.impute.regions import cell_shares, hidden, mask_files, missing_cells
@@ -320,6 +320,18 @@ def test_relatives_are_no_independent_holes():
     rows = [row(g, mean=m) for g, m in zip("aabb", (0.1, 0.1, 0.3, 0.3), strict=True)]
     assert compare(rows, "mean")["mean"]["rmse_se"] == pytest.approx(0.1)
     assert compare([r | {"group": "a"} for r in rows], "mean")["mean"]["rmse_se"] is None
+
+
+def test_regions_without_a_typicality_count_in_no_mean():
+    """Two regions, of which one label wins, and a third of which the model sees nothing."""
+    rows: list[dict[str, Any]] = [
+        {"group": str(i), "label": "a", "typicality": t, "others": o, "label_found": won}
+        for i, (t, o, won) in enumerate([(0.4, 0.2, "a"), (0.2, 0.4, "b"), (None, None, None)])
+    ]
+    found = label_shows(rows, "")
+    assert (found["typicality"], found["of_other_labels"], found["difference"]) == (0.3, 0.3, 0.0)
+    assert (found["label_found"], found["label_found_se"]) == (0.5, 0.5)
+    assert label_shows(rows[2:], "") == {}
 
 
 def test_the_spread_is_held_against_the_error():

@@ -24,10 +24,11 @@ from typicality.applications.impute.judge import judge
 from typicality.applications.impute.measure import rmse
 from typicality.applications.impute.options import ImputeOptions, Region
 from typicality.applications.impute.regions import Regions
-from typicality.applications.impute.run import SCHEMA, Imputation, impute
+from typicality.applications.impute.run import SCHEMA, Imputation, Work, impute
 from typicality.cli.app import run as command
 from typicality.config import DatasetSettings
 from typicality.dataset import load_dataset
+from typicality.dataset.split import is_held_out
 from typicality.errors import DatasetError, InterruptedRun, SettingsError
 from typicality.records import LabelledImage
 from typicality.run import Run, open_finished
@@ -158,6 +159,37 @@ def test_only_what_the_model_has_not_seen_is_measured(opened: Run):
     assert not seen_by(opened, 0) & opened.held_out
 
 
+@pytest.mark.parametrize(
+    ("source", "base", "unseen"), [("flags", "base", 10), ("photos", "base", 40), ("flags", "another", 40)]
+)
+def test_what_the_base_was_pretrained_on_is_not_hidden(opened: Run, source: str, base: str, unseen: int):
+    """Without fine-tuning the run's model has seen none of 20 subjects with two images each. The bundled base was
+    pretrained on what ships with it, without the groups of the fixed split: five of the twenty.
+    """
+    settings = opened.settings.model_copy(
+        update={
+            "dataset": opened.settings.dataset.model_copy(update={"source": source}),
+            "finetune": opened.settings.finetune.model_copy(update={"enabled": False}),
+        }
+    )
+    run = replace(opened, settings=settings)
+    run.__dict__["_loaded"] = replace(opened.base, name=base), opened.base_hash
+    regions = Regions(run.dataset, HIDE)
+    assert len(run.held_out) == len(run.dataset) == 40
+    chosen, _ = chosen_images(run, regions, None, None)
+    assert len(chosen) == unseen
+    assert unseen == 40 or all(is_held_out(image.group) for image in chosen)
+    asked, _ = chosen_images(run, regions, None, "held-out")
+    assert len(asked) == 40
+
+    def notes(images: Sequence[LabelledImage]) -> str:
+        rows = [{"image_id": i.image_id, "held_out": True, "outside_view": 0.0, "typicality": 0.1} for i in images]
+        return " ".join(Work(run, regions, OPTIONS, Path()).notes(rows, []))
+
+    assert "In-sample" not in notes(chosen)
+    assert ("pretrained on 30 of these 40 images" in notes(asked)) == (unseen < 40)
+
+
 @pytest.mark.slow
 def test_a_run_that_holds_nothing_out_says_so(tmp_path: Path, tiny_model: Path):
     folder = mine(tmp_path, tiny_model, held_out=0.0)
@@ -246,6 +278,41 @@ def test_masks_of_a_folder_and_a_mask_that_changed(run: Path, opened: Run, tmp_p
     changed = {p.name for p in (second.folder / "filled").iterdir() if p.stat().st_mtime_ns != stamps[p.name]}
     assert changed == {Path(r["picture"]).name for r in second.table.to_pylist() if r["image_id"] == images[0].image_id}
     assert {r["image_id"]: r["x0"] for r in second.table.to_pylist()}[images[0].image_id] == 20
+
+
+def test_a_hole_that_the_model_does_not_see_has_no_typicality(tiny_model: Path, tmp_path: Path):
+    """Of 96 x 32 pixels the model sees the middle 64. No label wins where it sees nothing of the hole: that row counts
+    in no mean, also where it is the only one.
+    """
+    rng = np.random.default_rng(0)
+    for name in ("a/0", "a/1", "b/2", "b/3"):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 96, 3), dtype=np.uint8)).save(path)
+    folder = tmp_path / "run"
+    typicality.finetune(
+        tmp_path / "photos", "folder", model=str(tiny_model), out=folder, dtype="fp32",
+        finetune={"enabled": False},
+    )  # fmt: skip
+    images = {Path(i.file_name).stem: i for i in open_finished(folder, "finetune").dataset}
+    masks = masks_of(tmp_path / "masks", [images["0"]], (0, 8, 12, 24))
+    columns = ("typicality", "standard_error", "others", "label_found")
+    for n in (1, 2):
+        found = impute(folder, Region(masks=masks), OPTIONS)
+        rows = {Path(row["file_name"]).stem: row for row in found.table.to_pylist()}
+        assert len(rows) == found.summary["n"] == n
+        assert rows["0"]["outside_view"] == 1
+        assert [rows["0"][c + side] for c in columns for side in ("", "_original")] == [None] * 8
+        assert any(note.startswith("1 regions lie wholly outside") for note in found.summary["notes"])
+        if n == 1:
+            assert found.summary["typicality"] == {"fill": {}, "original": {}}
+            masks_of(tmp_path / "more", [images["2"]], (40, 8, 52, 24))
+            (tmp_path / "more" / "2.png").rename(masks / "2.png")
+    assert rows["2"]["typicality"] != 0
+    fill = found.summary["typicality"]["fill"]
+    assert fill["typicality"] == pytest.approx(rows["2"]["typicality"], rel=1e-3)
+    assert fill["of_other_labels"] == pytest.approx(rows["2"]["others"], rel=1e-3)
+    assert fill["label_found"] == (rows["2"]["label_found"] == "b")
 
 
 def test_what_is_marked_is_filled_under_another_label(run: Path, opened: Run, tmp_path: Path):

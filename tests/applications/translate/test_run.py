@@ -29,7 +29,7 @@ from typicality.applications.translate.run import (
     translate_pair,
 )
 from typicality.cli.app import run as command
-from typicality.errors import DatasetError, InterruptedRun, OutputError
+from typicality.errors import DatasetError, InterruptedRun, OutputError, SettingsError
 from typicality.model.crossfit import folds_of
 from typicality.progress import Progress
 from typicality.rescoring import rival_labels, score_latents
@@ -301,11 +301,21 @@ def test_the_command_prints_one_document(run: Path, capsys: pytest.CaptureFixtur
         (["--from", "2016", "--to", "2016"], "two labels"),
         (["--from", "2016", "--to", "2024", "--strength", "2"], "--strength"),
         (["--from", "2016", "--to", "2024", "--inject", "0.1"], "--inject has no effect"),
+        (["--all-pairs", "--method", "mean", "--sampler-steps", "9", "--dry-run"], "--sampler-steps has no effect"),
     ],
 )
 def test_wrong_input_is_one_message(run: Path, words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]):
     assert command(["translate", str(run), *words]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_steps_of_a_method_without_steps_are_refused(run: Path):
+    options = TranslateOptions("mean", steps=9, draws=4)
+    with pytest.raises(SettingsError, match="--sampler-steps has no effect with --method mean"):
+        translate(run, "2016", "2024", options, images=1)
+    with pytest.raises(SettingsError, match="--sampler-steps has no effect with --method mean"):
+        translate_all_pairs(run, options, images=1)
+    assert translate(run, "2016", "2024", replace(options, steps=25), images=1).summary["n"] == 1
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from importlib import resources
 
 from typicality.applications.impute.options import HIDDEN_IMAGES, PARTS, Part
 from typicality.applications.impute.regions import Regions
-from typicality.dataset.split import unit_hash
+from typicality.dataset import is_opened_here
+from typicality.dataset.split import is_held_out, unit_hash
 from typicality.errors import DatasetError, SettingsError, nearest
+from typicality.model.checkpoint import BASE
 from typicality.records import LabelledImage
 from typicality.run import Run
 
@@ -50,10 +53,11 @@ def chosen_images(
     """
     hides = regions.region.hide is not None
     check_part(part)
-    if hides:
-        part = part or ("held-out" if run.held_out else "all")
-        images = HIDDEN_IMAGES if images is None else images
     allowed = ids_of_part(run, part or "all")
+    if hides:
+        images = HIDDEN_IMAGES if images is None else images
+        if part is None:
+            allowed = run.held_out - pretrained_on(run) or run.held_out or allowed
     found: list[LabelledImage] = []
     empty: list[LabelledImage] = []
     candidates = [image for image in regions.candidates() if image.image_id in allowed]
@@ -66,6 +70,18 @@ def chosen_images(
         why = "their masks mark nothing as missing (white)" if empty else f"--part {part or 'all'} holds none of them"
         raise DatasetError(f"there is no image to fill in {run.dataset.name}: {why}")
     return found, empty
+
+
+def pretrained_on(run: Run) -> frozenset[str]:
+    """Return the images that the bundled base has learned to draw, without their labels, before any fine-tuning.
+
+    Those are of the data sets that ship with it, but for the groups that the one fixed split holds out.
+    """
+    name = run.settings.dataset.source
+    ships = is_opened_here(name) and (resources.files("typicality.dataset.builtin") / f"{name}.parquet").is_file()
+    if run.base.name != BASE or not ships:
+        return frozenset()
+    return frozenset(image.image_id for image in run.dataset if not is_held_out(image.group))
 
 
 def in_turns(images: Sequence[LabelledImage]) -> list[LabelledImage]:

@@ -77,13 +77,18 @@ def compare(rows: Sequence[dict[str, Any]], kept: str) -> dict[str, dict[str, An
 def label_shows(rows: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
     """Return how typical regions are of their label and of others, and how often their label wins.
 
+    Regions of which the model sees nothing are left out; {} where there are no others.
+
     Parameters
     ----------
     side : suffix of the columns: '' for the fill, `_original` and `_null`
     """
+    rows = [row for row in rows if row["typicality" + side] is not None]
     groups = [row["group"] for row in rows]
     names = {"typicality": "typicality", "of_other_labels": "others"}
     found: dict[str, Any] = {}
+    if not rows:
+        return found
     for name, column in names.items():
         values = [row[column + side] for row in rows]
         if all(value is not None for value in values):

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from typicality.applications.impute import baselines
-from typicality.applications.impute.choose import check_part, chosen_images, seen_by
+from typicality.applications.impute.choose import check_part, chosen_images, pretrained_on, seen_by
 from typicality.applications.impute.fill import Hole, decode, encode, fills_of, sample_latents, spread_of
 from typicality.applications.impute.judge import best_samples, judge
 from typicality.applications.impute.measure import (
@@ -84,10 +84,10 @@ SCHEMA = pa.schema(
 """A row an image. `label` is that which the region was filled under, `region` a hash of both, x0 ... y1 its box (pixels
 of the original) and `share` its share of the image; `outside_view` of it was cropped away and has the harmonic fill.
 `typicality` is T(region | label) of the filled image with its standard error, `others` the mean under other labels,
-`label_found` the label with the highest; `_original` says the same of the image as it was, and `_null` of a fill
-without a label (hidden regions only). `spread` is the root mean squared standard deviation between samples, and
-`rmse_*` are errors within the hole, both on a scale from 0, black, to 1, white; null where unknown. Pictures are
-relative to the table."""
+`label_found` the label with the highest, all null where the whole region was cropped away; `_original` says the same of
+the image as it was, and `_null` of a fill without a label (hidden regions only). `spread` is the root mean squared
+standard deviation between samples, and `rmse_*` are errors within the hole, both on a scale from 0, black, to 1, white;
+null where unknown. Pictures are relative to the table."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def impute(
     ----------
     images : at most so many, one of each group before a second of any, chosen by a hash, so that fewer are the first
         of more; all by default, and `HIDDEN_IMAGES` where regions are hidden to measure errors
-    part : of the images; all by default, and those that the model has not seen where regions are hidden
+    part : of the images; all by default, and those that neither the model nor the bundled base has seen where regions
+        are hidden
     fresh : fill again what is there under the same options
     settings : with what is to differ from the run's own: seed, device, precision, masks
 
@@ -310,11 +311,12 @@ class Work:
         self, denoiser: Any, holes: Sequence[Hole], labels: Sequence[str], rows: list[dict[str, Any]], side: str,
         pictures: Sequence[np.ndarray],
     ) -> None:  # fmt: skip
-        """Add to every row how typical the region of a picture is of its label and of others."""
+        """Add to every row how typical the region of a picture is of its label and of others, if the model sees it."""
         latents = encode(denoiser, pictures, self.run.latents)
         rivals = [rival_labels(self.run.dataset.labels, label, label) for label in labels]
-        for size in sorted({len(own) for own in rivals}):
-            at = [i for i, own in enumerate(rivals) if len(own) == size]
+        seen = [i for i, hole in enumerate(holes) if hole.shares.any()]
+        for size in sorted({len(rivals[i]) for i in seen}):
+            at = [i for i in seen if len(rivals[i]) == size]
             judged = judge(
                 self.run, denoiser, [holes[i] for i in at], latents[at], [rivals[i] for i in at],
                 self.options.draws, PURPOSE,
@@ -411,8 +413,16 @@ class Work:
             )
         elif self.hides and seen:
             found.append(f"In-sample: the model may have seen what was hidden of {seen} of {len(rows)} images.")
+        learned = pretrained_on(self.run)
+        if self.hides and (drawn := sum(row["held_out"] and row["image_id"] in learned for row in rows)):
+            found.append(
+                f"In-sample: the bundled base was pretrained on {drawn} of these {len(rows)} images, without their "
+                "labels, so errors are too low."
+            )
         if any(row["outside_view"] > 0 for row in rows):
             found.append("Parts of some regions were cropped away from what the model sees: they have a harmonic fill.")
+        if unseen := sum(row["typicality"] is None for row in rows):
+            found.append(f"{unseen} regions lie wholly outside of what the model sees: they have no typicality.")
         if strangers := self.regions.strangers:
             found.append(f"{len(strangers)} masks belong to no image and were not used, first {strangers[0]}.")
         if empty:

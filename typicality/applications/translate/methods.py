@@ -99,6 +99,14 @@ class TranslateOptions:
             raise SettingsError(f"--draws must be even and at least 4 (two antithetic pairs), not {found.draws}")
         return found
 
+    def check_steps(self) -> None:
+        """Raise SettingsError for a number of sampler steps that the method does not use.
+
+        `resolved` does not, since all methods that are compared are given the same number.
+        """
+        if self.method == "mean" and self.steps != TranslateOptions.steps:
+            raise SettingsError("--sampler-steps has no effect with --method mean; all other methods use it")
+
     @property
     def detail(self) -> float:
         """Share of what the autoencoder loses of the source that a picture of the result gets back."""

@@ -127,6 +127,7 @@ def translate(
     OutputError, DatasetError, SettingsError
     """
     options = options.resolved()
+    options.check_steps()
     run = open_finished(folder, "finetune", settings, progress)
     with _held(run):
         found = translate_pair(run, source, target, options, images, fresh)
@@ -144,6 +145,7 @@ def translate_all_pairs(
 ) -> pa.Table:
     """Translate between all ordered pairs of labels, and write and return `translate/pairs.parquet`."""
     options = options.resolved()
+    options.check_steps()
     run = open_finished(folder, "finetune", settings, progress)
     rows = []
     with _held(run):

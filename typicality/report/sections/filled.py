@@ -67,7 +67,7 @@ class Filled(Section):
             if not summary or table is None or not table.num_rows:
                 continue
             rows = sorted(table.to_pylist(), key=lambda row: str(row["image_id"]))
-            fillings = [f for row in rows[:IMAGES] if (f := _filling(row, name, source)) is not None]
+            fillings = [f for row in rows[:IMAGES] if (f := _filling(row, name, summary, source)) is not None]
             methods = _methods(summary)
             return cls(
                 table.num_rows, f"impute/{name}", bool(methods), _found(rows),
@@ -98,13 +98,14 @@ def _methods(summary: Mapping[str, Any]) -> tuple[Method, ...]:
     return tuple(method for _, method in sorted(found, key=lambda item: item[0]))
 
 
-def _filling(row: Mapping[str, Any], name: str, source: Source) -> Filling | None:
+def _filling(row: Mapping[str, Any], name: str, summary: Mapping[str, Any], source: Source) -> Filling | None:
     box = box_of([row[side] for side in ("x0", "y0", "x1", "y1")])
     after = source.crop_of(box, "impute", name, str(row["picture"]))
     if after is None:
         return None
     spread = source.crop_of(box, "impute", name, str(row["spread_picture"])) if row["spread_picture"] else None
-    error = number(row.get("rmse_mean"))
+    error = number(row.get("rmse_best")) if summary.get("keep") == "best" else None
+    error = number(row.get("rmse_mean")) if error is None else error  # a single sample is the mean
     return Filling(
         clean(row["file_name"]), clean(row["label"]), source.crop(str(row["image_id"]), box), after, spread,
         milli(number(row["typicality"])), "" if error is None else f"{error:.3f}",
