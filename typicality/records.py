@@ -25,11 +25,13 @@ class LabelledImage:
     file_name : as the source names it (not unique)
     labels : the labels of the image, sorted; several where `--label-separator` is used, or where
         byte-identical files carry different labels
+    other_labels : those that `dataset.labels` leaves out, sorted: what is marked may be theirs
     group : relatives (the same object, patient, webcam) share it; the image_id where no column is given
     width, height : pixels, after EXIF orientation
     source : where the bytes are, meaningful to the reader that made it
     metadata : the other columns of the row
-    boxes, mask : ground truth for evaluation, never used in training
+    boxes, mask : ground truth for evaluation, never used in training; `mask` is where its bytes are, or a tuple of
+        such places where several files mark the image
     box_labels : of each box the name that its source gives it, '' where it gives none; () when no box has a name.
         A box with two names is there twice.
     """
@@ -45,6 +47,7 @@ class LabelledImage:
     boxes: tuple[Box, ...] = ()
     mask: Any = None
     box_labels: tuple[str, ...] = ()
+    other_labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

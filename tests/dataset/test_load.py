@@ -279,3 +279,124 @@ def test_boxes_of_coco_do_not_go_to_two_files_of_one_name(write: Write, load: Lo
     data = load(root, label="c", boxes=str(coco(root / "truth.json", "0.png")))
     assert [image.boxes for image in data] == [(), ()]
     assert "1 file names that have boxes could mean several images, first 0.png" in data.warnings[0]
+
+
+def lesions(folder: Path, **columns: int) -> None:
+    """Write masks of 12 x 8 pixels, each of which marks one column."""
+    (folder / "masks").mkdir()
+    for name, column in columns.items():
+        mask = Image.new("L", (12, 8))
+        mask.paste(255, (column, 0, column + 1, 8))
+        mask.save(folder / "masks" / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    ("rows", "marked"),
+    [
+        ("0.png,x,\n", None),
+        ("0.png,x,l.png\n", [1]),
+        ("0.png,x,l.png\n0.png,x,r.png\n", [1, 9]),  # a row for each lesion
+        ("0.png,x,\n0.png,x,r.png\n", [9]),
+        ("0.png,x,r.png\n0.png,x,\n", [9]),
+        ("0.png,x,l.png\n0.png,x,l.png\n", [1]),
+        ("0.png,x,l.png\ncopy.png,x,r.png\n", [1, 9]),  # the same bytes
+        ("copy.png,x,r.png\n0.png,x,\n", [9]),
+    ],
+)
+def test_every_mask_of_an_image_counts(rows: str, marked: list[int] | None, write: Write, load: Load) -> None:
+    root = write("0.png", 0, "copy.png", 0, "1.png", 1)
+    lesions(root, l=1, r=9)
+    (root / "t.csv").write_text(f"file_name,c,mask\n{rows}1.png,y,\n")
+    data = load(root / "t.csv", label="c", masks="mask")
+    found = data.mask(next(image for image in data if image.labels == ("x",)))
+    assert (None if found is None else found[0].nonzero()[0].tolist()) == marked
+    assert found is None or (found == found[0]).all()
+
+
+def test_labels_that_are_left_out_are_known_of_an_image(tmp_path: Path, load: Load) -> None:
+    """What is marked may be of either label. Of a row with one label it is of that one, whatever other rows say."""
+    source = table(tmp_path, "c", "mass|effusion|air", "none|none", "mass")
+    with source.open("a") as file:
+        file.write("2.png,effusion\n")
+    data = load(source, label="c", label_separator="|", labels=("mass", "none"))
+    found = {image.file_name: (image.labels, image.other_labels) for image in data}
+    assert found == {
+        "0.png": (("mass",), ("air", "effusion")), "1.png": (("none",), ()), "2.png": (("mass",), ()),
+    }  # fmt: skip
+    assert not any(image.other_labels for image in load(source, label="c", label_separator="|"))
+
+
+@pytest.mark.parametrize("boxes", ["x0,y0,x1,y1", "b"])
+@pytest.mark.parametrize("labels", [None, ("mass", "none")])
+def test_a_box_of_a_row_with_one_label_is_of_that_label(boxes: str, labels, write: Write, load: Load) -> None:
+    """A table of boxes has a row for each; in a row with two labels nothing says of which its box is."""
+    root = write("0.png", 0, "1.png", 1, "2.png", 2)
+    rows = [("0", "mass", 0), ("0", "effusion", 4), ("1", "mass|effusion", 2), ("2", "none", None)]
+    lines = [
+        f'{name}.png,{cell},' + (",,,," if x is None else f'{x},0,{x + 1},1,"[[{x},0,{x + 1},1]]"')
+        for name, cell, x in rows
+    ]  # fmt: skip
+    (root / "t.csv").write_text("file_name,c,x0,y0,x1,y1,b\n" + "\n".join(lines) + "\n")
+    data = load(root / "t.csv", label="c", label_separator="|", boxes=boxes, labels=labels)
+    found = {image.file_name: (image.boxes, image.box_labels) for image in data}
+    both = (((0, 0, 1, 1), (4, 0, 5, 1)), ("mass", "effusion"))
+    mass = (((0, 0, 1, 1),), ("mass",))
+    assert found == {"0.png": mass if labels else both, "1.png": (((2, 0, 3, 1),), ()), "2.png": ((), ())}
+
+
+def test_a_box_of_coco_is_not_of_the_label_of_a_row(tmp_path: Path, load: Load) -> None:
+    """The file knows the image and no row of the table."""
+    data = load(table(tmp_path, "c", "a", "b"), label="c", boxes=str(coco(tmp_path / "truth.json", "0.png")))
+    assert {image.box_labels for image in data} == {()}
+    assert sum(len(image.boxes) for image in data) == 1
+
+
+def test_boxes_of_coco_without_an_area_are_left_out(tmp_path: Path, load: Load) -> None:
+    """A click instead of a drag: one such box does not refuse a data set, and is told."""
+    path = coco(tmp_path / "truth.json", "0.png", "1.png")
+    content = json.loads(path.read_text())
+    content["annotations"] += [{"image_id": 1, "bbox": [5, 5, 0, 7]}, {"image_id": 2, "bbox": [5, 5, 3, 0]}]
+    path.write_text(json.dumps(content))
+    data = load(table(tmp_path, "c", "a", "b"), label="c", boxes=str(path))
+    assert sorted(image.boxes for image in data) == [((0, 0, 1, 1),), ((0, 0, 2, 1),)]
+    assert data.warnings == (f"{path}: boxes without an area are left out: 2",)
+
+
+@pytest.mark.parametrize(
+    ("categories", "labels", "told"),
+    [
+        (("mass", "Infiltrate"), None, "'Infiltrate' (did you mean 'infiltration'?)"),
+        (("mass", "pacemaker"), None, "'pacemaker'"),
+        (("mass", "infiltration"), None, None),
+        (("mass", "infiltration"), ("mass", "none"), None),  # left out on purpose
+        (("finding", "defect"), None, None),  # other words for what is marked: they tell no label
+    ],
+)
+def test_categories_that_are_no_label_are_told(categories, labels, told, tmp_path: Path, load: Load) -> None:
+    """As soon as one category is a label, boxes of the others count for none."""
+    source = table(tmp_path, "c", "mass", "infiltration", "none")
+    path = coco(tmp_path / "truth.json", "0.png", "1.png")
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(categories)]
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["category_id"] = number
+    # a box of the second category in an image that is kept
+    content["annotations"].append({"image_id": 1, "category_id": 1, "bbox": [2, 2, 2, 2]})
+    path.write_text(json.dumps(content))
+    warnings = load(source, label="c", boxes=str(path), labels=labels).warnings
+    expected = f"boxes of these names count for no label, since none is called so: {told}"
+    assert warnings == ((expected,) if told else ())
+
+
+@pytest.mark.parametrize(
+    ("box", "out"),
+    [("100,120,200,220", 1), ("6,0,18,8", 0), ("6,0,19,8", 1), ("-3,-2,6,7", 0), ("0,0,12,8", 0)],
+)
+def test_boxes_outside_of_their_image_are_told(box: str, out: int, tmp_path: Path, load: Load) -> None:
+    """Of the original, perhaps, and the images are smaller. Half of a box may lie beyond the border: 6 to 18 of 12."""
+    data = load(table(tmp_path, "c,x0,y0,x1,y1", f"a,{box}", "b,1,1,4,4"), label="c", boxes="x0,y0,x1,y1")
+    expected = (
+        "boxes that lie wholly or for the most part outside of their image: 1 of 2, first of 0.png; are they those of "
+        "images of another size?"
+    )
+    assert data.warnings == (expected,) * out

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import overload
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 from PIL import Image
 
 from typicality.dataset import pixels
+from typicality.dataset.places import Place
 from typicality.dataset.split import HELD_OUT_SHARE, is_held_out, unit_hash
 from typicality.errors import DatasetError
 from typicality.records import Duplicate, LabelledImage, UnreadableImage
@@ -92,12 +93,15 @@ class LabelledImages(Sequence[LabelledImage]):
         try:
             return pixels.rgb(image.source.read())
         except (OSError, pa.ArrowException, pixels.UnreadablePixelsError) as error:
-            raise _changed("the image", image, error) from error
+            raise DatasetError(
+                f"cannot read the image {image.file_name} any more ({error}): did the data set change?"
+            ) from error
 
     def mask(self, image: LabelledImage) -> np.ndarray | None:
         """Read the ground-truth mask of one image: bool (height, width) of the original, or None where it has none.
 
-        A mask of another size but the same proportions is resized by nearest neighbour.
+        Of several files, what any of them marks is marked. A mask of another size but the same proportions is resized
+        by nearest neighbour.
 
         Raises
         ------
@@ -105,19 +109,8 @@ class LabelledImages(Sequence[LabelledImage]):
         """
         if image.mask is None:
             return None
-        try:
-            marked = pixels.binary_mask(image.mask.read())
-        except (OSError, pixels.UnreadablePixelsError) as error:
-            raise _changed("the mask of", image, error) from error
-        height, width = marked.shape
-        if (width, height) == (image.width, image.height):
-            return marked
-        if abs(width * image.height - height * image.width) > max(width * image.height, height * image.width) * 0.02:
-            raise DatasetError(
-                f"the mask of {image.file_name} has {width} x {height} pixels, its image {image.width} x {image.height}"
-            )
-        resized = Image.fromarray(marked).resize((image.width, image.height), Image.Resampling.NEAREST)
-        return np.asarray(resized, dtype=bool)
+        places = image.mask if isinstance(image.mask, tuple) else (image.mask,)
+        return reduce(np.logical_or, (_marked(image, place) for place in places))
 
     def held_out(self, share: float = HELD_OUT_SHARE) -> tuple[list[LabelledImage], list[LabelledImage]]:
         """Split into (training, held-out) by a hash of each image's group, so that relatives stay together.
@@ -136,5 +129,18 @@ class LabelledImages(Sequence[LabelledImage]):
         return training, [image for image, out in zip(self.images, held, strict=True) if out]
 
 
-def _changed(what: str, image: LabelledImage, error: Exception) -> DatasetError:
-    return DatasetError(f"cannot read {what} {image.file_name} any more ({error}): did the data set change?")
+def _marked(image: LabelledImage, place: Place) -> np.ndarray:
+    """Read one mask of an image at its size, bool (height, width)."""
+    try:
+        marked = pixels.binary_mask(place.read())
+    except (OSError, pixels.UnreadablePixelsError) as error:
+        raise DatasetError(f"cannot read the mask of {image.file_name}: {error}") from error
+    height, width = marked.shape
+    if (width, height) == (image.width, image.height):
+        return marked
+    if abs(width * image.height - height * image.width) > max(width * image.height, height * image.width) * 0.02:
+        raise DatasetError(
+            f"the mask of {image.file_name} has {width} x {height} pixels, its image {image.width} x {image.height}"
+        )
+    resized = Image.fromarray(marked).resize((image.width, image.height), Image.Resampling.NEAREST)
+    return np.asarray(resized, dtype=bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from typicality.dataset.places import NoPlace, Place
 from typicality.dataset.rows import FOLDER, Row, Source
 from typicality.dataset.sources import open_source
 from typicality.dataset.split import unit_hash
-from typicality.dataset.truth import NamedBox, boxes_reader, clip, mask_place
+from typicality.dataset.truth import NamedBox, boxes_reader, clip, mask_place, outside
 from typicality.dataset.where import compile_where
 from typicality.errors import DatasetError, nearest
 from typicality.records import Duplicate, LabelledImage, UnreadableImage
@@ -29,17 +30,21 @@ from typicality.records import Duplicate, LabelledImage, UnreadableImage
 IMBALANCE = 50  # the most frequent label has so many times the images of the rarest: worth a warning
 SHOWN = 8  # names in a warning
 MERGED = 0.05  # share of the groups that are lost because they share images: worth a warning
+TWELVE_BITS = 4095  # their largest value
+
+_Measured = tuple[str, int, int, int | None]
 
 
 @dataclass(frozen=True)
 class _Labelled:
-    """A row that is kept, with what its columns say about the image."""
+    """A row that is kept, with what its columns say about the image. `others` are labels that nobody asked for."""
 
     row: Row
     labels: tuple[str, ...]
     group: str
     boxes: tuple[NamedBox, ...]
     mask: Place | None
+    others: tuple[str, ...] = ()
 
 
 @dataclass
@@ -49,7 +54,10 @@ class _Image:
     first: _Labelled
     width: int
     height: int
+    brightest: int | None
     boxes: set[NamedBox] = field(default_factory=set)
+    masks: dict[Place, None] = field(default_factory=dict)
+    others: set[str] = field(default_factory=set)
     files: dict[Place, str] = field(default_factory=dict)
     labels_of: dict[Place, set[str]] = field(default_factory=dict)
     groups: set[str] = field(default_factory=set)
@@ -124,8 +132,7 @@ def load_dataset(settings: DatasetSettings) -> LabelledImages:
         fingerprint=_fingerprint(records),
         columns=source.columns,
     )
-    conflicts = [image.first.row.file_name for image in images.values() if image.conflict]
-    return replace(data, warnings=tuple(_warnings(data, settings, source, tally, conflicts, same)))
+    return replace(data, warnings=tuple(_warnings(data, settings, source, tally, images.values(), same)))
 
 
 def _label_column(settings: DatasetSettings, source: Source) -> str:
@@ -185,7 +192,10 @@ def _labelled(source: Source, label: str, settings: DatasetSettings, tally: _Tal
             tally.missing += 1
             continue
         tally.labels.update(labels)
+        only = labels[0] if len(labels) == 1 else ""
+        others: tuple[str, ...] = ()
         if wanted is not None:
+            others = tuple(name for name in labels if name not in wanted)
             labels = tuple(name for name in labels if name in wanted)
         if labels:
             mask = mask_place(settings.masks, row, source)
@@ -193,7 +203,7 @@ def _labelled(source: Source, label: str, settings: DatasetSettings, tally: _Tal
                 tally.missing_masks.append(row.file_name)
                 mask = None
             group = text_of(row.values.get(settings.group)) if settings.group else ""
-            yield _Labelled(row, labels, group, boxes_of(row), mask)
+            yield _Labelled(row, labels, group, boxes_of(row, only), mask, others)
 
 
 def _wanted(settings: DatasetSettings) -> tuple[str, ...] | None:
@@ -219,10 +229,13 @@ def _read_all(rows: Iterable[_Labelled], strict: bool) -> tuple[dict[str, _Image
                 )
             unreadable.append(result)
             continue
-        image_id, width, height = result
-        image = images.setdefault(image_id, _Image(item, width, height))
+        image_id, width, height, brightest = result
+        image = images.setdefault(image_id, _Image(item, width, height, brightest))
         image.labels_of.setdefault(item.row.place, set()).update(item.labels)
+        image.others.update(item.others)
         image.boxes.update(item.boxes)
+        if item.mask is not None:
+            image.masks[item.mask] = None
         image.files[item.row.place] = item.row.file_name
         image.groups.update({item.group} - {""})
         if item.row.file_name < image.first.row.file_name:
@@ -230,12 +243,10 @@ def _read_all(rows: Iterable[_Labelled], strict: bool) -> tuple[dict[str, _Image
     return images, unreadable
 
 
-def _in_threads(
-    rows: Iterable[_Labelled],
-) -> Iterator[tuple[_Labelled, tuple[str, int, int] | UnreadableImage]]:
+def _in_threads(rows: Iterable[_Labelled]) -> Iterator[tuple[_Labelled, _Measured | UnreadableImage]]:
     """Map `_read` over the rows in order, with a bounded number of images in memory."""
     workers = min(8, os.cpu_count() or 1)
-    pending: deque[tuple[_Labelled, Future[tuple[str, int, int] | UnreadableImage]]] = deque()
+    pending: deque[tuple[_Labelled, Future[_Measured | UnreadableImage]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="typicality-read") as pool:
         for item in rows:
             pending.append((item, pool.submit(_read, item.row)))
@@ -247,8 +258,8 @@ def _in_threads(
             yield oldest, future.result()
 
 
-def _read(row: Row) -> tuple[str, int, int] | UnreadableImage:
-    """Return (image_id, width, height), or why the image cannot be read."""
+def _read(row: Row) -> _Measured | UnreadableImage:
+    """Return (image_id, width, height, brightest), or why the image cannot be read."""
     try:
         data = row.place.read()
         return (pixels.content_id(data), *pixels.measure(data))
@@ -289,6 +300,7 @@ def _record(image_id: str, image: _Image, same: Mapping[str, str]) -> LabelledIm
     first = image.first
     group = min((same.get(name, name) for name in image.groups), default=image_id)
     boxes = clip(image.boxes, image.width, image.height)
+    masks = tuple(image.masks)
     return LabelledImage(
         image_id=image_id,
         file_name=first.row.file_name,
@@ -299,8 +311,9 @@ def _record(image_id: str, image: _Image, same: Mapping[str, str]) -> LabelledIm
         source=first.row.place,
         metadata={name: _printable(value) for name, value in first.row.values.items()},
         boxes=tuple(box for box, _ in boxes),
-        mask=first.mask,
+        mask=masks if len(masks) > 1 else next(iter(masks), None),
         box_labels=tuple(name for _, name in boxes) if any(name for _, name in boxes) else (),
+        other_labels=tuple(sorted(image.others - image.labels)),
     )
 
 
@@ -356,7 +369,7 @@ def _counted(n: int, noun: str) -> str:
 
 
 def _warnings(
-    data: LabelledImages, settings: DatasetSettings, source: Source, tally: _Tally, conflicts: list[str],
+    data: LabelledImages, settings: DatasetSettings, source: Source, tally: _Tally, images: Collection[_Image],
     same: Mapping[str, str],
 ) -> Iterator[str]:  # fmt: skip
     yield from source.notes
@@ -368,6 +381,15 @@ def _warnings(
         yield f"{tally.missing} of {tally.kept} images have no value in the column {data.label!r} and are left out"
     if tally.missing_masks:
         yield f"no file for {_counted(len(tally.missing_masks), 'mask')}, first that of {min(tally.missing_masks)}"
+    yield from _odd_boxes(data, tally, images)
+    deep = [image.brightest for image in images if image.brightest]
+    dim = sum(brightest <= TWELVE_BITS for brightest in deep)
+    if dim > len(deep) / 2:
+        yield (
+            f"{dim} of {len(deep)} images of 16 bits use at most 12 of 16 bits: rescale them first, or no more than 17 "
+            "greys are left of them"
+        )
+    conflicts = [image.first.row.file_name for image in images if image.conflict]
     if conflicts:
         yield (
             f"the same bytes under different labels, counted for each of them: {_counted(len(conflicts), 'image')}, "
@@ -396,6 +418,27 @@ def _warnings(
             f"the labels are very unequal: {data.counts[most]} images of {most!r}, {data.counts[least]} of {least!r}; "
             "dataset.max_per_label evens them out"
         )
+
+
+def _odd_boxes(data: LabelledImages, tally: _Tally, images: Collection[_Image]) -> Iterator[str]:
+    """Say what about the boxes suggests that they are meant for other images or labels."""
+    out = {i.first.row.file_name: n for i in images if (n := outside(i.boxes, i.width, i.height))}
+    if out:
+        total = sum(len(image.boxes) for image in images)
+        yield (
+            f"boxes that lie wholly or for the most part outside of their image: {sum(out.values())} of {total}, first "
+            f"of {min(out)}; are they those of images of another size?"
+        )
+    names = {name for image in data for name in image.box_labels}
+    if not names & set(data.labels):
+        return  # names that say what is marked in other words, and tell no label
+    known = {label.casefold(): label for label in data.labels}
+    ignored = []
+    for name in sorted(names - set(tally.labels) - {""}):
+        close = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.7)
+        ignored.append(f"{name!r}" + (f" (did you mean {known[close[0]]!r}?)" if close else ""))
+    if ignored:
+        yield f"boxes of these names count for no label, since none is called so: {_some(ignored)}"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -24,4 +24,9 @@ def is_held_out(group: str, share: float = HELD_OUT_SHARE) -> bool:
 
 def fold_of(group: str, folds: int, seed: int = 0) -> int:
     """Return the fold in [0, folds) that `group` belongs to; whole groups stay together."""
-    return int(unit_hash(group, salt=f"fold:{seed}") * folds)
+    return int(fold_hash(group, seed) * folds)
+
+
+def fold_hash(group: str, seed: int = 0) -> float:
+    """Return the number in [0, 1) that puts `group` into a fold: the k-th of n folds has those from k / n on."""
+    return unit_hash(group, salt=f"fold:{seed}")

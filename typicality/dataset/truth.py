@@ -17,11 +17,12 @@ from typicality.records import Box
 
 NamedBox = tuple[Box, str]
 """A box and what its source says it shows, such as a COCO category; '' where it says nothing."""
-BoxesOf = Callable[[Row], tuple[NamedBox, ...]]
+BoxesOf = Callable[[Row, str], tuple[NamedBox, ...]]
+"""Finds the boxes of a row, given its label where it has one alone, else ''."""
 CORNERS = "[[x0, y0, x1, y1], ...] in pixels of the original image, x1 and y1 exclusive"
 
 
-def no_boxes(row: Row) -> tuple[NamedBox, ...]:
+def no_boxes(row: Row, label: str) -> tuple[NamedBox, ...]:
     """Return () for every row: there is no ground truth."""
     return ()
 
@@ -29,16 +30,16 @@ def no_boxes(row: Row) -> tuple[NamedBox, ...]:
 def boxes_reader(setting: str | None, source: Source, rows: Iterable[Row]) -> BoxesOf:
     """Return the function that finds a row's boxes.
 
-    `setting` names a column of JSON lists (or of lists), four columns 'x0,y0,x1,y1', or a COCO file. Only the last
-    names its boxes: by category.
+    `setting` names a column of JSON lists (or of lists), four columns 'x0,y0,x1,y1', or a COCO file. The last names its
+    boxes by category. Those in columns are of the row's label where it has one alone, as where each box has a row.
     """
     if setting is None:
         return no_boxes
     if setting in source.columns:
-        return lambda row: _unnamed(_parse(row.values.get(setting), row.file_name))
+        return lambda row, label: _named(_parse(row.values.get(setting), row.file_name), label)
     four = [name.strip() for name in setting.split(",")]
     if len(four) == 4 and all(name in source.columns for name in four):
-        return lambda row: _unnamed(_of_corners([row.values.get(name) for name in four], row.file_name))
+        return lambda row, label: _named(_of_corners([row.values.get(name) for name in four], row.file_name), label)
     for path in (Path(setting).expanduser(), source.base / setting):
         if path.is_file():
             return _coco(path, source, rows)
@@ -56,8 +57,8 @@ def mask_place(setting: str | None, row: Row, source: Source) -> Place | None:
     return file_place(path_of(row.values[setting]), (base / "masks", base))
 
 
-def _unnamed(boxes: Iterable[Box]) -> tuple[NamedBox, ...]:
-    return tuple((box, "") for box in boxes)
+def _named(boxes: Iterable[Box], name: str) -> tuple[NamedBox, ...]:
+    return tuple((box, name) for box in boxes)
 
 
 def _parse(value: Any, file_name: str) -> tuple[Box, ...]:
@@ -92,8 +93,23 @@ def _of_corners(corners: Iterable[Any], file_name: str) -> tuple[Box, ...]:
 
 def clip(boxes: Iterable[NamedBox], width: int, height: int) -> tuple[NamedBox, ...]:
     """Cut boxes at the borders of the image; what lies outside goes. Sorted, without repeats of box and name."""
-    cut = {((max(0, x0), max(0, y0), min(width, x1), min(height, y1)), name) for (x0, y0, x1, y1), name in boxes}
-    return tuple(sorted((box, name) for box, name in cut if box[0] < box[2] and box[1] < box[3]))
+    cut = {(_cut(box, width, height), name) for box, name in boxes}
+    return tuple(sorted((box, name) for box, name in cut if _area(box)))
+
+
+def outside(boxes: Iterable[NamedBox], width: int, height: int) -> int:
+    """Return how many boxes lie outside of the image with more than half of their area."""
+    return sum(2 * _area(_cut(box, width, height)) < _area(box) for box, _ in boxes)
+
+
+def _cut(box: Box, width: int, height: int) -> Box:
+    x0, y0, x1, y1 = box
+    return max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+
+
+def _area(box: Box) -> int:
+    x0, y0, x1, y1 = box
+    return max(0, x1 - x0) * max(0, y1 - y0)
 
 
 def _coco(path: Path, source: Source, rows: Iterable[Row]) -> BoxesOf:
@@ -106,16 +122,22 @@ def _coco(path: Path, source: Source, rows: Iterable[Row]) -> BoxesOf:
         names = {image["id"]: text_of(image["file_name"]) for image in content["images"]}
         categories = {c["id"]: text_of(c.get("name")) for c in content.get("categories") or ()}
         by_name: dict[str, list[NamedBox]] = {name: [] for name in names.values()}
+        flat = 0
         for annotation in content["annotations"]:
             if annotation.get("bbox"):
                 x, y, width, height = annotation["bbox"]
                 name = names[annotation["image_id"]]
+                if x + width <= x or y + height <= y:
+                    flat += 1
+                    continue
                 what = categories.get(annotation.get("category_id"), "")
                 by_name[name] += [(box, what) for box in _of_corners([x, y, x + width, y + height], name)]
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path} is not a COCO file (images and annotations with bbox): {error!r}") from error
+    if flat:
+        source.notes.append(f"{path}: boxes without an area are left out: {flat}")
     name_of, unclear = _images_of(by_name, rows)
     if without := [name for name in unclear if by_name[name]]:
         source.notes.append(
@@ -124,7 +146,7 @@ def _coco(path: Path, source: Source, rows: Iterable[Row]) -> BoxesOf:
         )
     elif by_name and not name_of:
         source.notes.append(f"{path} names no image of {source.name}, first {printable(next(iter(by_name)))}: no boxes")
-    return lambda row: tuple(by_name[name_of[row.file_name]]) if row.file_name in name_of else ()
+    return lambda row, _: tuple(by_name[name_of[row.file_name]]) if row.file_name in name_of else ()
 
 
 def _images_of(names: Collection[str], rows: Iterable[Row]) -> tuple[dict[str, str], list[str]]:

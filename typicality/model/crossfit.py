@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +29,10 @@ import torch
 
 from typicality.config import FinetuneSettings, Settings
 from typicality.dataset import LabelledImages
-from typicality.dataset.split import fold_of
+from typicality.dataset.split import fold_hash, fold_of
 from typicality.errors import DatasetError, InputError
 from typicality.model.card import model_card
-from typicality.model.checkpoint import Checkpoint
+from typicality.model.checkpoint import Checkpoint, is_model
 from typicality.model.finetune import TRAINING_RECORD, Finetuner
 from typicality.model.latents import LatentStore
 from typicality.model.recipe import default_steps
@@ -45,18 +46,25 @@ from typicality.store import remove
 def folds_of(dataset: LabelledImages, folds: int, seed: int) -> dict[str, int]:
     """Return the fold in [0, folds) of every image_id; images of a group share it.
 
+    Folds are `fold_of` the groups, unless there are so few groups that a fold would be empty: then the group nearest
+    to it by hash moves there, from a fold that has another.
+
     Raises
     ------
-    DatasetError : when a fold would be empty.
+    DatasetError : for fewer groups than folds.
     """
-    found = {image.image_id: fold_of(image.group, folds, seed) for image in dataset}
-    if empty := sorted(set(range(folds)) - set(found.values())):
-        groups = len({image.group for image in dataset})
+    groups = {image.group for image in dataset}
+    if len(groups) < folds:
         raise DatasetError(
-            f"{groups} groups cannot fill {folds} folds: no image falls into fold {empty[0]}; use fewer --folds, or a "
-            "--group column with more values"
+            f"{len(groups)} groups cannot fill {folds} folds: use fewer --folds, or a --group column with more values"
         )
-    return found
+    found = {group: fold_of(group, folds, seed) for group in groups}
+    for empty in sorted(set(range(folds)) - set(found.values())):
+        size = Counter(found.values())
+        middle = (empty + 0.5) / folds
+        free = [group for group in groups if size[found[group]] > 1]
+        found[min(free, key=lambda group: (abs(fold_hash(group, seed) - middle), group))] = empty
+    return {image.image_id: found[image.group] for image in dataset}
 
 
 SHARED = "shared"
@@ -97,6 +105,8 @@ class CrossFit:
             if folder.name not in {f"fold-{fold}" for fold in range(number)}:
                 shutil.rmtree(folder)
         entries = [self._finished(f"fold-{fold}") or self._train(fold, progress) for fold in range(number)]
+        if self.settings.finetune.shared and self._finished(SHARED) is None:
+            self._shared(progress)  # it alone was lost
         begun = entries[0]["shared_steps"]
         shutil.rmtree(self.states, ignore_errors=True)
         return {
@@ -114,7 +124,7 @@ class CrossFit:
 
     def _finished(self, part: str) -> dict[str, Any] | None:
         path = self.models / part / TRAINING_RECORD
-        if not path.exists():
+        if not path.exists() or not is_model(path.parent):
             return None
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record["entry"] if record["key"] == self.key else None

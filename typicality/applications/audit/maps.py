@@ -82,11 +82,13 @@ def truth_of(image: LabelledImage, score: ScoreMap, dataset: LabelledImages, nam
     Parameters
     ----------
     named : boxes have names that are labels: those with another name do not count. Masks, and boxes without a name,
-        do not say of which label they are, so that they count only where the image carries one.
+        do not say of which label they are, so that they count only where the image carries one, counting those that
+        `dataset.labels` leaves out.
     """
     names = image.box_labels if named and image.box_labels else ("",) * len(image.boxes)
     own = [box for box, name in zip(image.boxes, names, strict=True) if name in ("", score.label)]
-    if (image.mask is None and not own) or (len(image.labels) > 1 and (image.mask is not None or "" in names)):
+    untold = len(image.labels) + len(image.other_labels) > 1 and (image.mask is not None or "" in names)
+    if untold or (image.mask is None and not own):
         return None
     full = dataset.mask(image)
     if full is None:

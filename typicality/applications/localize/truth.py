@@ -36,13 +36,14 @@ def truths_of(
 
     Returns
     -------
-    None where several labels are asked for and what is marked does not say of which it is.
+    None where what is marked does not say of which label it is: of several that are asked for, or of one among others
+    that `dataset.labels` leaves out.
     """
     mask = dataset.mask(image)
     names = image.box_labels if named else ()
     boxes = list(zip(image.boxes, names or ("",) * len(image.boxes), strict=True))
     anyone = [box for box, name in boxes if not name]
-    if len(labels) > 1 and (anyone or (mask is not None and mask.any())):
+    if len(labels) + len(image.other_labels) > 1 and (anyone or (mask is not None and mask.any())):
         return None
     found = {}
     for label in labels:
