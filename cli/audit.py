@@ -50,15 +50,13 @@ def audit(
     write: Write = None,
 ) -> None:
     """Look for wrong labels, confusable labels, shortcuts and near-duplicate images."""
+    from typicality.applications.audit.auditing import asked, plan_of, with_folds
     from typicality.applications.audit.auditing import audit as examine
-    from typicality.applications.audit.auditing import plan_of, with_folds
-    from typicality.applications.audit.gates import parse_conditions
     from typicality.dataset import load_dataset
     from typicality.paths import default_folder
     from typicality.store import write_text
 
-    if fail_on is not None:
-        parse_conditions(fail_on)
+    asked(label_draws, images_only, fail_on, baseline)
     truth = {"dataset": given(masks=masks, boxes=boxes)}
     settings = common.settings(dataset, data.layer(), truth, training.layer(), scoring.layer())
     folder = common.folder(dataset)

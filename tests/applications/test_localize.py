@@ -45,7 +45,7 @@ from typicality.applications.localize.work import Options, _safe, parts_of, requ
 from typicality.cli.app import run as command
 from typicality.config import Settings
 from typicality.dataset.view import view_of
-from typicality.errors import InputError, OutputError
+from typicality.errors import DatasetError, InputError, OutputError
 from typicality.evaluation.localize import RIVALS
 from typicality.evaluation.localize import localize as evaluate
 from typicality.pipeline import ensure_latents, finetune, mine, scorer
@@ -499,6 +499,10 @@ def test_each_label_is_measured_against_its_own_boxes(marked_folder: Path, tiny_
     [together] = (truths_of(data, unnamed, ("dot",), named=False) or {}).values()
     assert np.flatnonzero(together[0]).tolist() == [1, 2, 5, 7, 8]
     assert truths_of(data, replace(first, boxes=()), LABELS, named=False) is None
+    other = {"labels": ("dot",), "other_labels": ("bar",)}  # the data set is restricted to other labels
+    assert truths_of(data, replace(unnamed, **other), ("dot",), named=False) is None
+    assert truths_of(data, replace(first, boxes=(), **other), ("dot",), named=False) is None
+    assert set(truths_of(data, replace(several, **other), ("dot",), named=True) or {}) == {"dot"}
     clean = replace(next(i for i in data if i.labels == ("clean",)), labels=LABELS)
     assert [truth.any() for truth in (truths_of(data, clean, LABELS, named=False) or {}).values()] == [False, False]
 
@@ -655,6 +659,35 @@ def test_images_of_the_reference_label_give_the_threshold(tuned_folder: Path, tm
     again = localize(settings, folder, Options("clean", 2), overlays=0)
     assert again.summary == summary
     assert json.loads((folder / "run.json").read_text())["stages"]["localize"]["unet_evaluations"] == spent
+
+
+def test_images_of_no_known_place_are_training_images_only_where_a_model_saw_them(tuned_folder: Path, tmp_path: Path):
+    """Of the held-out images one has a mask and the others none; the rest were trained on, masks or not."""
+    folder = shutil.copytree(tuned_folder, tmp_path / "run")
+    run = open_run(resolve_settings(str(folder)), folder)
+    kept = min(i.image_id for i in run.dataset if i.image_id in run.held_out and i.labels != ("clean",))
+    images = tuple(i if i.image_id == kept else replace(i, mask=None) for i in run.dataset)
+    run = replace(run, dataset=replace(run.dataset, images=images))
+    parts = parts_of(run, requests_of(list(run.dataset), None))
+    found = {i.image_id: parts.of(i.image_id, i.labels[0]) for i in run.dataset}
+    assert found.pop(kept) == "test"
+    assert {i for i, part in found.items() if part == "unmarked"} == run.held_out - {kept}
+    assert {i for i, part in found.items() if part == "training"} == {i.image_id for i in run.dataset} - run.held_out
+
+
+def test_a_mask_that_cannot_be_read_is_refused_before_the_work(marked_folder: Path, tiny_model: Path, tmp_path: Path):
+    """Cut short after the latents were made: nothing is drawn before it is noticed."""
+    data = shutil.copytree(marked_folder, tmp_path / "marked")
+    settings = settings_for(data, tiny_model, finetune={"enabled": False})
+    run = open_run(settings, tmp_path / "run")
+    with run.directory.lock():
+        ensure_latents(run)
+        run.directory.save()
+    damaged = data / "masks" / "dot3.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(DatasetError, match=r"mask of images/dot3\.png"):
+        localize(settings, tmp_path / "run", Options(draws=2))
+    assert "localize" not in json.loads((tmp_path / "run" / "run.json").read_text())["stages"]
 
 
 def test_options_that_cannot_work_are_refused(run_folder: Path, tmp_path: Path):

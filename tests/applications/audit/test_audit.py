@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import typicality
-from tests.applications.audit.conftest import load, write_images
+from tests.applications.audit.conftest import load, marker, write_images
 from typicality.api import settings_for
+from typicality.applications.audit import auditing
 from typicality.applications.audit.labels import label_scores
 from typicality.cli.app import run as command
 from typicality.dataset.split import fold_of
@@ -30,7 +31,7 @@ QUICK = {
 @pytest.fixture(scope="module")
 def result(tiny_folder: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("audit") / "run"
-    return typicality.audit(tiny_folder, "folder", model=str(tiny_model), out=out, draws=4, **QUICK)
+    return typicality.audit(tiny_folder, "folder", model=str(tiny_model), out=out, label_draws=4, **QUICK)
 
 
 def test_an_audit_leaves_its_documents(result):
@@ -188,6 +189,61 @@ def test_what_could_not_be_measured_is_a_note(tmp_path: Path, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["measures"]["giveaway"] is None
     assert "The condition giveaway>10% was not checked" in document["notes"][-1]
+
+
+def test_shortcuts_of_too_few_groups_are_not_called_absent(tmp_path: Path, capsys):
+    """Every image of b shows the mark, in four hospitals: a habit of theirs, for all that can be told."""
+    folder = write_images(
+        tmp_path / "images", lambda p, label, i, rng: marker(p, 4, 50) if label == "b" else p, labels=("a", "b")
+    )
+    rows = [f"{label}/{i}.png,{label},{i % 4}" for label in "ab" for i in range(40)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label,hospital", *rows]))
+    arguments = ["audit", str(folder), "--label", "label", "--images-only", "--json", "--quiet", "--fail-on"]
+    conditions = "same_place:low,shortcut:high,high>0"
+    grouped = ["--group", "hospital", "--out", str(tmp_path / "grouped")]
+    assert command([*arguments, conditions, *grouped]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {"same_place", "giveaway"} <= set(document["not_examined"])
+    said = " ".join(document["notes"])
+    assert "Too few groups carry 'a', 'b'" in document["notes"][0]
+    assert "same_place:low was not checked" in said
+    assert "shortcut:high was checked in part: same_place" in said
+    assert "high>0 was checked in part" in said
+    assert command([*arguments, conditions, "--out", str(tmp_path / "run")]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert "same_place" not in document["not_examined"]
+    assert not [note for note in document["notes"] if note.startswith("Too few groups")]
+
+
+def test_a_mask_that_cannot_be_read_is_refused_before_the_work(tmp_path: Path, capsys, monkeypatch):
+    """The last of 8 masks is cut short: no model is trained first."""
+    folder = write_images(tmp_path / "images", each=4, labels=("a", "b"))
+    names = [f"{label}/{i}" for label in "ab" for i in range(4)]
+    for name in names:
+        Image.new("L", (64, 64), 255).save(folder / f"{name}-mask.png")
+    rows = [f"{name}.png,{name[0]},{name}-mask.png" for name in names]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label,mask", *rows]))
+    damaged = folder / "b" / "3-mask.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    monkeypatch.setattr(auditing.pipeline, "mine", lambda *a: pytest.fail("it mined"))
+    arguments = ["audit", str(folder), "--label", "label", "--masks", "mask", "--out", str(tmp_path / "run")]
+    assert command(arguments) == 2
+    assert "the mask of b/3.png" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_dry_run_refuses_what_the_audit_refuses_at_once(tiny_folder: Path, tmp_path: Path, dry, capsys, monkeypatch):
+    monkeypatch.setattr(auditing.pipeline, "mine", lambda *a: pytest.fail("it mined"))
+    arguments = ["audit", str(tiny_folder), "--label", "folder", "--out", str(tmp_path / "run"), *dry]
+    for wrong, match in (
+        (["--images-only", "--fail-on", "label_errors>2%"], "needs the model"),
+        (["--baseline", str(tmp_path / "no.json")], "cannot read the baseline"),
+        (["--label-draws", "5"], "even number of draws"),
+    ):
+        assert command([*arguments, *wrong]) == 2
+        assert match in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_the_model(tiny_folder: Path, tmp_path: Path, capsys):

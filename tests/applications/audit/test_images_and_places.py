@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.applications.audit.conftest import load, marker, mined, unchanged, write_images
-from typicality.applications.audit import giveaways
+from typicality.applications.audit import auditing, giveaways
 from typicality.applications.audit.duplicates import duplicate_findings, near_duplicates
 from typicality.applications.audit.elements import (
     column_findings,
@@ -21,6 +21,7 @@ from typicality.applications.audit.elements import (
     object_findings,
     place_findings,
     shared_information,
+    untold_objects,
 )
 from typicality.applications.audit.findings import Baseline, against_baseline, in_order
 from typicality.applications.audit.giveaways import giveaway_findings, predict
@@ -34,7 +35,15 @@ from typicality.applications.audit.images import (
     stroke_density,
 )
 from typicality.applications.audit.maps import Share, map_findings, mean_p_value, shares_of, truth_of
-from typicality.applications.audit.places import association, mark_findings, text_findings
+from typicality.applications.audit.places import (
+    Mark,
+    _merged,
+    association,
+    mark_findings,
+    text_findings,
+    too_few_groups,
+    untold_labels,
+)
 from typicality.records import LabelledImage, ModelView, ScoreMap
 
 LABELS = ("a", "b", "c")
@@ -94,6 +103,50 @@ def test_two_marks_in_one_corner_are_two_findings(facts_of):
     assert all("top right" in f.title for f in found)
     assert set(found[0].concerns).isdisjoint(found[1].concerns)
     assert found[0].id != found[1].id
+
+
+def test_a_mark_does_not_grow_by_what_a_few_of_its_images_show():
+    """120 images show the mark in two windows side by side; 12 of them happen to be alike in one beside that."""
+
+    def window(column, n):
+        return Mark((3, 9), (column, column + 6), np.arange(240) < n, 0, None, 0.0, 0.0)
+
+    (found,) = _merged([window(48, 120), window(51, 100), window(45, 12)])
+    assert (found.rows, found.columns, int(found.shown.sum())) == ((3, 9), (48, 57), 120)
+
+
+def in_groups(facts, name_of):
+    """The same facts in groups whose name is a function of an image's label and number."""
+    images = tuple(replace(i, group=name_of(i.labels[0], int(i.file_name.split("/")[1][:-4]))) for i in facts.images)
+    return replace(facts, images=images)
+
+
+def test_a_mark_that_could_go_with_no_label_is_not_said_to_do_little_harm(facts_of):
+    """Every image of a shows the mark, in 12 groups, and none of b, in one group. Without the image that it was seen
+    in first 11 of 13 show it: the p-value cannot be below 12 / 78."""
+    facts = facts_of(lambda p, label, i, rng: marker(p, 4, 50) if label == "a" else p, labels=("a", "b"))
+    facts = in_groups(facts, lambda label, i: f"{label}{i % 12 if label == 'a' else ''}")
+    assert untold_labels(facts, ("a", "b"), 2) == ["a", "b"]
+    (found,) = (f for f in mark_findings(facts, ("a", "b")) if len(f.concerns) == 12)
+    assert found.labels == ()
+    assert "cannot be told in so few groups" in found.explanation
+
+
+@pytest.mark.parametrize(("groups", "few"), [(4, True), (5, True), (6, False)])
+def test_marks_take_five_groups_beside_the_first(facts_of, groups, few):
+    """Every image of b shows the mark. In six groups 5 of 12 show it beside the first: 6 / 792 for each of 2 labels."""
+    facts = facts_of(lambda p, label, i, rng: marker(p, 4, 50) if label == "b" else p, labels=("a", "b"))
+    facts = in_groups(facts, lambda label, i: str(i % groups))
+    assert too_few_groups(facts) is few
+    assert untold_labels(facts, ("a", "b"), 2) == (["a", "b"] if few else [])
+    assert [f.labels for f in mark_findings(facts, ("a", "b"))] == ([] if few else [("b",)])
+
+
+def test_things_that_move_take_more_groups_than_marks(facts_of):
+    """Of eight groups of both labels 7 of 16 show a thing beside the first: 8 / 11440, and 54 windows are tried."""
+    facts = facts_of(labels=("a", "b"))
+    for groups, few in ((7, ["a", "b"]), (8, [])):
+        assert untold_objects(in_groups(facts, lambda label, i, n=groups: str(i % n)), [], ("a", "b")) == few
 
 
 def test_a_mark_in_all_labels_is_no_grave_finding(facts_of):
@@ -206,6 +259,11 @@ def test_boxes_of_another_label_are_not_the_label_s_own():
     assert truth_of(named, of_a, dataset, named=True).tolist() == [[1, 0], [1, 0]]
     assert truth_of(image, of_a, dataset) is None, "nothing says of which label the boxes are"
     assert truth_of(replace(image, labels=("a",)), of_a, dataset).tolist() == [[1, 1], [1, 1]]
+    restricted = {"labels": ("a",), "other_labels": ("b",)}
+    assert truth_of(replace(image, **restricted), of_a, dataset) is None, "b is of the image, if not of the data set"
+    assert truth_of(replace(named, **restricted), of_a, dataset, named=True).tolist() == [[1, 0], [1, 0]]
+    masked = SimpleNamespace(mask=lambda image: np.ones((8, 8), dtype=bool))
+    assert truth_of(replace(image, boxes=(), mask="m", **restricted), of_a, masked) is None
 
 
 def outside_of(densities):
@@ -227,6 +285,21 @@ def test_maps_that_know_nothing_of_the_boxes_do_not_lie_outside():
     (found,) = outside_of(rng.gamma(0.5, 0.4, 60))
     assert (found.kind, found.severity) == ("outside_truth", "high")
     assert found.score == pytest.approx(0.8, abs=0.1)
+
+
+def test_maps_of_too_few_groups_are_not_examined():
+    """Typicality of a and b lies in the border of every image, of six groups of a and four of b."""
+    images = {f"{k}{i}": LabelledImage(f"{k}{i}", f"{k}{i}.png", (k,), f"{k}{i}", 64, 64, None)
+              for k, n in (("a", 6), ("b", 4)) for i in range(n)}  # fmt: skip
+    shares = [Share(i, i[0], 0.9 + 0.01 * int(i[1]), 0.2, 0.02, 0.02, np.nan, np.nan) for i in images]
+    assert {f.labels for f in map_findings(shares, images, ["a", "b"])} == {("a",)}
+    parts = auditing._Parts([], {}, [])
+    few = auditing._in_few_groups(shares, images, ["a", "b"])
+    parts.add_untold(["a", "b"], {"borders": ("borders", few), "repeated objects": ("repeated_object", ["a", "b"])})
+    assert (few, parts.in_part, parts.not_examined) == (["b"], {"borders"}, {"repeated_object"})
+    assert [("'a'" in note, note.split(": ")[1]) for note in parts.notes] == [
+        (False, "borders."), (True, "repeated objects."),
+    ]  # fmt: skip
 
 
 def test_the_mean_of_skewed_values_by_hand():
@@ -459,6 +532,15 @@ def test_a_giveaway_is_found_whatever_the_sizes_of_the_groups(sizes, monkeypatch
     effect, error, p_value, *_ = predict(facts, {"width": facts.measures["width"]}, "ab", 0)
     assert (effect, error) == (pytest.approx(1), pytest.approx(0))
     assert p_value < 0.01
+
+
+def test_groups_that_cannot_exchange_labels_tell_no_giveaway(monkeypatch):
+    """The width tells every label, in five groups of both whose sizes lie between different powers of two: each could
+    only get its own labels, so that not one permutation is another labelling. Not to be able to tell is not 0."""
+    monkeypatch.setattr(giveaways, "PERMUTATIONS", 39)
+    monkeypatch.setattr(giveaways, "FAMILIES", giveaways.FAMILIES[:1])
+    facts = of_files([10, 20, 40, 80, 160], lambda k, i: "ab"[i % 2], lambda k, i: i % 2)
+    assert giveaway_findings(facts, "ab") == ([], None)
 
 
 def test_one_large_group_counts_as_much_as_a_small_one(monkeypatch):

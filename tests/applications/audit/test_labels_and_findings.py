@@ -38,6 +38,7 @@ from typicality.applications.audit.labels import (
     label_error_score,
     rounds_of,
     ruled_out,
+    unjudged_labels,
     wrong_probability,
 )
 from typicality.applications.audit.probe import LEAST, out_of_fold
@@ -183,6 +184,44 @@ def of_subjects(effect: float, paired: np.ndarray, seed: int) -> LabelScores:
     groups = tuple(str(i // 2) for i in range(2 * n))
     given = np.stack([carries.ravel(), ~carries.ravel()], axis=1)
     return LabelScores(ids, groups, ("a", "b"), given, units, (1,), np.ones(2 * n, dtype=bool))
+
+
+def told_apart(with_both: int, with_one: tuple[int, int] = (0, 0)) -> LabelScores:
+    """Scores that tell a and b apart in every image: groups of 20 images of both, and so many with a or b alone."""
+    kinds = [(0, 1)] * with_both + [(0,)] * with_one[0] + [(1,)] * with_one[1]
+    rows = [
+        (f"group {g}", label) for g, labels in enumerate(kinds) for label in labels for _ in range(20 // len(labels))
+    ]
+    given = np.eye(2, dtype=bool)[[label for _, label in rows]]
+    n = len(rows)
+    units = np.random.default_rng(0).normal(0, 0.1, (n, 2, 4)) + np.where(given, 1, -1)[:, :, None]
+    ids = tuple(f"{i:032x}" for i in range(n))
+    groups = tuple(group for group, _ in rows)
+    return LabelScores(ids, groups, ("a", "b"), given, units.astype(np.float32), (2, 2), np.ones(n, dtype=bool))
+
+
+@pytest.mark.parametrize(
+    ("groups", "judged"),
+    [((2,), False), ((4,), False), ((5,), True), ((0, (2, 3)), False), ((0, (3, 3)), True), ((2, (1, 1)), False)],
+)
+def test_labels_in_too_few_groups_are_not_judged(groups: tuple, judged: bool):
+    """Four groups that have both labels, all in the right order, have z = (5 - 0.5) / sqrt(7.5) = 1.643, p = 0.0502.
+
+    No scores could do better, so that a label at chance, a wrong label and a confusable pair are all unknown there.
+    """
+    scores = told_apart(*groups)
+    assert np.isfinite(chance_p_values(scores)).tolist() == [judged, judged]
+    assert unjudged_labels(scores) == ([] if judged else ["a", "b"])
+    wrong = np.arange(len(scores.image_ids)) % 7 == 0
+    errors = replace(label_error_score(scores), reported=wrong)
+    found, measures, _ = label_findings(scores, errors, {i: image_of(i) for i in scores.image_ids})
+    if judged:
+        assert measures == {"label_errors": wrong.mean(), "chance_labels": 0, "confusable_labels": 0}
+    else:
+        assert (found, set(measures.values())) == ([], {None})
+        conditions = parse_conditions("chance_labels>0,label_errors>2%")
+        assert breaches(conditions, found, measures) == []
+        assert len(unmeasured(conditions, measures, not_measured(measures))) == 2
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
@@ -482,6 +521,30 @@ def test_labels_are_judged_by_images_that_the_model_had_not_seen(tmp_path, monke
     assert (nothing.findings, nothing.measures, nothing.matrix) == ([], {}, None)
 
 
+def test_of_a_label_in_one_group_nothing_is_said_but_that(tmp_path, monkeypatch):
+    """All images of d are of one group, and the others of 20: the highest z is sqrt(3) * 19 / sqrt(20 * 22) = 1.57."""
+    scores, _ = simulated(effect=1.0)
+    groups = tuple("one" if row[3] else str(i % 20) for i, row in enumerate(scores.given))
+    scores = replace(scores, groups=groups)
+    assert unjudged_labels(scores) == ["d"]
+    errors = replace(label_error_score(scores), reported=np.arange(N) % 9 == 0)
+    monkeypatch.setattr(auditing, "label_scores", lambda run, draws, progress: scores)
+    monkeypatch.setattr(auditing, "label_probe", lambda run, image_ids: None)
+    monkeypatch.setattr(auditing, "label_error_score", lambda scores, probe: errors)
+    dataset = type("Images", (list,), {"labels": LABELS})([image_of(i) for i in scores.image_ids])
+    run = SimpleNamespace(dataset=dataset, directory=SimpleNamespace(path=lambda name: tmp_path / name))
+    parts = auditing._Parts([], {}, [])
+    auditing._add_labels(parts, run, 16, NO_BASELINE, auditing.SILENT)
+    assert {label for f in parts.findings for label in f.labels} == {"a", "b", "c"}
+    assert parts.measures["chance_labels"] == 0
+    assert parts.notes[0].startswith("Too few groups carry 'd', or do not, to tell whether the model knows")
+    assert unmeasured(parse_conditions("label_errors>2%,labels:high"), parts.measures, (), parts.in_part) == [
+        "The condition label_errors>2% was checked in part: label_error could not be examined for every label.",
+        "The condition labels:high was checked in part: label_error, confusable_labels, chance_labels could not be "
+        "examined for every label.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "breached"),
     [
@@ -567,13 +630,26 @@ def test_a_kind_that_was_not_looked_for_is_a_note():
     ]
 
 
+def test_numbers_of_findings_rest_on_all_kinds():
+    """None of high severity says little where shortcuts could not be looked for; places are rarely given at all."""
+    conditions = parse_conditions("high>0,chance_labels>0")
+    measures = {"high": 0.0, "chance_labels": 0.0}
+    assert unmeasured(conditions, measures, {"same_place", "outside_truth"}) == [
+        "The condition high>0 was checked in part: same_place, outside_truth could not be examined."
+    ]
+    assert unmeasured(conditions, measures, {"outside_truth"}) == []
+
+
 def test_the_error_of_a_share_counts_groups():
-    """All 40 images of a in 4 groups of 10, one of which is wrong: sqrt(4 / 3 * (0.75^2 + 3 * 0.25^2)) / 4 = 0.25."""
-    group = np.repeat(np.arange(4), 10)
-    units = np.where(group[:, None] == 0, [-5.0, 5.0], [5.0, -5.0])[:, :, None] + np.zeros((1, 1, 4))
+    """All 40 images of a in 4 groups of 10, one of which is wrong: sqrt(4 / 3 * (0.75^2 + 3 * 0.25^2)) / 4 = 0.25.
+
+    Four more groups, of b, are there to tell a from.
+    """
+    group = np.repeat(np.arange(8), 10)
+    units = np.where((group[:, None] == 0) | (group[:, None] > 3), [-5.0, 5.0], [5.0, -5.0])[:, :, None] + np.zeros(4)
     scores = LabelScores(
-        tuple(map(str, range(40))), tuple(map(str, group)), ("a", "b"), np.tile([True, False], (40, 1)),
-        units.astype(np.float32), (2, 2), np.ones(40, dtype=bool),
+        tuple(map(str, range(80))), tuple(map(str, group)), ("a", "b"), np.eye(2, dtype=bool)[(group > 3).astype(int)],
+        units.astype(np.float32), (2, 2), np.ones(80, dtype=bool),
     )  # fmt: skip
     errors = replace(label_error_score(scores), reported=group == 0)
     (found, *_), _, _ = label_findings(scores, errors, {i: image_of(i) for i in scores.image_ids})

@@ -7,7 +7,7 @@ first and can be had alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ import pyarrow.parquet as pq
 
 from typicality import pipeline, plan
 from typicality.applications.audit.duplicates import duplicate_findings, near_duplicates
-from typicality.applications.audit.elements import column_findings, elements_of, object_findings, place_findings
+from typicality.applications.audit.elements import (
+    column_findings,
+    elements_of,
+    object_findings,
+    place_findings,
+    untold_objects,
+)
 from typicality.applications.audit.findings import (
     EVIDENCE,
     KINDS,
@@ -36,7 +42,14 @@ from typicality.applications.audit.findings import (
     show,
     write_findings,
 )
-from typicality.applications.audit.gates import breaches, needs_model, not_measured, parse_conditions, unmeasured
+from typicality.applications.audit.gates import (
+    Condition,
+    breaches,
+    needs_model,
+    not_measured,
+    parse_conditions,
+    unmeasured,
+)
 from typicality.applications.audit.giveaways import giveaway_findings
 from typicality.applications.audit.groups import clustered_error
 from typicality.applications.audit.images import MOST_IMAGES, ImageFacts, examine, sample_of
@@ -50,10 +63,18 @@ from typicality.applications.audit.labels import (
     confusable_pairs,
     label_error_score,
     label_scores,
+    rounds_of,
+    unjudged_labels,
     write_label_scores,
 )
-from typicality.applications.audit.maps import map_findings, shares_of
-from typicality.applications.audit.places import mark_findings, text_findings
+from typicality.applications.audit.maps import LEAST, Share, map_findings, shares_of
+from typicality.applications.audit.places import (
+    mark_findings,
+    text_findings,
+    too_few_for_text,
+    too_few_groups,
+    untold_labels,
+)
 from typicality.applications.audit.probe import label_probe
 from typicality.config import Settings, key_of
 from typicality.dataset import LabelledImages, load_dataset
@@ -120,13 +141,12 @@ def audit(
     ------
     InputError : with one message that says what to change.
     """
-    conditions = parse_conditions(fail_on) if fail_on is not None else []
-    if images_only and (needed := [condition for condition in conditions if needs_model(condition)]):
-        raise SettingsError(f"--fail-on {needed[0].text!r} needs the model: leave out --images-only")
-    known = read_baseline(baseline) if baseline is not None else NO_BASELINE
+    conditions, known = asked(draws, images_only, fail_on, baseline)
     folder = out or default_folder(load_dataset(settings.dataset))
     settings = with_folds(settings, folder)
     if not images_only:
+        if settings.dataset.masks is not None:
+            check_masks(load_dataset(settings.dataset), progress)
         pipeline.mine(settings, folder, fresh, progress)
     before = (run_record(str(folder)) if images_only and not fresh else None) or {"stages": {}}
     run = open_run(settings, folder, fresh and images_only, progress)
@@ -140,7 +160,7 @@ def audit(
         measures = parts.measures | {"findings": float(len(new))}
         measures |= {name: float(n) for name, n in counts_of(new).items()}
         not_examined = parts.not_examined | not_measured(measures)
-        unchecked = unmeasured(conditions, measures, not_examined)
+        unchecked = unmeasured(conditions, measures, not_examined, parts.in_part)
         document = {
             "schema_version": SCHEMA_VERSION,
             "dataset": {
@@ -176,6 +196,40 @@ def audit(
     return Audit(folder, report, document, tuple(findings), tuple(breaches(conditions, findings, measures)))
 
 
+def asked(
+    draws: int, images_only: bool, fail_on: str | None, baseline: Path | None
+) -> tuple[list[Condition], Baseline]:
+    """Return the conditions and the baseline; see `audit`.
+
+    Raises
+    ------
+    InputError : for what cannot be read or can never work, before any work.
+    """
+    conditions = parse_conditions(fail_on) if fail_on is not None else []
+    if images_only and (needed := [condition for condition in conditions if needs_model(condition)]):
+        raise SettingsError(f"--fail-on {needed[0].text!r} needs the model: leave out --images-only")
+    if not images_only:
+        rounds_of(draws)
+    return conditions, read_baseline(baseline) if baseline is not None else NO_BASELINE
+
+
+def check_masks(dataset: LabelledImages, progress: Progress = SILENT) -> None:
+    """Open all masks, which are compared with maps at the end: that costs little beside the maps.
+
+    Raises
+    ------
+    DatasetError : one cannot be read, or does not fit its image.
+    """
+    masked = [image for image in dataset if image.mask is not None]
+    if not masked:
+        return
+    progress.start("open the masks", len(masked))
+    for image in masked:
+        dataset.mask(image)
+        progress.advance()
+    progress.finish()
+
+
 def with_folds(settings: Settings, folder: Path) -> Settings:
     """Set `finetune.folds` where nobody has: to that of the run in the folder, else to FOLDS."""
     if "folds" in settings.finetune.model_fields_set:
@@ -191,15 +245,30 @@ def with_folds(settings: Settings, folder: Path) -> Settings:
 class _Parts:
     """What the parts of an audit add to: findings, measures, notes, and of labels the matrix and confusable pairs.
 
-    `not_examined` are the kinds of findings that were not looked for, beside those whose measure is unknown.
+    `not_examined` are the kinds of findings that were not looked for, beside those whose measure is unknown; `in_part`
+    those that were not looked for in the images of every label.
     """
 
     findings: list[Finding]
     measures: dict[str, float | None]
     notes: list[str]
     not_examined: set[str] = field(default_factory=set)
+    in_part: set[str] = field(default_factory=set)
     matrix: dict[str, Any] | None = None
     confusable: tuple[ConfusablePair, ...] = ()
+
+    def add_untold(self, labels: Sequence[str], untold: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+        """Say which labels are in too few groups for something to be found: a thing -> its kind, and the labels."""
+        things: dict[tuple[str, ...], list[str]] = {}
+        for thing, (kind, few) in untold.items():
+            if few:
+                (self.not_examined if len(few) == len(labels) and kind != "same_place" else self.in_part).add(kind)
+                things.setdefault(tuple(few), []).append(thing)
+        self.notes += [
+            f"Too few groups carry {_listed(few)}, or do not, so that there these cannot be told from a habit of one "
+            f"group and were not examined: {', '.join(of_these)}."
+            for few, of_these in things.items()
+        ]
 
 
 def _examine(run: Run, draws: int, images_only: bool, known: Baseline, progress: Progress) -> _Parts:
@@ -226,7 +295,14 @@ def _examine(run: Run, draws: int, images_only: bool, known: Baseline, progress:
         giveaways, effect = giveaway_findings(facts, dataset.labels, run.settings.seed, known)
         parts.findings += [*findings, *giveaways]
         parts.findings += [*mark_findings(facts, dataset.labels), *text_findings(facts, dataset.labels)]
+        marks = untold_labels(facts, dataset.labels, len(dataset.labels))
+        text = too_few_for_text(facts, dataset.labels)
+        parts.add_untold(dataset.labels, {"marks": ("same_place", marks), "printed text": ("same_place", text)})
+        if too_few_groups(facts):
+            parts.not_examined.add("same_place")
     parts.measures |= {"near_duplicates": share, "giveaway": effect}
+    if effect is None:
+        parts.notes.append("Giveaways were not looked for: too few images and groups carry at least two of the labels.")
     if images_only:
         parts.notes.append("Labels and visual elements were not examined, since that needs the model (--images-only).")
         parts.findings += column_findings(facts, [], columns, dataset.label)
@@ -274,6 +350,13 @@ def _add_labels(parts: _Parts, run: Run, draws: int, known: Baseline, progress: 
     by_label, measures, parts.confusable = label_findings(unseen, errors.part(kept), images, known)
     parts.findings += by_label
     parts.measures |= measures
+    if unjudged := unjudged_labels(unseen):
+        parts.in_part |= {"label_error", "confusable_labels", "chance_labels"}
+        parts.notes.append(
+            f"Too few groups carry {_listed(unjudged)}, or do not, to tell whether the model knows these labels: wrong "
+            "labels of their images, and pairs with them, were not looked for. labels.parquet ranks the images all "
+            "the same."
+        )
     parts.matrix = label_matrix(unseen)
     parts.notes.append(
         f"Label errors rest on losses at a temperature of {errors.temperature:.3g}, on a classifier on frozen features "
@@ -301,14 +384,33 @@ def _add_elements(parts: _Parts, run: Run, facts: ImageFacts, columns: Sequence[
     images = {image.image_id: image for image in run.dataset}
     reader = ScoreReader(run.score_folder(pipeline.FIRST_PASS, run.first_draws))
     shares = shares_of(reader, run.dataset, images)
-    if not any(np.isfinite(share.inside) for share in shares):
+    known = [share for share in shares if np.isfinite(share.inside)]
+    labels = run.dataset.labels
+    untold = {
+        "repeated objects": ("repeated_object", untold_objects(facts, elements, labels)),
+        "borders": ("borders", _in_few_groups(shares, images, labels)),
+    }
+    if known:
+        untold["what lies outside the given places"] = ("outside_truth", _in_few_groups(known, images, labels))
+    else:
         parts.not_examined.add("outside_truth")
+    parts.add_untold(labels, untold)
     parts.findings += [
         *object_findings(facts, elements),
         *place_findings(facts, elements, run.settings.seed),
         *column_findings(facts, elements, columns, run.dataset.label),
-        *map_findings(shares, images, run.dataset.labels),
+        *map_findings(shares, images, labels),
     ]
+
+
+def _in_few_groups(shares: Sequence[Share], images: Mapping[str, LabelledImage], labels: Sequence[str]) -> list[str]:
+    """Labels that `map_findings` leaves out."""
+    groups = {label: {images[s.image_id].group for s in shares if s.label == label} for label in labels}
+    return [label for label in labels if len(groups[label]) < LEAST]
+
+
+def _listed(labels: Sequence[str], most: int = 12) -> str:
+    return ", ".join(map(repr, labels[:most])) + (f" and {len(labels) - most} others" if len(labels) > most else "")
 
 
 # --------------------------------------------------------------------------------------------------- labels
@@ -327,7 +429,8 @@ def label_findings(
     p_values = adjusted_p_values(chance_p_values(scores))
     judged = np.isfinite(p_values)
     chance = [label for label, p in zip(scores.labels, p_values, strict=True) if p > REPORTED]
-    findings = _wrong_labels(scores, errors, images, known, chance)
+    told = [label for label, p in zip(scores.labels, p_values, strict=True) if p <= REPORTED]
+    findings = _wrong_labels(scores, errors, images, known, told)
     suspects = {i for f in findings for i in f.concerns if i not in known.concerned(f.id)}
     at_chance = id_of("chance_labels", (), "chance")
     if chance:
@@ -348,10 +451,9 @@ def label_findings(
     pairs = tuple(
         pair
         for pair in confusable_pairs(scores)
-        if not set(pair.labels) & set(chance) and pair.confusion - SURE * pair.standard_error >= CONFUSABLE
+        if set(pair.labels) <= set(told) and pair.confusion - SURE * pair.standard_error >= CONFUSABLE
     )
     findings += [_confusable(pair.labels, pair.confusion, pair.standard_error) for pair in pairs[:MOST_PAIRS]]
-    told = [label for k, label in enumerate(scores.labels) if scores.given[:, k].any() and label not in chance]
     new_chance = set(chance) - known.concerned(at_chance)
     new_pairs = [pair for pair in pairs if frozenset(pair.labels) not in known.confusable]
     measures = {
@@ -374,15 +476,16 @@ def _confusable(labels: tuple[str, str], confusion: float, error: float) -> Find
 
 
 def _wrong_labels(
-    scores: LabelScores, errors: LabelErrors, images: dict[str, LabelledImage], known: Baseline, chance: Sequence[str]
+    scores: LabelScores, errors: LabelErrors, images: dict[str, LabelledImage], known: Baseline, told: Sequence[str]
 ) -> list[Finding]:
     """A finding a label with images whose label is likely wrong; those that the baseline has are shown last.
 
-    Of labels at `chance` nothing can be said: where no image fits its label, some misfit by more than others.
+    Nothing can be said of labels that are not `told` from chance: where no image fits its label, some misfit by more
+    than others.
     """
     findings = []
     for k, label in enumerate(scores.labels):
-        if label in chance:
+        if label not in told:
             continue
         own = np.flatnonzero(scores.given[:, k])
         wrong = [int(i) for i in own if errors.reported[i]]

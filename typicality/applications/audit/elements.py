@@ -21,7 +21,7 @@ from scipy.stats import norm
 
 from typicality.applications.audit.findings import EVIDENCE, REPORTED, Evidence, Finding, severity_of, show
 from typicality.applications.audit.images import THUMBNAIL, ImageFacts, cell_box
-from typicality.applications.audit.places import association, place_name
+from typicality.applications.audit.places import association, place_name, untold_labels
 from typicality.dataset.labels import text_of
 from typicality.mining.significance import adjusted_p_values
 from typicality.records import Box
@@ -32,7 +32,7 @@ ALIKE = 0.85
 """Correlation from which two windows show the same thing."""
 PLAIN = 12.0
 """Standard deviation in levels of 255 below which a window shows nothing."""
-MEMBERS, PIVOTS = 24, 6
+MEMBERS, PIVOTS, WINDOWS = 24, 6, 9
 IN_CLUSTER = 0.4
 """Share of the other members that must show the thing."""
 LEAST = 5
@@ -95,7 +95,7 @@ def object_findings(facts: ImageFacts, elements: Sequence[Element]) -> list[Find
     suspects = [suspect for element in elements if (suspect := _suspect(facts, element)) is not None]
     if not suspects:
         return []
-    tests = len(elements) * PIVOTS * 9
+    tests = len(elements) * PIVOTS * WINDOWS
     searched = _searched(facts, suspects)
     best, at = _search(facts, searched, np.stack([s.window for s in suspects]))
     findings = []
@@ -153,6 +153,11 @@ def object_findings(facts: ImageFacts, elements: Sequence[Element]) -> list[Find
     return _distinct(findings)
 
 
+def untold_objects(facts: ImageFacts, elements: Sequence[Element], labels: Sequence[str]) -> list[str]:
+    """Labels of which `object_findings` can find nothing, whatever the images show: they have too few groups."""
+    return untold_labels(facts, labels, max(1, len(elements)) * PIVOTS * WINDOWS, LEAST - 1)
+
+
 def _suspect(facts: ImageFacts, element: Element) -> Suspect | None:
     """The window that most other members show; None where fewer than IN_CLUSTER do."""
     members = element.images[:MEMBERS]
@@ -161,7 +166,7 @@ def _suspect(facts: ImageFacts, element: Element) -> Suspect | None:
     for pivot, own in list(zip(members, windows, strict=True))[:PIVOTS]:
         if not len(own):
             continue
-        chosen = own[np.linspace(0, len(own) - 1, min(9, len(own))).astype(int)]
+        chosen = own[np.linspace(0, len(own) - 1, min(WINDOWS, len(own))).astype(int)]
         found = np.array(
             [(chosen @ w.T).max(1) >= ALIKE if len(w) else np.zeros(len(chosen), dtype=bool) for w in windows]
         )

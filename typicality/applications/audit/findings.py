@@ -11,8 +11,8 @@
     label_matrix     labels, confusion (a row a true label: share of its images that fit the column's label best)
     confusable       list of [label, label], the most easily confused first: all pairs, also those beyond the findings
     images_only      whether the audit did without the model, and so without visual elements
-    not_examined     kinds of findings that this audit did not look for, or could not
-    notes            sentences on what was not examined, and why
+    not_examined     kinds of findings that this audit did not look for, or could not, as in too few groups
+    notes            sentences on what was not examined, or not for every label, and why
     findings         list, the worst first, known ones included: the file is the next baseline; each with
 
         id               16 hexadecimal digits: kind, labels and place or column; where several things may share these,

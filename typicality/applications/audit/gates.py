@@ -142,7 +142,10 @@ def breaches(
 
 
 def unmeasured(
-    conditions: Sequence[Condition], measures: Mapping[str, float | None], not_examined: Collection[str] = ()
+    conditions: Sequence[Condition],
+    measures: Mapping[str, float | None],
+    not_examined: Collection[str] = (),
+    in_part: Collection[str] = (),
 ) -> list[str]:
     """Return a sentence for every condition that this audit could not check, or in part only, as with too few images.
 
@@ -150,19 +153,34 @@ def unmeasured(
     ----------
     not_examined : kinds of findings that were not looked for. Places to compare with are rarely given, so that a
         condition on several kinds says nothing of `outside_truth` alone.
+    in_part : kinds that could be looked for, but not for every label
     """
     sentences = []
     for condition in conditions:
-        if isinstance(condition, Comparison):
-            if measures.get(condition.measure) is None:
-                sentences.append(
-                    f"The condition {condition.text} was not checked: {condition.measure} could not be measured."
-                )
+        if isinstance(condition, Comparison) and measures.get(condition.measure) is None:
+            sentences.append(
+                f"The condition {condition.text} was not checked: {condition.measure} could not be measured."
+            )
             continue
-        missing = [kind for kind in KINDS if kind in condition.kinds and kind in not_examined]
-        names = ", ".join(missing)
-        if len(missing) == len(condition.kinds):
+        kinds = _kinds(condition)
+        missing = [kind for kind in KINDS if kind in kinds and kind in not_examined]
+        some = [kind for kind in KINDS if kind in kinds and kind in in_part and kind not in not_examined]
+        if len(missing) == len(kinds):
+            names = ", ".join(missing)
             sentences.append(f"The condition {condition.text} was not checked: {names} could not be examined.")
-        elif set(missing) - {"outside_truth"}:
-            sentences.append(f"The condition {condition.text} was checked in part: {names} could not be examined.")
+            continue
+        why = []
+        if set(missing) - {"outside_truth"}:
+            why.append(f"{', '.join(missing)} could not be examined")
+        if some:
+            why.append(f"{', '.join(some)} could not be examined for every label")
+        if why:
+            sentences.append(f"The condition {condition.text} was checked in part: {'; '.join(why)}.")
     return sentences
+
+
+def _kinds(condition: Condition) -> Collection[str]:
+    """The kinds of findings that a condition rests on; numbers of findings rest on all."""
+    if isinstance(condition, Presence):
+        return condition.kinds
+    return [kind for kind, measure in MEASURE_OF.items() if measure == condition.measure] or KINDS

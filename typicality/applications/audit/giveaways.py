@@ -25,6 +25,7 @@ from typicality.applications.audit.findings import (
 from typicality.applications.audit.groups import clustered_error, even_weights, permute_by_group, tail_p_value
 from typicality.applications.audit.images import FILE_MEASURES, TONE_MEASURES, ImageFacts
 
+FAMILIES = (("file", FILE_MEASURES), ("tone", TONE_MEASURES))
 DEPTH = 3
 FOLDS = 5
 PERMUTATIONS = 199
@@ -48,13 +49,12 @@ def giveaway_findings(
     there is none, None where nothing could be tested
     """
     findings, effects = [], []
-    families = (("file", FILE_MEASURES), ("tone", TONE_MEASURES))
-    for family, names in families:
+    for family, names in FAMILIES:
         result = predict(facts, {name: facts.measures[name] for name in names}, labels, seed)
         if result is None:
             continue
         effect, error, p_value, importance, classes, accuracy = result
-        p_value = min(1.0, p_value * len(families))
+        p_value = min(1.0, p_value * len(FAMILIES))
         effects.append(0.0)
         if p_value > REPORTED or effect < SMALLEST:
             continue
@@ -100,6 +100,7 @@ def predict(
     """Cross-validated effect, its error, permutation p-value, importances, labels, balanced accuracy; None if too few.
 
     Images with several labels do not take part. Labels are permuted over groups, since images of one group are alike.
+    Too few are also groups whose permutations leave all labels in place so often that no accuracy could be significant.
     """
     single = [i for i, image in enumerate(facts.images) if len(image.labels) == 1]
     names = np.array([facts.images[i].labels[0] for i in single], dtype=str)
@@ -128,11 +129,14 @@ def predict(
     recalls = np.bincount(y, weights * hits)
     accuracy = float(recalls.mean())
     error = clustered_error(weights * (hits - recalls[y]) / len(classes), group)
-    permuted = []
+    permuted, in_place = [], 0
     for _ in range(PERMUTATIONS if len(rows) <= 1000 else PERMUTATIONS // 4):
         shuffled = permute_by_group(y, group, rng)
+        in_place += bool((shuffled == y).all())
         found = even_weights(shuffled, group) * _hits(x, shuffled, group, folds)
         permuted.append(float(found.sum() / len(np.unique(shuffled))))
+    if in_place and (1 + in_place) / (1 + len(permuted)) * len(FAMILIES) > REPORTED:
+        return None
     p_value = tail_p_value(accuracy, np.array(permuted))
     tree = _tree().fit(x, y, sample_weight=weights)
     importance = dict(zip(measures, (float(v) for v in tree.feature_importances_), strict=True))

@@ -30,6 +30,7 @@ from scipy.special import expit, log_softmax, logsumexp, softmax
 from scipy.stats import norm, rankdata
 from scipy.stats import t as student
 
+from typicality.applications.audit.findings import REPORTED
 from typicality.config import key_of
 from typicality.errors import InputError
 from typicality.pipeline import scorer
@@ -482,7 +483,9 @@ def chance_p_values(scores: LabelScores) -> np.ndarray:
     without it. Groups that have both are compared within themselves, by Wilcoxon's signed-rank test; the others, with
     and without the label, by his rank-sum test. The two z (normal approximation, tie correction) rest on different
     groups. They are added with the weights sqrt(n / 2), for n groups with both, and sqrt(n m / (n + m)), which is what
-    differences of means are worth (Stouffer's method). NaN where there is no contrast.
+    differences of means are worth (Stouffer's method).
+
+    NaN where there is no contrast, and where there are so few groups that no scores could reach REPORTED.
     """
     margin = scores.mean - scores.mean.mean(1, keepdims=True)
     member = np.unique(np.array(scores.groups, dtype=object).astype(str), return_inverse=True)[1]
@@ -498,13 +501,22 @@ def chance_p_values(scores: LabelScores) -> np.ndarray:
         own, other = with_label[(counts[0] > 0) & ~both], without[(counts[1] > 0) & ~both]
         parts = []
         if both.any():
-            parts.append((both.sum() / 2, _signed_rank(with_label[both] - without[both])))
-        if len(own) and len(other):
-            parts.append((len(own) * len(other) / (len(own) + len(other)), _rank_sum(own, other)))
+            furthest = _signed_rank(1.0 + np.arange(both.sum()))
+            parts.append((both.sum() / 2, _signed_rank(with_label[both] - without[both]), furthest))
+        if n := len(own) * len(other):
+            furthest = _rank_sum(len(other) + np.arange(len(own)), np.arange(len(other)))
+            parts.append((n / (len(own) + len(other)), _rank_sum(own, other), furthest))
         if parts:
-            weights, z = np.sqrt(np.array([weight for weight, _ in parts])), np.array([z for _, z in parts])
-            result[k] = norm.sf((weights * z).sum() / np.sqrt((weights**2).sum()))
+            weights, *z = np.array(parts).T
+            p_value, smallest = norm.sf(np.array(z) @ np.sqrt(weights) / np.sqrt(weights.sum()))
+            result[k] = p_value if smallest <= REPORTED else np.nan
     return result
+
+
+def unjudged_labels(scores: LabelScores) -> list[str]:
+    """Labels of some of the images that cannot be told from chance whatever their scores; see `chance_p_values`."""
+    unknown = scores.given.any(0) & np.isnan(chance_p_values(scores))
+    return [label for label, it in zip(scores.labels, unknown, strict=True) if it]
 
 
 def _rank_sum(higher: np.ndarray, lower: np.ndarray) -> float:

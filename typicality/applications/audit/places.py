@@ -91,6 +91,34 @@ def association(shown: np.ndarray, carries: np.ndarray, groups: np.ndarray) -> t
     return precision, excess, error, p_value
 
 
+def untold_labels(facts: ImageFacts, labels: Sequence[str], tests: int, least: int = LEAST) -> list[str]:
+    """Labels of which nothing can be told, were it in all of their images and no others: they have too few groups.
+
+    Parameters
+    ----------
+    tests : that the p-value of `association` is corrected for
+    least : groups that must show a thing beside that of the image in which it was seen first
+    """
+    groups, untold = facts.groups, []
+    for label in labels:
+        carries = facts.carries(label)
+        others = carries & (groups != groups[carries.argmax()])
+        if len(np.unique(groups[others])) < least or association(others, carries, groups)[3] * tests > REPORTED:
+            untold.append(label)
+    return untold
+
+
+def too_few_groups(facts: ImageFacts) -> bool:
+    """Whether neither marks nor text can be found, whatever the pictures show."""
+    return len(np.unique(facts.groups)) <= LEAST or len(_one_a_group_and_label(facts)) < 2 * LEAST
+
+
+def too_few_for_text(facts: ImageFacts, labels: Sequence[str]) -> list[str]:
+    """Labels that `text_findings` leaves out."""
+    groups = facts.groups
+    return [label for label in labels if len(np.unique(groups[facts.carries(label)])) < 2 * LEAST]
+
+
 def fixed_marks(facts: ImageFacts, labels: Sequence[str]) -> list[Mark]:
     """Find marks: for each label those that go with it, and those that go with none.
 
@@ -198,7 +226,7 @@ def _pasted(copies: np.ndarray, row: int, column: int, pivot: int, shown: np.nda
 def _merged(found: Sequence[Mark]) -> list[Mark]:
     """Windows that the same images show, side by side or in one third of the picture, are one mark.
 
-    The MOST_MARKS commonest are kept.
+    It reaches as far as the windows that at least SAME_IMAGES of its images show. The MOST_MARKS commonest are kept.
     """
     marks = sorted(found, key=lambda m: (-int(m.shown.sum()), m.rows, m.columns))
     while True:
@@ -208,6 +236,8 @@ def _merged(found: Sequence[Mark]) -> list[Mark]:
             for i, other in enumerate(merged):
                 near = _gap(mark.rows, other.rows) <= STRIDE and _gap(mark.columns, other.columns) <= STRIDE
                 if (near or place == _place(other)) and _shared(mark.shown, other.shown) >= SAME_IMAGES:
+                    if mark.shown.sum() < SAME_IMAGES * other.shown.sum():
+                        break  # what few of its images happen to show there says nothing of how far the mark reaches
                     rows = (min(mark.rows[0], other.rows[0]), max(mark.rows[1], other.rows[1]))
                     columns = (min(mark.columns[0], other.columns[0]), max(mark.columns[1], other.columns[1]))
                     merged[i] = replace(other, rows=rows, columns=columns)
@@ -237,6 +267,7 @@ def mark_findings(facts: ImageFacts, labels: Sequence[str]) -> list[Finding]:
     """Marks as findings of the kind `same_place`."""
     findings = []
     facts = facts.subset(_one_a_group_and_label(facts)[:MOST_IMAGES])
+    untold = len(untold_labels(facts, labels, len(labels))) == len(labels)
     for mark in fixed_marks(facts, labels):
         shown = np.flatnonzero(mark.shown)
         evidence = tuple(
@@ -262,6 +293,8 @@ def mark_findings(facts: ImageFacts, labels: Sequence[str]) -> list[Finding]:
                     f"{mark.precision:.0%} of them are labelled {mark.label!r}, so a model can learn the mark instead "
                     "of the content: remove or cover it, or balance it over labels."
                     if mark.label
+                    else "Whether it goes with a label cannot be told in so few groups."
+                    if untold
                     else "It goes with no label in particular, and does little harm while that stays so."
                 ),
                 labels=(mark.label,) if mark.label else (),

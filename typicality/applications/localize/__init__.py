@@ -5,8 +5,9 @@ In the run directory:
     localization.parquet      a row a box: image_id, file_name, label, x0, y0, x1, y1 (pixels of the original), score,
                               area (pixels), threshold
     localize/maps/            safetensors of the maps at latent size, (n, h, w) float32, and index.parquet: image_id,
-                              file_name, label, shard, row, threshold, part (validation, test, training), and the
-                              view (width, height, scale_x, scale_y, left, top)
+                              file_name, label, shard, row, threshold, part (validation, test, training, or unmarked:
+                              of no known place, and not seen by the model), and the view (width, height, scale_x,
+                              scale_y, left, top)
     localize/overlays/*.png   the image beside its map with boxes, and with what is marked
     localize/masks/*.png      white where the map reaches the threshold
     localize/summary.json     what the command prints with --json

@@ -175,16 +175,18 @@ class Parts:
     ----------
     truths : what is marked, bool (height, width), by image_id and label
     validation : ids of the images that choose
+    held_out : ids of all images that no model has seen, marked or not
     untold : images with several labels that are left out, since what is marked does not say of which it is
     """
 
     truths: Mapping[tuple[str, str], np.ndarray]
     validation: frozenset[str]
+    held_out: frozenset[str]
     untold: int = 0
 
     def of(self, image_id: str, label: str) -> str:
         if (image_id, label) not in self.truths:
-            return "training"
+            return "unmarked" if image_id in self.held_out else "training"
         return "validation" if image_id in self.validation else "test"
 
 
@@ -234,7 +236,7 @@ def parts_of(run: Run, requests: Sequence[Request]) -> Parts:
     """Read the ground truth of images that no model has seen and say which of them choose."""
     known = known_of(run, requests)
     chosen = validation_part(known.images, SHARE) if known.anything else frozenset()
-    return Parts(known.truths, chosen, known.untold)
+    return Parts(known.truths, chosen, run.held_out, known.untold)
 
 
 def shares_of(evidence: Sequence[Evidence], truths: Mapping[tuple[str, str], np.ndarray]) -> Shares:
@@ -309,6 +311,7 @@ def localize(
     """
     with opened(settings, folder, options, progress) as (run, options):
         requests = requests_of(list(run.dataset), options.against)
+        parts = parts_of(run, requests)  # before the work: a mask that cannot be read is refused at once
         usual = [] if options.against is None or _names_truth(settings) else references_of(run, options.against)
         present = tuple(sorted({label for _, labels in requests for label in labels}))
         asked = [*requests, *((i, present) for i in usual)]
@@ -316,7 +319,6 @@ def localize(
         references = [e for e in everything if e.image_id in set(usual)]
         evidence = everything[: len(everything) - len(references)]
         labels = sorted({e.label for e in evidence})
-        parts = parts_of(run, requests)
         judged = by_label(evidence)
         kitchen = Kitchen(evidence)
         recipes = dict.fromkeys(labels, default_recipe(options.against is not None))
