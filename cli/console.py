@@ -17,7 +17,7 @@ from rich.progress import Progress as Bars
 from typicality.processes import is_main
 from typicality.progress import Progress
 
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 SECONDS_BETWEEN_LINES = 20.0
 
 
@@ -97,7 +97,7 @@ def progress_for(quiet: bool) -> Progress:
 
 
 def say(message: str) -> None:
-    """Print one message on stderr, without reading markup in it."""
+    """Print one message on stderr, without reading markup, or names of emoji, in it."""
     stderr.print(message, markup=False)
 
 

@@ -79,15 +79,18 @@ def labels(
     write: Write = None,
 ) -> None:  # fmt: skip
     """Flipped labels found again, beside confident learning on the same folds (2 by default)."""
+    from typicality.dataset import load_dataset
+    from typicality.evaluation.labels import folder_of, plan_of, with_folds
     from typicality.evaluation.labels import labels as evaluate
-    from typicality.evaluation.labels import with_folds
 
     from .mining import dry_run
 
-    limits = parse_limits(at_least)
-    settings = with_folds(common.settings(dataset, data.layer(), training.layer()))
+    limits, layers = parse_limits(at_least), [data.layer(), training.layer()]
+    settings = with_folds(common.settings(dataset, *layers), common.chosen(*layers), common.config)
     if common.dry_run:
-        return dry_run(settings, common.out, common)
+        images = load_dataset(settings.dataset)
+        plan = plan_of(settings, images, flip=flip, how=how.value, draws=draws)
+        return dry_run(settings, common.out or folder_of(images), common, plan)
     result = evaluate(
         settings, common.out, flip=flip, how=how.value, draws=draws, exclude=exclude if exclude >= 0 else None,
         picture=picture, fresh=common.fresh, progress=common.progress,
@@ -136,8 +139,8 @@ def planted(
     from typicality.evaluation.planted import planted as evaluate
     from typicality.evaluation.planting import Planting
 
-    limits = parse_limits(at_least)
-    settings = with_folds(common.settings(dataset, data.layer(), training.layer(), scoring.layer()))
+    limits, layers = parse_limits(at_least), [data.layer(), training.layer(), scoring.layer()]
+    settings = with_folds(common.settings(dataset, *layers), common.chosen(*layers), common.config)
     planting = Planting(
         labels=n_labels, motifs=_names(motifs), distractors=_names(distractors), prevalence=prevalence, size=size,
         contrast=contrast, place=place.value, control=control,

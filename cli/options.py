@@ -110,6 +110,14 @@ class Common:
         """Resolve the settings: data set's or run's, --config, options, --set."""
         from typicality.run import resolve_settings
 
+        chosen = self.chosen(*layers)
+        settings = resolve_settings(source, self.config, [chosen])
+        for sentence in without_effect(chosen, settings):
+            say(f"warning: {sentence}")
+        return settings
+
+    def chosen(self, *layers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the options, those of a command as layers, and --set choose, as one layer of settings."""
         chosen = {
             "name": self.model,
             "device": self.device and self.device.value,
@@ -120,11 +128,7 @@ class Common:
         if self.seed is not None:
             own["seed"] = self.seed
         assigned = [parse_assignment(text) for text in self.assign or []]
-        chosen = merge(*layers, own, *assigned)
-        settings = resolve_settings(source, self.config, [chosen])
-        for sentence in without_effect(chosen, settings):
-            say(f"warning: {sentence}")
-        return settings
+        return merge(*layers, own, *assigned)
 
     def pass_over(self, *names: str, why: str | None = None) -> None:
         """Warn of options that were given to a command on which they have no effect, and would do no harm.
@@ -277,10 +281,13 @@ def without_effect(chosen: Mapping[str, Any], settings: Settings) -> list[str]:
     idle: list[tuple[str, tuple[str, ...], str]] = []
     if protocol != "adaptive":
         idle.append(
-            ("score", ("precision", "overlap"), f"the protocol {protocol} takes the same draws for every image")
-        )
+            (
+                "score", ("precision", "overlap", "rounds", "further_draws", "refine_draws"),
+                f"the protocol {protocol} takes the same draws for every image",
+            )
+        )  # fmt: skip
     if not settings.finetune.enabled:
-        idle.append(("finetune", ("steps", "minutes", "folds"), "the model is not fine-tuned"))
+        idle.append(("finetune", ("steps", "minutes", "folds", "keep"), "the model is not fine-tuned"))
     return [
         f"{section}.{name} has no effect, for {why}"
         for section, names, why in idle

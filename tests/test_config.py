@@ -82,6 +82,13 @@ def test_labels_that_yaml_takes_for_truth_values_are_asked_for_in_quotes() -> No
         resolve(parse_assignment("dataset.labels=[yes, no]"))
 
 
+def test_a_timestep_that_no_model_has_is_refused() -> None:
+    """They are 0 to 999; another one would fail at the features, after all scores."""
+    with pytest.raises(SettingsError, match=r"mine\.timestep = 1000"):
+        resolve({"mine": {"timestep": 1000}})
+    assert resolve({"mine": {"timestep": 999}}).mine.timestep == 999
+
+
 @pytest.mark.parametrize("name", ["draws", "refine_draws"])
 def test_draws_come_in_pairs(name: str) -> None:
     """Five draws would be taken as two pairs and recorded as five; the published protocol has none."""

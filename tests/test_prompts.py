@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from typicality.config import resolve
 from typicality.errors import InputError
 from typicality.prompts import Prompts, without_label
 
@@ -35,7 +36,25 @@ from typicality.prompts import Prompts, without_label
         ("an {label} unicorn", "a unicorn"),
         ("a {label} and white car", "a white car"),
         ("the faces of {label} people", "the faces of people"),
+        # what was said of the second of two keeps its own article
+        ("a photo of a {label} and a dog", "a photo of a dog"),
+        ("a photo of a {label} and its owner", "a photo of its owner"),
+        ("a {label} & white car", "a white car"),
+        # verbs that led to the label go, and those of a clause with a subject of its own stay
+        ("a photo that was taken in {label}", "a photo"),
+        ("a building which is {label}", "a building"),
+        ("a photo that shows {label} at night", "a photo at night"),
+        ("a person wearing a {label}", "a person"),
+        ("the car was made in {label}", "the car"),
+        ("a street as it was in {label}", "a street as it was"),
+        ("a costume he was wearing in {label}", "a costume he was wearing"),
+        ("the colour that the car has in {label}", "the colour that the car has"),
+        ("a house where people lived in {label}", "a house where people lived"),
+        ("a view from {label} to the sea", "a view to the sea"),
+        ("a dog between two trees and {label}", "a dog between two trees"),
         # the label was all that it spoke of
+        ("this is {label}", "an image"),
+        ("it was made in {label}", "an image"),
         ("{label}", "an image"),
         ("a {label}", "an image"),
         ("{label} at night", "an image at night"),
@@ -44,6 +63,23 @@ from typicality.prompts import Prompts, without_label
 )
 def test_the_sentence_without_its_label(template: str, null: str) -> None:
     assert without_label(template) == null
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "a photograph made between {label} and 1950",
+        "a photograph made between the years 1940 and {label}",
+        "a photo of both {label} and a cat",
+        "a car from {label} to 1950",
+        "a photo where the sky is {label}",
+    ],
+)
+def test_a_sentence_that_says_nothing_without_its_label_asks_for_the_null_prompt(template: str) -> None:
+    """Where one is given, none is made."""
+    with pytest.raises(InputError, match=r"prompt\.null \(--null-prompt\)"):
+        resolve({"prompt": {"template": template}})
+    assert resolve({"prompt": {"template": template, "null": "a photo"}}).prompt.null == "a photo"
 
 
 def test_two_labels_with_one_prompt_are_named() -> None:

@@ -37,7 +37,7 @@ from typicality.applications.translate.run import translate as translate_pair
 from typicality.applications.translate.run import translate_all_pairs as translate_pairs
 from typicality.applications.trends.run import Trends
 from typicality.applications.trends.run import trends as follow_trends
-from typicality.config import OPTIONS, Settings, layer_of
+from typicality.config import OPTIONS, Settings, layer_of, merge
 from typicality.dataset import DatasetInfo, builtin_datasets
 from typicality.errors import SettingsError, nearest
 from typicality.evaluation.augment import AugmentBenchmark
@@ -104,6 +104,12 @@ def settings_for(
     if seed is not None:
         layer["seed"] = seed
     return resolve_settings(str(source), None if config is None else Path(config), [layer, sections])
+
+
+def _folded_settings(source: str | Path, label: str | None = None, **options: Any) -> Settings:
+    """Resolve settings as `settings_for` does, with two folds where this call names no number of them."""
+    chosen = merge(layer_of({"folds": options.get("folds")}), options)
+    return with_folds(settings_for(source, label, **options), chosen, options.get("config"))
 
 
 def _folder(source: str | Path, out: str | Path | None) -> Path | None:
@@ -278,7 +284,7 @@ def audit(
     label: str | None = None,
     *,
     out: str | Path | None = None,
-    draws: int = 16,
+    label_draws: int = 16,
     images_only: bool = False,
     fail_on: str | None = None,
     baseline: str | Path | None = None,
@@ -286,9 +292,12 @@ def audit(
     progress: Progress = SILENT,
     **options: Any,
 ) -> Audit:
-    """Look for wrong labels, confusable labels, shortcuts and near-duplicates in a data set or a finished run."""
+    """Look for wrong labels, confusable labels, shortcuts and near-duplicates in a data set or a finished run.
+
+    `draws` are those of `mine`; `label_draws` are the UNet draws an image and label of the look for wrong labels.
+    """
     return audit_dataset(
-        settings_for(source, label, **options), _folder(source, out), draws=draws, images_only=images_only,
+        settings_for(source, label, **options), _folder(source, out), draws=label_draws, images_only=images_only,
         fail_on=fail_on, baseline=Path(baseline) if baseline is not None else None, fresh=fresh, progress=progress,
     )  # fmt: skip
 
@@ -387,23 +396,24 @@ def evaluate_elements(
     epochs: int = 15,
     paper_draws: int = 16,
     draws: int = 8,
-    picture: Path | None = None,
+    picture: str | Path | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> ElementsBenchmark:
     """Compare a run's elements with those of rivals on held-out images."""
     return benchmark_elements(
         Path(run), count=elements, seeds=seeds, images=images, epochs=epochs, paper_draws=paper_draws, draws=draws,
-        picture=picture, settings=settings_for(run, **options), progress=progress,
+        picture=None if picture is None else Path(picture), settings=settings_for(run, **options), progress=progress,
     )  # fmt: skip
 
 
 def evaluate_estimator(
     run: str | Path, *, images: int = 96, gold: int = 1000, paper: Sequence[int] = (4, 16, 100),
-    picture: Path | None = None, progress: Progress = SILENT, **options: Any,
+    picture: str | Path | None = None, progress: Progress = SILENT, **options: Any,
 ) -> EstimatorQuality:  # fmt: skip
     """Compare ways of drawing with a gold standard on a sample of a run's images: cost, overlap, calibration."""
-    return benchmark_estimator(Path(run), images, gold, paper, picture, progress, settings_for(run, **options))
+    where = None if picture is None else Path(picture)
+    return benchmark_estimator(Path(run), images, gold, paper, where, progress, settings_for(run, **options))
 
 
 def evaluate_labels(
@@ -415,28 +425,30 @@ def evaluate_labels(
     draws: int = 16,
     exclude: float | None = 2.0,
     out: str | Path | None = None,
-    picture: Path | None = None,
+    picture: str | Path | None = None,
     fresh: bool = False,
     progress: Progress = SILENT,
     **options: Any,
 ) -> LabelBenchmark:
     """Flip labels and find them again, beside confident learning on the same folds (2 unless the options say more)."""
     return benchmark_labels(
-        with_folds(settings_for(source, label, **options)), Path(out) if out is not None else None, flip=flip, how=how,
-        draws=draws, exclude=exclude, picture=picture, fresh=fresh, progress=progress,
+        _folded_settings(source, label, **options), Path(out) if out is not None else None, flip=flip, how=how,
+        draws=draws, exclude=exclude, picture=None if picture is None else Path(picture), fresh=fresh,
+        progress=progress,
     )  # fmt: skip
 
 
 def evaluate_planted(
     source: str | Path = "emoji", *, images: int = 2000, seeds: int = 1, sweep: str | None = None,
-    planting: Mapping[str, Any] | None = None, map_draws: int = 16, maps: int = 300, folds: int = 2,
-    out: str | Path | None = None, picture: str | Path | None = None, fresh: bool = False, progress: Progress = SILENT,
-    **options: Any,
+    planting: Mapping[str, Any] | None = None, map_draws: int = 16, maps: int = 300, out: str | Path | None = None,
+    picture: str | Path | None = None, fresh: bool = False, progress: Progress = SILENT, **options: Any,
 ) -> PlantedBenchmark:  # fmt: skip
-    """Plant motifs under random labels and mine them again; `planting` such as {"prevalence": 0.2, "control": True}."""
-    finetune = {"folds": folds} | dict(options.pop("finetune", {}))
+    """Plant motifs under random labels and mine them again (with 2 folds unless the options say more).
+
+    `planting` such as {"prevalence": 0.2, "control": True}.
+    """
     return benchmark_planted(
-        settings_for(source, **options, finetune=finetune), Path(out) if out is not None else None,
+        _folded_settings(source, **options), Path(out) if out is not None else None,
         planting=Planting(**dict(planting or {})), images=images, seeds=seeds, sweep=sweep, draws=map_draws, maps=maps,
         picture=Path(picture) if picture is not None else None, fresh=fresh, progress=progress,
     )  # fmt: skip

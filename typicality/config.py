@@ -185,7 +185,7 @@ class MineSettings(Section):
     per_label: int = Field(1000, ge=1, description="patches a label")
     share: float = Field(0.25, gt=0, le=1, description="at most this share of a label's possible patches is kept")
     clusters: int = Field(32, ge=1, description="visual elements a label")
-    timestep: int = Field(161, ge=0, description="of 1000, at which features are read")
+    timestep: int = Field(161, ge=0, lt=1000, description="of 1000, at which features are read")
     up_block: int = Field(1, ge=0, description="decoder block whose output is the feature")
     noises: int = Field(8, ge=1, description="noises over which a feature is averaged")
     merge_similarity: float = Field(0.97, gt=0, le=1, description="clusters with closer centroids are merged")
@@ -393,10 +393,20 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         for part in location[:-1]:
             section = section.model_fields[part].annotation
+        if homes := _sections_with(name):
+            return f"unknown setting {name!r}: did you mean {' or '.join(map(repr, homes))}?"
         return f"unknown setting {name!r}: {nearest(location[-1], section.model_fields)}"
     if error["type"] == "model_type":
         section = Settings.model_fields[name].annotation
         first = next(iter(section.model_fields))
         return f"setting {name} = {error['input']!r}: {name} is a section: use {name}.{first}=... or others of it"
     message = error["ctx"]["error"] if error["type"] == "value_error" else error["msg"].lower()
+    if error["type"] == "string_type" and isinstance(error["input"], Mapping):
+        message += "; YAML reads { } and ': ' as a mapping: quote the text"
     return f"setting {name} = {error['input']!r}: {message}"
+
+
+def _sections_with(name: str) -> list[str]:
+    """Return the full names of the settings that have this name in a section: draws -> score.draws."""
+    sections = {section: field.annotation for section, field in Settings.model_fields.items()}
+    return [f"{section}.{name}" for section, kind in sections.items() if name in getattr(kind, "model_fields", ())]

@@ -54,13 +54,12 @@ def plan_of(settings: Settings, dataset: LabelledImages, scoring: bool = True) -
     finetune = settings.finetune
     n_training = len(parts_of(dataset, finetune)[0])
     draws = settings.score.draws or {"adaptive": 4, "uniform": 16, "paper": 100}[settings.score.protocol]
-    steps = f"{finetune.minutes} minutes" if finetune.minutes else (
-        finetune.steps or default_steps(n_training, finetune.batch_size)
-    )  # fmt: skip
-    training = f"{steps} steps on {n_training} images"
+    steps = finetune.steps or default_steps(n_training, finetune.batch_size)
+    amount = f"{finetune.minutes:g} min" if finetune.minutes else f"{steps} steps"
+    training = f"{amount} on {n_training} images"
     if finetune.folds > 1:
         parts = finetune.shared + finetune.folds * (1 - finetune.shared)
-        together = f"{steps} in all" if finetune.minutes else f"in all as long as {parts:g} fine-tunings of one model"
+        together = f"{amount} in all" if finetune.minutes else f"in all as long as {parts:g} fine-tunings of one model"
         training = f"{finetune.folds} folds, {finetune.shared:.0%} of the steps shared: {together}"
     first_pass = sum((1 + len(job.labels)) * draws for job in first_jobs(settings, dataset))
     return {

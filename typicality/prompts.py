@@ -20,17 +20,34 @@ PREPOSITIONS = frozenset(
     "onto over since through to under until via with within".split()
 )
 ARTICLES = frozenset(("a", "an", "the"))
-CONJUNCTIONS = frozenset(("and", "or"))
-LEADING = PREPOSITIONS | ARTICLES | CONJUNCTIONS | frozenset(
-    "called named labelled labeled titled dated taken made built showing depicting is category class decade era label "
+DEMONSTRATIVES = frozenset(("this", "these", "those"))
+DETERMINERS = ARTICLES | DEMONSTRATIVES | frozenset("another her his its many my our some their two your".split())
+CONJUNCTIONS = frozenset(("and", "or", "&"))
+CLAUSES = frozenset("that which who where how what when while as".split())
+"""Words that open a clause. One with a subject of its own needs its verb."""
+LEADING = PREPOSITIONS | ARTICLES | DEMONSTRATIVES | CONJUNCTIONS | CLAUSES | frozenset(
+    "called named labelled labeled titled dated taken made built showing depicting category class decade era label "
     "period style type year".split()
 )  # fmt: skip
 """Words that say nothing once the label that followed them is gone."""
 PRONOUNS = frozenset(("it", "its", "them"))
-VERBS = frozenset(("is", "are", "was", "were", "that", "which", "who", "where"))
+BE = frozenset(("is", "are", "was", "were"))
+VERBS = BE | frozenset(("that", "which", "who", "where"))
+TRANSITIVE = frozenset("contains depicts had has have portrays represents shows".split())
+HOLDING = frozenset("containing featuring having holding including portraying representing using wearing".split())
+"""These and TRANSITIVE dangle when the label was what they act on: it followed at once, or after an article."""
+SUBJECTS = frozenset(("here", "he", "it", "she", "there", "they"))
 BRACKETED = re.compile(r"\([^()]*\{label\}[^()]*\)|\[[^\[\]]*\{label\}[^\[\]]*\]")
 WORD = re.compile(r"[\"'‘“]*[\w-]*\{label\}[\w'’”\"-]*")
 """The label with what clings to it: "mid-{label}s", "'{label}'"."""
+NOTHING = r"(?:(?:an?|the|years?) )*"
+PAIRED = re.compile(
+    rf"\b(?:between|both|either) {NOTHING}{WORD.pattern} (?:and|or|&) "
+    rf"|\b(?:between|both|either) {NOTHING}[\w-]+ (?:and|or|&) {NOTHING}{WORD.pattern}"
+    rf"|\bfrom {NOTHING}{WORD.pattern} (?:to|till|until|through) \d",
+    re.IGNORECASE,
+)
+"""One of two things that are named together: "between {label} and 1950"."""
 SPOKEN_WITH_VOWEL = re.compile(r"(?!eu|uni(?![dmn])|us[eu]|once?\b)[aeiou]|hour|honest|heir|[fhlmnrsx]-", re.IGNORECASE)
 
 
@@ -91,20 +108,27 @@ def without_label(template: str) -> str:
     such as "year" or "called", unless a noun comes after it that they then belong to. "an image" stands for what was
     nothing but its label: "{label}" -> "an image", "the {label} at night" -> "an image at night". Words are those of
     English: in another language write the null prompt yourself.
+
+    Raises
+    ------
+    SettingsError : for a sentence that says nothing without its label, such as "a car between {label} and 1950".
     """
     found = WORD.search(text := BRACKETED.sub(FIELD, template))
     if found is None:
         return " ".join(template.split())
+    if PAIRED.search(text):
+        raise _none_to_make(template)
     before, after = text[: found.start()].split(), text[found.end() :].split()
     if len(after) > 1 and _plain(after[0]) in PREPOSITIONS and _plain(after[1]) in PRONOUNS:
         after = after[2:]
     if after and after[0] in CONJUNCTIONS:
         after = after[1:]
+        if after and _plain(after[0]) in DETERMINERS and before and _plain(before[-1]) in ARTICLES:
+            before.pop()
     if after and after[0][0].isalnum() and _plain(after[0]) not in PREPOSITIONS | VERBS:
         return " ".join([*_agreeing(before, after[0]), *after])
     was_head = bool(before)
-    while before and (_plain(before[-1]) in LEADING or not _plain(before[-1])):
-        before.pop()
+    before = _not_dangling(before, template)
     if before:
         before[-1] = before[-1].rstrip(",;:-–—")
     elif after and not after[0][0].isalnum() and not was_head:
@@ -113,6 +137,42 @@ def without_label(template: str) -> str:
         before = [SOMETHING]
     rest = " ".join(after)
     return " ".join(before) + (" " if before and rest[:1] not in {*",.;:!?", ""} else "") + rest
+
+
+def _not_dangling(words: list[str], template: str) -> list[str]:
+    """Return the words without those at their end that say nothing once the label that followed them is gone.
+
+    The verb of a clause with a subject of its own stays: "a street as it was in {label}" -> "a street as it was".
+
+    Raises
+    ------
+    SettingsError : where such a verb led to the label itself: "a photo where the sky is {label}".
+    """
+    words = list(words)
+    at_once = True  # no preposition came between the word and the label
+    while words:
+        *others, last = map(_plain, words)
+        if last in BE or (last in TRANSITIVE and at_once):
+            if any(word in CLAUSES for word in others) and others[-1] not in CLAUSES | {"there"}:
+                if at_once:
+                    raise _none_to_make(template)
+                break
+            words.pop()
+            if words and _plain(words[-1]) in SUBJECTS:
+                words.pop()
+        elif not last or last in LEADING or (last in HOLDING and at_once):
+            words.pop()
+            at_once = at_once and last not in PREPOSITIONS
+        else:
+            break
+    return words
+
+
+def _none_to_make(template: str) -> SettingsError:
+    return SettingsError(
+        f"no prompt without a label can be made from prompt.template {template!r}: write one as prompt.null "
+        "(--null-prompt), for instance 'an image'"
+    )
 
 
 def _plain(word: str) -> str:

@@ -71,6 +71,20 @@ def test_tables_carry_the_clusters(mined: Path, tmp_path: Path) -> None:
     assert csv["file_name"].to_pylist() == parquet["file_name"].to_pylist()
 
 
+@pytest.mark.parametrize("to", ["parquet", "csv", "png"])
+def test_what_is_unknown_is_null_in_tables(mined: Path, tmp_path: Path, to: str) -> None:
+    """The specificity of elements and clusters is NaN in the run's own tables; in text it is nothing."""
+    path = export(mined, to, tmp_path / "out")
+    text = path / "index.csv" if to == "png" else path
+    table = pq.read_table(path) if to == "parquet" else pyarrow.csv.read_csv(text)
+    assert table["specificity"].null_count == table.num_rows == 12
+    assert table["typicality"].null_count == 0
+    if to != "png":
+        assert table["cluster_mean_specificity"].null_count == 12
+    if to != "parquet":
+        assert "nan" not in text.read_text()
+
+
 def test_hf_opens_in_datasets(mined: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 

@@ -62,7 +62,9 @@ def test_filters_narrow_what_is_shown(new_page: Make, report: Path) -> None:
     assert 1 <= shown(page) < 12
     page.fill("#search", "no such file")
     page.wait_for_selector("#nothing:not([hidden])")
+    assert page.evaluate("location.hash") == "#show=2019"
     page.click("#reset")
+    assert page.evaluate("location.href").endswith("index.html"), "a link to it shows what is seen"
     assert shown(page) == 72
     assert page.locator("#found").text_content() == "72 shown in 12 rows"
 

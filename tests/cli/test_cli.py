@@ -119,6 +119,11 @@ def test_a_folder_without_images(typical, tmp_path: Path):
     [
         ("score.drws=3", "did you mean 'draws'"),
         ("scores.draws=3", "did you mean 'score'"),
+        ("draws=8", "did you mean 'score.draws'?"),
+        ("label=year", "did you mean 'dataset.label'?"),
+        ("contrast=8", "did you mean 'finetune.contrast' or 'score.contrast'?"),
+        ("prompt.template={label}", "YAML reads { } and ': ' as a mapping: quote the text"),
+        ("prompt.template=a photo: {label}", "YAML reads { } and ': ' as a mapping: quote the text"),
         ("score.draws", "--set takes key=value"),
         ("=3", "--set takes key=value"),
         ("score.draws=lots", "score.draws"),
@@ -336,7 +341,9 @@ def test_dry_run_of_a_stage_names_that_stage(typical, photos: Path):
     words = (photos, "--label", "year", "--bin", 5, "--dry-run", "--json")
     whole, training = (json.loads(typical(name, *words).out)["plan"] for name in ("mine", "finetune"))
     assert set(whole) - set(training) == {"UNet evaluations of the first pass"}
-    assert "fine-tuning" in training
+    assert training["fine-tuning"].split(" on ")[0].endswith(" steps")
+    timed = json.loads(typical("finetune", *words, "--minutes", 5).out)["plan"]
+    assert timed["fine-tuning"].startswith("5 min on ")
 
 
 def test_dry_run_says_that_a_label_would_not_be_learned(typical, photos: Path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from typicality.cli.console import print_document, print_json, words
+from typicality.cli.console import print_document, print_json, say, words
 
 
 def test_settings_are_plain_words() -> None:
@@ -59,6 +59,13 @@ def test_a_terminal_in_ascii_gets_escapes_and_json_stays_json(monkeypatch: pytes
     document, text = out.buffer.getvalue().decode("ascii").rsplit("label", 1)
     assert json.loads(document) == {"é": "漢 😀 \\"}
     assert text == ": \\xe9\n"
+
+
+def test_a_label_is_no_name_of_an_emoji(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("typicality.cli.console.stderr.file", out)
+    say("warning: labels ':cat:' [bold] and 'a:new:b'")
+    assert out.getvalue() == "warning: labels ':cat:' [bold] and 'a:new:b'\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.applications.mined import write_mined
 from typicality.cli.app import run
 
 
@@ -38,6 +39,38 @@ def test_two_folds_unless_a_number_is_named(call, tiny_folder: Path, tmp_path: P
     assert code == 0
     assert plan["settings"]["finetune"]["folds"] == folds
     assert list(tmp_path.iterdir()) == [], "a dry run writes nothing"
+
+
+@pytest.mark.parametrize("name", ["labels", "planted"])
+def test_the_folds_of_a_run_are_no_choice_of_this_call(call, tiny_folder: Path, tmp_path: Path, name: str):
+    """A run's record holds every setting; options, --set and --config choose."""
+    run = write_mined(tmp_path / "run", tiny_folder)
+    assert json.loads((run / "run.json").read_text())["settings"]["finetune"]["folds"] == 1
+    (tmp_path / "own.yaml").write_text("finetune: {folds: 1}")
+    for words, folds in (((), 2), (("--folds", 1), 1), (("--config", "own.yaml"), 1)):
+        code, plan, _ = call(name, run, *words, "--dry-run")
+        assert (code, plan["settings"]["finetune"]["folds"]) == (0, folds)
+
+
+def test_the_plan_of_labels_is_its_own(call, tiny_folder: Path):
+    """32 images: 6 labels to flip, 4 draws under 2 labels and none, into a folder beside that of `mine`."""
+    words = ("labels", tiny_folder, "--label", "folder", "--flip", 0.2, "--how", "confusable", "--draws", 4)
+    code, document, _ = call(*words, "--dry-run")
+    assert code == 0
+    assert document["out"] == f"reports/{tiny_folder.name}-folder-labels"
+    plan = document["plan"]
+    assert plan["labels to flip"] == "6, confusable"
+    assert plan["UNet evaluations of the scores at most"] == 32 * 4 * 3
+    assert plan["fine-tuning"].startswith("2 folds")
+    assert not any("first pass" in name for name in plan)
+    assert call(*words, "--dry-run", "--out", "elsewhere")[1]["out"] == "elsewhere"
+
+
+@pytest.mark.parametrize("wrong", [("--flip", 0.7), ("--draws", 5)])
+def test_a_dry_run_of_labels_refuses_what_the_benchmark_would(call, tiny_folder: Path, wrong: tuple[str, float]):
+    code, document, said = call("labels", tiny_folder, "--label", "folder", *wrong, "--dry-run")
+    assert (code, document) == (2, None)
+    assert wrong[0] in said
 
 
 def test_a_plan_is_read_by_people(tiny_folder: Path, capsys):

@@ -184,10 +184,16 @@ def test_too_few_draws_are_refused_before_any_work(draws: int):
         labels(resolve({"dataset": {"source": "nowhere"}}), draws=draws)
 
 
-def test_two_folds_unless_the_settings_name_a_number():
-    assert with_folds(resolve({})).finetune.folds == 2
-    assert with_folds(resolve({"finetune": {"folds": 3}})).finetune.folds == 3
-    assert with_folds(resolve({"finetune": {"folds": 1}})).finetune.folds == 1
+def test_two_folds_unless_this_call_names_a_number(tmp_path: Path):
+    """What a run has recorded is no choice of this call: it has a number of folds in any case."""
+    recorded = resolve({}).model_dump()
+    assert with_folds(resolve(recorded), {}).finetune.folds == 2
+    assert with_folds(resolve(recorded), {"finetune": {"folds": None, "steps": 3}}).finetune.folds == 2
+    for folds in (1, 3):
+        chosen = {"finetune": {"folds": folds}}
+        assert with_folds(resolve(recorded, chosen), chosen).finetune.folds == folds
+        (tmp_path / "own.yaml").write_text(f"finetune: {{folds: {folds}}}")
+        assert with_folds(resolve(recorded, chosen), {}, tmp_path / "own.yaml").finetune.folds == folds
 
 
 @pytest.mark.slow
@@ -212,7 +218,8 @@ def test_the_whole_benchmark(
                 "finetune": {"steps": 4, "batch_size": 8, "validate_every": 2},
                 "mine": {"noises": 1},
             }
-        )
+        ),
+        {},
     )
     out = tmp_path / "labels"
     found = labels(settings, out, flip=0.2, how="confusable", draws=4, picture=tmp_path / "roc.png")

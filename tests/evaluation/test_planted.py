@@ -450,7 +450,8 @@ def tiny_settings(tiny_folder: Path, tiny_model: Path):
                 "score": {"draws": 2, "precision": "fast", "refine_draws": 2},
                 "mine": {"noises": 1, "clusters": 3},
             }
-        )
+        ),
+        {},
     )
 
 

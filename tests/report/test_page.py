@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
@@ -112,6 +113,14 @@ def test_hostile_names_are_text() -> None:
     assert [tag for tag, _ in parsed.tags].count("script") == 6
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
     assert HOSTILE[0] in "".join(parsed.words)
+
+
+def test_labels_are_spoken_of_in_the_plural() -> None:
+    data = replace(synthetic_input(labels=["a", "b"], clusters=1, members=2), label_name="category")
+    page = render_page(data, build_view(data))
+    assert "The categories in order" in page
+    assert ">all categories<" in page
+    assert "categorys" not in page
 
 
 def test_whole_images_are_not_shown_without_a_word_of_chance() -> None:
@@ -266,6 +275,16 @@ def test_plots_take_the_colours_of_the_page_and_say_what_they_show() -> None:
     ids = re.findall(r'\bid="([^"]*)"', "".join(p.svg for p in plots))
     assert len(ids) == len(set(ids))
     assert make_plots(data.labels, data.elements.slice(0, 0), data.images.slice(0, 0), []) == []
+
+
+def test_a_label_may_say_what_a_figure_says() -> None:
+    """Ids, fonts and colours are those of the figure's own tags; what is written in it stays."""
+    label = 'font-family: a; id="z'
+    images = pa.table({"label": [label, "#010203"], "typicality": [0.1, 0.2]})
+    (plot,) = make_plots([label, "#010203"], images.slice(0, 0), images, [])
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", plot.svg)
+    assert {label, "#010203"} <= set(texts)
+    assert "font-family" not in "".join(re.findall("<[^>]*>", plot.svg))
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from typicality.report.text import beside, clean, duration, milli, p_text, plural, safe_json, slugs
+from typicality.report.text import beside, clean, duration, many, milli, p_text, plural, safe_json, slugs
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,19 @@ def test_safe_json_cannot_leave_its_script_and_reads_back() -> None:
 def test_safe_json_refuses_nan() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         safe_json(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("noun", "plural_of_it"),
+    [
+        ("year", "years"), ("category", "categories"), ("day", "days"), ("class", "classes"), ("box", "boxes"),
+        ("batch", "batches"), ("years", "years"), ("species", "species"), ("disease_type", "disease_types"),
+        ("年代", "年代"), ("style (a)", "style (a)"),
+    ],
+)  # fmt: skip
+def test_names_of_columns_have_a_plural(noun: str, plural_of_it: str) -> None:
+    assert many(noun) == plural_of_it
+    assert plural(3, noun) == f"3 {plural_of_it}"
 
 
 def test_small_words() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -307,6 +309,17 @@ def test_the_most_alike_are_of_other_images_and_each_image_once(small: ReportInp
     assert view.neighbours[by_row[0]] == (by_row[1], by_row[3])
     assert view.neighbours[by_row[1]] == (by_row[2], by_row[3])  # 29 degrees to the second p, 30 to the first and to r
     assert nearest(view.elements()[:1], features) == {}
+
+
+def test_dates_times_and_decimals_are_metadata(small: ReportInput) -> None:
+    """Tables in Parquet and data sets from the hub have them as such, a CSV file as text."""
+    day = datetime.datetime(1923, 5, 1, 12)
+    columns = {"taken": day.date(), "when": day, "at": day.time(), "price": Decimal("3.50"), "raw": b"x"}
+    view = build_view(dataclasses.replace(small, metadata={"p": columns}))
+    source = next(s for s in view.sources if s.image_id == "p")
+    assert source.metadata == (
+        ("taken", "1923-05-01"), ("when", "1923-05-01 12:00:00"), ("at", "12:00:00"), ("price", "3.50"),
+    )  # fmt: skip
 
 
 def test_metadata_is_searched_and_shown_once(small: ReportInput) -> None:

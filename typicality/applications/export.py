@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -272,7 +273,7 @@ def _category(mined: Mined, key: tuple[str, int], number: int) -> dict[str, Any]
 
 
 def joined_table(mined: Mined) -> pa.Table:
-    """elements.parquet with the columns of clusters.parquet beside it, as cluster_<column>."""
+    """elements.parquet with the columns of clusters.parquet beside it, as cluster_<column>; what is unknown is null."""
     elements = pq.read_table(mined.folder / "elements.parquet")
     clusters = pq.read_table(mined.folder / "clusters.parquet")
     keys = list(zip(elements["label"].to_pylist(), elements["cluster"].to_pylist(), strict=True))
@@ -281,7 +282,17 @@ def joined_table(mined: Mined) -> pa.Table:
             values = [mined.clusters.get(key, {}).get(column.name) for key in keys]
             name = column.name if column.name.startswith("cluster_") else f"cluster_{column.name}"
             elements = elements.append_column(name, pa.array(values, column.type))
-    return elements
+    return _known(elements)
+
+
+def _known(table: pa.Table) -> pa.Table:
+    """Return a table with null for every number that is not finite."""
+    for place, column in enumerate(table.schema):
+        if pa.types.is_floating(column.type):
+            values = table[column.name]
+            finite = pc.if_else(pc.is_finite(values), values, pa.scalar(None, column.type))
+            table = table.set_column(place, column, finite)
+    return table
 
 
 def write_parquet(mined: Mined, path: Path) -> None:
@@ -391,7 +402,7 @@ def write_png(mined: Mined, folder: Path) -> None:
             places[e["label"], e["rank"], e["image_id"]] = place
     keys = zip(*(table[name].to_pylist() for name in ("label", "rank", "image_id")), strict=True)
     table = table.add_column(0, "picture", pa.array([places[key] for key in keys]))
-    pyarrow.csv.write_csv(table, folder / "index.csv")
+    pyarrow.csv.write_csv(_known(table), folder / "index.csv")
 
 
 def safe(file_name: str) -> str:

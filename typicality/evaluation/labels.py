@@ -24,10 +24,11 @@ from PIL import Image
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
+from typicality import plan
 from typicality.applications.audit.labels import label_error_score, label_scores
 from typicality.applications.audit.probe import LEAST, out_of_fold, probe_folds, run_features
 from typicality.checks import check_settings
-from typicality.config import Settings, key_of
+from typicality.config import Settings, key_of, merge, read_config
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, InterruptedRun
@@ -133,15 +134,10 @@ def labels(
     InputError : an impossible share, too few images, or cleanlab is not installed.
     """
     started = time.monotonic()
-    if not 0 < flip < 0.5:
-        raise InputError(f"--flip must be above 0 and below 0.5, not {flip}: most labels have to be right")
-    if draws < 4 or draws % 2:
-        raise InputError(f"--draws must be even and at least 4, not {draws}")
-    if how not in get_args(How):
-        raise InputError(f"--how is {' or '.join(get_args(How))}, not {how!r}")
+    _check(flip, how, draws)
     _need_cleanlab()
     clean, excluded = usable(load_dataset(settings.dataset), exclude)
-    folder = out or default_folder(clean).with_name(f"{default_folder(clean).name}-labels")
+    folder = out or folder_of(clean)
     clean = replace(clean, name=f"{clean.name}-flipped")  # so that no other command takes this run for the real one
     run = open_run(settings, folder, fresh, progress, clean)
     truth = np.array([clean.labels.index(image.labels[0]) for image in clean])
@@ -221,9 +217,51 @@ def labels(
     )  # fmt: skip
 
 
-def with_folds(settings: Settings, folds: int = 2) -> Settings:
-    """Return the settings with so many folds, unless they name a number themselves, be it 1."""
-    if "folds" in settings.finetune.model_fields_set:
+def _check(flip: float, how: str, draws: int) -> None:
+    if not 0 < flip < 0.5:
+        raise InputError(f"--flip must be above 0 and below 0.5, not {flip}: most labels have to be right")
+    if draws < 4 or draws % 2:
+        raise InputError(f"--draws must be even and at least 4, not {draws}")
+    if how not in get_args(How):
+        raise InputError(f"--how is {' or '.join(get_args(How))}, not {how!r}")
+
+
+def folder_of(dataset: LabelledImages) -> Path:
+    """Return where the run of a data set with flipped labels goes by default."""
+    of_run = default_folder(dataset)
+    return of_run.with_name(f"{of_run.name}-labels")
+
+
+def plan_of(settings: Settings, dataset: LabelledImages, *, flip: float, how: How, draws: int) -> dict[str, Any]:
+    """Return what `labels` would do, for `--dry-run`: no image is read, so that none is left out yet.
+
+    Raises
+    ------
+    InputError : for numbers that `labels` refuses.
+    """
+    _check(flip, how, draws)
+    return {
+        **plan.plan_of(settings, dataset, scoring=False),
+        "labels to flip": f"{max(1, round(flip * len(dataset)))}, {how}",
+        "draws an image and label": draws,
+        "UNet evaluations of the scores at most": len(dataset) * draws * (1 + len(dataset.labels)),
+    }
+
+
+def with_folds(
+    settings: Settings, chosen: Mapping[str, Any], config: str | Path | None = None, folds: int = 2
+) -> Settings:
+    """Return the settings with so many folds, unless this call names a number itself, be it 1.
+
+    What a run has recorded is no such choice: it has a number in any case.
+
+    Parameters
+    ----------
+    chosen : the layer of settings that this call names
+    config : its file of settings
+    """
+    named = merge({} if config is None else read_config(Path(config)), chosen)
+    if named.get("finetune", {}).get("folds") is not None:
         return settings
     return settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"folds": folds})})
 

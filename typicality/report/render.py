@@ -23,7 +23,7 @@ from typicality.report.grids import write_grids
 from typicality.report.pictures import FINE, LEVELS, Pictures, choose_level, draw_pictures
 from typicality.report.plots import PlotView, make_plots
 from typicality.report.sections import Section, read_sections, stale_sections
-from typicality.report.text import beside, clean, count, milli, p_text, plural, safe_json
+from typicality.report.text import beside, clean, count, many, milli, p_text, plural, safe_json
 from typicality.report.view import STABLE, ClusterView, ReportInput, ReportView, Score, build_view
 from typicality.store import write_text
 
@@ -256,7 +256,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(milli=milli, count=count, plural=plural, p_text=p_text, clean=clean)
+    environment.filters.update(milli=milli, count=count, many=many, plural=plural, p_text=p_text, clean=clean)
     return environment
 
 

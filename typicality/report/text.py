@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -41,7 +42,19 @@ def count(number: float) -> str:
 
 def plural(number: int, noun: str) -> str:
     """Return '1 image', '3 images'."""
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+    return f"{count(number)} {noun if number == 1 else many(noun)}"
+
+
+def many(noun: str) -> str:
+    """Return the regular plural of a noun, which may be the name of a column: 'class' -> 'classes', 'years' -> 'years'.
+
+    A name that ends in another character than a Latin letter stays as it is.
+    """
+    if re.search(r"([^aeiou]y)$", noun, re.IGNORECASE):
+        return f"{noun[:-1]}ies"
+    if re.search(r"(ss|us|x|z|ch|sh)$", noun, re.IGNORECASE):
+        return f"{noun}es"
+    return f"{noun}s" if re.search("[a-rt-z]$", noun, re.IGNORECASE) else noun
 
 
 def duration(seconds: float) -> str:

@@ -11,10 +11,12 @@ Boxes are in pixels of the original image. Typicality is in units of squared err
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from statistics import fmean, median, variance
 from typing import Any
@@ -35,6 +37,7 @@ CONTEXT = 2.0  # side of the region shown around an element, in sides of the ele
 STRIP = 12  # elements of a label in the overview
 NEAREST = 6  # most alike elements named for each element
 LONGEST = 120  # characters of a metadata value
+PLAIN = (str, int, float, bool, Decimal, datetime.date, datetime.time)  # a value of the metadata is one of these
 
 FloatBox = tuple[float, float, float, float]
 
@@ -583,7 +586,7 @@ def _by_label(table: pa.Table) -> dict[str, list[dict[str, Any]]]:
 
 def _metadata(columns: Mapping[str, Any], known: set[str]) -> tuple[tuple[str, str], ...]:
     """The other columns of an image as short texts; empty, structured and already known values are left out."""
-    plain = ((n, v) for n, v in columns.items() if isinstance(v, str | int | float | bool) and str(v).strip())
+    plain = ((n, v) for n, v in columns.items() if isinstance(v, PLAIN) and str(v).strip())
     texts = ((clean(name), clean(value)) for name, value in plain)
     fresh = ((name, text) for name, text in texts if text not in known)
     return tuple((name, text if len(text) <= LONGEST else text[: LONGEST - 1] + "…") for name, text in fresh)

@@ -113,20 +113,20 @@
   $("search").addEventListener("input", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(filter); });
   $("sound").addEventListener("change", filter);
   $("sort").addEventListener("change", sort);
-  for (const name of ["show", "beside"]) $(name).addEventListener("change", () => {
-    filter();
+  const remember = () => {
     const show = $("show").value, beside = $("beside").value;
     const next = show === "" ? location.pathname + location.search
       : toAddress({ show: state.labels[show], with: beside === "" ? undefined : state.labels[beside] });
     history.replaceState(null, "", next);
-  });
+  };
+  for (const name of ["show", "beside"]) $(name).addEventListener("change", () => { filter(); remember(); });
   $("context").addEventListener("change", () => document.body.classList.toggle("tight", !$("context").checked));
   $("size").addEventListener("input", () => document.documentElement.style.setProperty("--tile", $("size").value + "px"));
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("more").addEventListener("click", () => $("more").setAttribute("aria-expanded", String($("more").getAttribute("aria-expanded") !== "true")));
   $("reset").addEventListener("click", () => {
     $("search").value = ""; $("show").value = ""; $("beside").value = ""; $("sound").checked = false;
-    filter(); $("search").focus();
+    filter(); remember(); $("search").focus();
   });
   $("copy").addEventListener("click", async () => {
     const names = [...new Set(visible.map((number) => state.images[state.items[number][IMAGE]][0]))];
