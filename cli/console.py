@@ -33,12 +33,12 @@ class BarProgress(Progress):
         if total == 0:
             return
         self.bars = Bars(
-            TextColumn("{task.description:>20}"),
+            TextColumn("{task.description:>20}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=stderr,
         )
         self.bars.start()

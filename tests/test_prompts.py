@@ -73,6 +73,9 @@ def test_the_sentence_without_its_label(template: str, null: str) -> None:
         "a photo of both {label} and a cat",
         "a car from {label} to 1950",
         "a photo where the sky is {label}",
+        "a chest x-ray in which {label} is visible",
+        "a photo in which {label} are seen at night",
+        "what {label} is",
     ],
 )
 def test_a_sentence_that_says_nothing_without_its_label_asks_for_the_null_prompt(template: str) -> None:

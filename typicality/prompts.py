@@ -128,7 +128,10 @@ def without_label(template: str) -> str:
     if after and after[0][0].isalnum() and _plain(after[0]) not in PREPOSITIONS | VERBS:
         return " ".join([*_agreeing(before, after[0]), *after])
     was_head = bool(before)
-    before = _not_dangling(before, template)
+    kept = _not_dangling(before, template)
+    if after and _plain(after[0]) in BE and CLAUSES & {_plain(word) for word in before[len(kept) :]}:
+        raise _none_to_make(template)
+    before = kept
     if before:
         before[-1] = before[-1].rstrip(",;:-–—")
     elif after and not after[0][0].isalnum() and not was_head:

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import rich.console
 
-from typicality.cli.console import print_document, print_json, say, words
+from typicality.cli.console import BarProgress, print_document, print_json, say, words
 
 
 def test_settings_are_plain_words() -> None:
@@ -66,6 +67,18 @@ def test_a_label_is_no_name_of_an_emoji(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("typicality.cli.console.stderr.file", out)
     say("warning: labels ':cat:' [bold] and 'a:new:b'")
     assert out.getvalue() == "warning: labels ':cat:' [bold] and 'a:new:b'\n"
+
+
+@pytest.mark.parametrize("label", ["a:cat:b", "x [bold] y", "[/old]"])
+def test_a_bar_shows_labels_as_they_are(monkeypatch: pytest.MonkeyPatch, label: str) -> None:
+    console = rich.console.Console(file=(out := io.StringIO()), force_terminal=True, width=200)
+    monkeypatch.setattr("typicality.cli.console.stderr", console)
+    bar = BarProgress()
+    bar.start(f"maps of {label}", 2)
+    bar.advance(1, label)
+    bar.finish()
+    assert f"maps of {label}" in out.getvalue()
+    assert out.getvalue().count(label) >= 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

@@ -126,11 +126,12 @@ def test_labels_are_spoken_of_in_the_plural() -> None:
 def test_whole_images_are_not_shown_without_a_word_of_chance() -> None:
     data = synthetic_input(labels=["2016"], clusters=2, members=3)
     view = build_view(data)
-    share = view.labels[0].chance
-    assert share is not None
-    assert f"about {100 * share:.0f}% of the way back to the mean of this year" in render_page(data, view)
-    without = replace(view, labels=(replace(view.labels[0], chance=None),))
-    assert "of the way back" not in render_page(data, without)
+
+    def page(chance: float | None) -> str:
+        return render_page(data, replace(view, labels=(replace(view.labels[0], chance=chance),)))
+
+    assert "about 23% of the way back to the mean of this year" in page(0.23)
+    assert "of the way back" not in page(0.001) + page(None)
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_safe_json_refuses_nan() -> None:
         ("year", "years"), ("category", "categories"), ("day", "days"), ("class", "classes"), ("box", "boxes"),
         ("batch", "batches"), ("years", "years"), ("species", "species"), ("disease_type", "disease_types"),
         ("年代", "年代"), ("style (a)", "style (a)"),
+        ("label_y", "label_y"), ("y", "y"), ("YEAR", "YEAR"), ("Category", "Categories"),
     ],
 )  # fmt: skip
 def test_names_of_columns_have_a_plural(noun: str, plural_of_it: str) -> None:

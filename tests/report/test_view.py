@@ -108,16 +108,19 @@ def test_the_interval_of_a_whole_image_has_the_freedom_of_its_draws(small: Repor
 
 
 def test_whole_images_say_how_far_they_were_chosen_by_chance(small: ReportInput) -> None:
-    """Scores 0.3, -0.1, 0.2 have a variance of 0.13 / 3; errors of 0.1 make 23% of it, and no error is no share."""
+    """Scores 0.3, -0.1, 0.2 of four images each vary by 0.0315: errors of 0.1 make 32% of it. Three are too few."""
     place = small.images.column_names.index("standard_error")
 
-    def with_error(error: float | None) -> ReportInput:
-        column = pa.array([error] * 3, pa.float64())
-        return dataclasses.replace(small, images=small.images.set_column(place, "standard_error", column))
+    def with_error(error: float | None, times: int = 4) -> ReportInput:
+        images = pa.concat_tables([small.images] * times)
+        column = pa.array([error] * images.num_rows, pa.float64())
+        return dataclasses.replace(small, images=images.set_column(place, "standard_error", column))
 
-    assert build_view(with_error(0.1)).labels[0].chance == pytest.approx(0.01 / (0.13 / 3))
+    scores = [0.3, -0.1, 0.2] * 4
+    assert build_view(with_error(0.1)).labels[0].chance == pytest.approx(0.01 / np.var(scores, ddof=1))
     assert build_view(with_error(9.0)).labels[0].chance == 1
     assert build_view(with_error(None)).labels[0].chance is None
+    assert build_view(with_error(0.1, times=3)).labels[0].chance is None
 
 
 @pytest.mark.parametrize("method", ["sign flip", "none"])

@@ -48,13 +48,13 @@ def plural(number: int, noun: str) -> str:
 def many(noun: str) -> str:
     """Return the regular plural of a noun, which may be the name of a column: 'class' -> 'classes', 'years' -> 'years'.
 
-    A name that ends in another character than a Latin letter stays as it is.
+    A name that does not end in two small Latin letters, as label_y or YEAR, stays as it is.
     """
-    if re.search(r"([^aeiou]y)$", noun, re.IGNORECASE):
+    if re.search("[a-z][b-df-hj-np-tv-xz]y$", noun):
         return f"{noun[:-1]}ies"
-    if re.search(r"(ss|us|x|z|ch|sh)$", noun, re.IGNORECASE):
+    if re.search("(ss|us|x|ch|sh)$", noun):
         return f"{noun}es"
-    return f"{noun}s" if re.search("[a-rt-z]$", noun, re.IGNORECASE) else noun
+    return f"{noun}s" if re.search("[a-z][a-rt-z]$", noun) else noun
 
 
 def duration(seconds: float) -> str:

@@ -36,6 +36,7 @@ STABLE = 0.5  # a cluster of less stability dissolves when groups are drawn anew
 CONTEXT = 2.0  # side of the region shown around an element, in sides of the element
 STRIP = 12  # elements of a label in the overview
 NEAREST = 6  # most alike elements named for each element
+SPREAD = 12  # images of a label from which on the spread of their scores is told
 LONGEST = 120  # characters of a metadata value
 PLAIN = (str, int, float, bool, Decimal, datetime.date, datetime.time)  # a value of the metadata is one of these
 
@@ -568,7 +569,7 @@ def _score(value: float | None, error: float | None, factor: float = 1.0) -> Sco
 def _chance(images: Sequence[Mapping[str, Any]]) -> float | None:
     """Mean squared error of these images' scores over the variance of the scores; at most 1."""
     known = [r for r in images if _finite(r["standard_error"]) is not None]
-    if len(known) < 2 or not (spread := variance(r["typicality"] for r in known)):
+    if len(known) < SPREAD or not (spread := variance(r["typicality"] for r in known)):
         return None
     return min(1.0, fmean(r["standard_error"] ** 2 for r in known) / spread)
 

@@ -28,14 +28,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from typicality.dataset.labels import number_of_text, text_of
-from typicality.tabular.table import CODE, Sheet, Unread
+from typicality.tabular.table import CODE, Sheet, Unread, are_codes
 
 Kind = Literal["number", "integer", "category", "constant", "empty", "passed"]
 WORDS = {"na", "n/a", "#n/a", "null", "none", "?", "-"}
 """Among numbers these say that there is none; among texts they may be a category."""
 DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d.*)?")
 COMMA_NUMBER = re.compile(r"[+-]?[\d.]*\d(,\d+)?")
-COMMAS = "has decimal commas: write numbers with points, or say with --category that they are names"
+COMMAS = "has commas in its numbers: write 1,5 as 1.5 and 1,234 as 1234, or say with --category that they are names"
 DECIMALS = 15
 WHOLE_LIMIT = 2**53
 """A float64 tells whole numbers apart up to here: 2^53 + 1 is read as 2^53."""
@@ -199,6 +199,9 @@ def numbers_of(cells: Sequence[Any], gaps: np.ndarray) -> tuple[np.ndarray, np.n
 
     Codes such as 007 and phone numbers are no numbers.
     """
+    texts = [cell.strip() for cell, gap in zip(cells, gaps, strict=True) if isinstance(cell, str) and not gap]
+    if are_codes([text for text in texts if text.casefold() not in WORDS]):
+        return None
     values, missing = np.full(len(cells), np.nan), gaps.copy()
     for i, cell in enumerate(cells):
         if gaps[i]:
@@ -208,7 +211,7 @@ def numbers_of(cells: Sequence[Any], gaps: np.ndarray) -> tuple[np.ndarray, np.n
             if text.casefold() in WORDS:
                 missing[i] = True
                 continue
-            if "_" in text or CODE.fullmatch(text):
+            if "_" in text:
                 return None
             try:
                 values[i] = float(text)

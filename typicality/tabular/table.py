@@ -22,8 +22,18 @@ from typicality.dataset.tables import TABLE_SUFFIXES, open_table, shortest
 from typicality.errors import DatasetError, OutputError, SettingsError
 from typicality.store import check_writable, write_table, write_text, write_whole
 
-CODE = re.compile(r"[+-]?0\d+|\+\d{7,}")
-"""With a leading zero, such as 007, or as a phone number, such as +4930123456, a text is a name and no number."""
+CODE = re.compile(r"[+-]?0\d+")
+"""With a leading zero, such as 007, a text is a name and no number."""
+PHONE = re.compile(r"\+\d{7,}")
+
+
+def are_codes(texts: Sequence[str]) -> bool:
+    """Whether some texts of a column are names though they read like numbers: 007, or +4930123456 among phone numbers.
+
+    +12345678 beside -300 or 5 is a number with its sign.
+    """
+    phones = any(PHONE.fullmatch(text) for text in texts) and all(re.fullmatch(r"\+?\d{7,}", text) for text in texts)
+    return phones or any(CODE.fullmatch(text) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -255,7 +265,7 @@ def _typed(cells: list[Any]) -> pa.Array:
             return pa.array([None if cell is None else text_of_cell(cell) for cell in cells])
     present = [None if cell is None or not cell.strip() else cell for cell in cells]
     known = [cell for cell in present if cell is not None]
-    plain = not any("_" in cell or CODE.fullmatch(cell.strip()) for cell in known)
+    plain = not any("_" in cell for cell in known) and not are_codes([cell.strip() for cell in known])
     for read in (int, float) if plain and known else ():
         try:
             numbers = [None if cell is None else read(cell) for cell in present]
