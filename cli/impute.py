@@ -71,7 +71,7 @@ def impute(
     ] = None,
     part: Annotated[
         PartName | None,
-        typer.Option("--part", help="Of the images [all; held-out with --hide].", rich_help_panel=WORK),
+        typer.Option("--part", help="Of the images [all; unseen ones with --hide].", rich_help_panel=WORK),
     ] = None,
     draws: Annotated[int, typer.Option("--draws", help="Draws of the typicality.", rich_help_panel=WORK)] = 8,
     write: Write = None,

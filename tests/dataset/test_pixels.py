@@ -227,6 +227,14 @@ def outlined() -> Image.Image:
     return image
 
 
+def see_through() -> Image.Image:
+    """Two classes of different brightness on a ground that is transparent, too."""
+    image = indexed(1, 0, (0, 0, 0), (128, 0, 0), (64, 0, 0))
+    image.paste(2, (4, 3, 6, 5))
+    image.info["transparency"] = 0
+    return image
+
+
 BLACK, WHITE, MAROON = (0, 0, 0), (255, 255, 255), (128, 0, 0)
 MASKS = {
     "white on transparent black": drawn((255, 255, 255, 255), (0, 0, 0, 0)),
@@ -245,6 +253,7 @@ MASKS = {
     "classes": indexed(1, 0, BLACK, MAROON),
     "classes, the ground green": indexed(1, 0, (0, 128, 0), MAROON),
     "a class with an outline of 255": outlined(),
+    "classes on transparent": see_through(),
     "a dark class": indexed(1, 0, BLACK, (64, 0, 0)),
     "red before black": indexed(0, 1, (255, 0, 0), BLACK),
     "white before black": indexed(0, 1, WHITE, BLACK),

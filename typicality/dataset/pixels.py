@@ -148,8 +148,11 @@ def _mask_values(image: Image.Image) -> tuple[np.ndarray, int]:
         return values, max(65535, int(values.max(initial=0)))
     if image.has_transparency_data:
         colours = np.asarray(image.convert("RGBA")).astype(np.uint16)
-        opacity = colours[..., 3]
-        shown = _brightest(colours[..., :3]) * opacity // 255
+        opacity, brightest = colours[..., 3], _brightest(colours[..., :3])
+        if image.mode == "P" and (colours[..., :3] != brightest[..., None])[opacity > 0].any():
+            marked = (opacity > 127) & (brightest > 0)
+            return marked if marked.any() else opacity, 255
+        shown = brightest * opacity // 255
         return shown if shown.any() or opacity.all() else opacity, 255
     if image.mode in ("L", "1"):
         return np.asarray(image), 255

@@ -455,7 +455,7 @@ def test_the_command_prints_one_document(run: Path, capsys: pytest.CaptureFixtur
     assert "error of harmonic" in capsys.readouterr().out
     assert command([*words, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["images"] == "held-out"
+    assert plan["images"] == "unseen"
     assert plan["unet_evaluations_an_image"] == 2 * 3 * 2 + 2 * 4 * 2 + 4 * 3 * 3
 
 

@@ -142,14 +142,17 @@ def audit(
     InputError : with one message that says what to change.
     """
     conditions, known = asked(draws, images_only, fail_on, baseline)
-    folder = out or default_folder(load_dataset(settings.dataset))
-    settings = with_folds(settings, folder)
+    masks = settings.dataset.masks is not None and not images_only
+    if out is None or masks:
+        dataset = load_dataset(settings.dataset)
+        out = out or default_folder(dataset)
+        if masks:
+            check_masks(dataset, progress)
+    settings = with_folds(settings, out)
     if not images_only:
-        if settings.dataset.masks is not None:
-            check_masks(load_dataset(settings.dataset), progress)
-        pipeline.mine(settings, folder, fresh, progress)
-    before = (run_record(str(folder)) if images_only and not fresh else None) or {"stages": {}}
-    run = open_run(settings, folder, fresh and images_only, progress)
+        pipeline.mine(settings, out, fresh, progress)
+    before = (run_record(str(out)) if images_only and not fresh else None) or {"stages": {}}
+    run = open_run(settings, out, fresh and images_only, progress)
     if before["stages"].get("latents"):  # a look at the images is no reason to say something else of the run's model
         run.directory.record |= {name: before[name] for name in ("settings", "seed", "dataset")}
     with run.directory.lock():
@@ -181,19 +184,19 @@ def audit(
             entry["findings"] = len(findings)
             if not images_only:
                 entry |= run.directory.built_on("finetune", "mine")
-            write_findings(folder, document)
+            write_findings(out, document)
         if run.directory.record["stages"].get("mine", {}).get("state") == "done":
-            of_run = replace(run, settings=resolve_settings(str(folder))) if images_only else run
+            of_run = replace(run, settings=resolve_settings(str(out))) if images_only else run
             report = renew_report(of_run) or run.directory.path("index.html")
         else:
             images = {image.image_id: image for image in run.dataset}
             report = write_checks(
-                folder, run.dataset.name, run.dataset.label, {i: image.file_name for i, image in images.items()},
+                out, run.dataset.name, run.dataset.label, {i: image.file_name for i, image in images.items()},
                 lambda image_id: run.dataset.open(images[image_id]), settings.report,
             )  # fmt: skip
     for sentence in unchecked:
         progress.say(sentence)
-    return Audit(folder, report, document, tuple(findings), tuple(breaches(conditions, findings, measures)))
+    return Audit(out, report, document, tuple(findings), tuple(breaches(conditions, findings, measures)))
 
 
 def asked(
@@ -391,7 +394,8 @@ def _add_elements(parts: _Parts, run: Run, facts: ImageFacts, columns: Sequence[
         "borders": ("borders", _in_few_groups(shares, images, labels)),
     }
     if known:
-        untold["what lies outside the given places"] = ("outside_truth", _in_few_groups(known, images, labels))
+        marked = [label for label in labels if any(share.label == label for share in known)]
+        untold["what lies outside the given places"] = ("outside_truth", _in_few_groups(known, images, marked))
     else:
         parts.not_examined.add("outside_truth")
     parts.add_untold(labels, untold)

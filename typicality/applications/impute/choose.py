@@ -9,9 +9,11 @@ from importlib import resources
 from typicality.applications.impute.options import HIDDEN_IMAGES, PARTS, Part
 from typicality.applications.impute.regions import Regions
 from typicality.dataset import is_opened_here
+from typicality.dataset.labels import text_of
 from typicality.dataset.split import is_held_out, unit_hash
 from typicality.errors import DatasetError, SettingsError, nearest
 from typicality.model.checkpoint import BASE
+from typicality.paths import shipped_settings
 from typicality.records import LabelledImage
 from typicality.run import Run
 
@@ -75,13 +77,17 @@ def chosen_images(
 def pretrained_on(run: Run) -> frozenset[str]:
     """Return the images that the bundled base has learned to draw, without their labels, before any fine-tuning.
 
-    Those are of the data sets that ship with it, but for the groups that the one fixed split holds out.
+    Those are of the data sets that ship with it, but for the groups that the one fixed split holds out: groups by the
+    column that ships with the data set, whatever the run groups by.
     """
     name = run.settings.dataset.source
+    column = shipped_settings(name).get("dataset", {}).get("group")
     ships = is_opened_here(name) and (resources.files("typicality.dataset.builtin") / f"{name}.parquet").is_file()
     if run.base.name != BASE or not ships:
         return frozenset()
-    return frozenset(image.image_id for image in run.dataset if not is_held_out(image.group))
+    return frozenset(
+        image.image_id for image in run.dataset if not is_held_out(text_of(image.metadata.get(column)) or image.group)
+    )
 
 
 def in_turns(images: Sequence[LabelledImage]) -> list[LabelledImage]:

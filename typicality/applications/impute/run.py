@@ -163,7 +163,7 @@ def plan_of(
     labels = min(len(dataset.labels), MOST_LABELS)
     return {
         "run": str(folder), **region.as_dict(), "options": options.as_dict(),
-        "images": part or ("held-out" if region.hide is not None else "all"),
+        "images": part or ("unseen" if region.hide is not None else "all"),
         "images_at_most": found if most is None else min(found, most),
         "unet_evaluations_an_image": evaluations_of(options, region.hide is not None, labels),
     }  # fmt: skip
