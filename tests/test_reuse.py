@@ -22,7 +22,7 @@ from typicality import run as run_module
 from typicality.api import settings_for
 from typicality.checks import check_model
 from typicality.config import Dtype
-from typicality.errors import InterruptedRun, OutputError, SettingsError
+from typicality.errors import CheckpointError, InterruptedRun, OutputError, SettingsError
 from typicality.model import checkpoint as checkpoint_module
 from typicality.model.denoiser import choose_dtype
 from typicality.model.finetune import Finetuner
@@ -31,6 +31,7 @@ from typicality.plan import controls_of, first_jobs
 from typicality.progress import Progress
 from typicality.renewal import renew_report
 from typicality.run import Run, existing_record, open_finished, open_run
+from typicality.store import remove
 
 QUICK: dict[str, Any] = {
     "finetune": {"steps": 2, "batch_size": 4, "validation_images": 2},
@@ -181,6 +182,23 @@ def test_a_run_keeps_its_precision_on_another_machine(
     assert fresh.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("before", "bfloat16", "slow"), [("float16", True, True), ("bfloat16", False, True), ("bfloat16", True, False)]
+)
+def test_a_precision_that_is_slow_here_is_warned_about(
+    copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, before: str, bfloat16: bool, slow: bool
+) -> None:
+    """Begun on a GPU or a Mac, where `auto` was a half precision, and continued on a CPU: what the way out would be."""
+    monkeypatch.setattr(run_module, "has_bfloat16", lambda: bfloat16)
+    change_record(Path("run"), lambda record: record["model"].update(dtype=before))
+    settings = settings_for("squares", "folder", **options(tiny_model, dtype="auto", device="cpu"))
+    run = open_run(settings, Path("run"), progress=(said := Said()))
+    assert run.dtype == getattr(torch, before)
+    warnings = [line for line in said.lines if line.startswith(f"warning: {before} is many times slower")]
+    assert len(warnings) == slow
+    assert all("--dtype fp32" in warning for warning in warnings)
+
+
 @pytest.mark.slow
 def test_a_precision_that_is_spelled_out_is_no_other(copy: Path, tiny_model: Path) -> None:
     """Mined in float32, which `auto` was: --dtype fp32 reads the run, renders it and renews its report; bf16 cannot."""
@@ -282,6 +300,37 @@ def test_an_adapter_of_another_run_has_seen_labels(copy: Path, tiny_model: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lost", ["model", "model/unet/diffusion_pytorch_model.safetensors"])
+def test_a_model_that_has_gone_is_made_again(copy: Path, tiny_model: Path, lost: str) -> None:
+    """Somebody made room: the same model is trained once more, the maps of its weights hold, and more can be drawn."""
+    before = open_finished(Path("run"), "mine").directory.record["stages"]
+    weights = {path: path.read_bytes() for path in Path("run/model").rglob("*.safetensors")}
+    remove(Path("run", lost))
+    again = typicality.mine("squares", "folder", out="run", progress=(said := Said()), **options(tiny_model))
+    assert "the model that was fine-tuned is no longer there: fine-tuning anew" in said.lines
+    assert {path: path.read_bytes() for path in Path("run/model").rglob("*.safetensors")} == weights
+    assert again.record["stages"]["score"] == before["score"]
+    more = mine(tiny_model, score={"draws": 4})
+    assert more.record["stages"]["score"]["unet_evaluations"] == 32 * 2 * 4
+
+
+def test_a_model_that_has_gone_cannot_be_kept(copy: Path, tiny_model: Path) -> None:
+    """Nothing is begun then, and no setting is recorded."""
+    shutil.rmtree("run/model")
+    before = Path("run/run.json").read_bytes()
+    with pytest.raises(OutputError, match=r"run/model no longer holds the model .* leave out --keep-model"):
+        mine(tiny_model, finetune={"keep": True})
+    assert Path("run/run.json").read_bytes() == before
+
+
+def test_a_folder_that_has_gone_is_no_model_of_a_hub(copy: Path) -> None:
+    """`run/model` has the form of one."""
+    shutil.rmtree("run/model")
+    with pytest.raises(CheckpointError, match=rf"no model folder '{copy}/run/model'"):
+        _ = open_finished(Path("run"), "mine").denoiser
+
+
+@pytest.mark.slow
 def test_shards_that_have_gone_are_made_again(copy: Path, tiny_model: Path) -> None:
     """Half of the maps are lost, then all: what is mined of them is what it was, and nothing is silently left out."""
     before = repr(pq.read_table("run/elements.parquet").to_pydict())
@@ -378,7 +427,7 @@ def test_a_rerun_that_was_stopped_does_not_pass_for_finished(copy: Path, tiny_mo
 
 def test_a_report_that_is_refused_leaves_the_run_as_it_was(copy: Path) -> None:
     """`report` with settings that only `mine` can carry out must not make them the run's own; `mine` is to get them."""
-    refusal = r"under other settings .*leave out what differs, or give it to `typicality mine"
+    refusal = r"under other settings .*leave out what this call changes, or give it to `typicality mine"
     with pytest.raises(OutputError, match=refusal):
         typicality.report("run", mine={"clusters": 2})
     assert typicality.report("run").elements.num_rows > 0

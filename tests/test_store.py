@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,37 @@ def test_why_a_run_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(OutputError, match=message), RunDirectory(tmp_path).lock():
         pass
+
+
+def test_runs_that_are_opened_at_once_do_not_disturb_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second call looks whether it may write while the first one does, and a third clears up after killed ones."""
+    touch = Path.touch
+
+    def at_once(path: Path) -> None:
+        touch(path)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "touch", touch)
+            with RunDirectory(tmp_path).lock():
+                assert not path.exists()
+
+    monkeypatch.setattr(Path, "touch", at_once)
+    RunDirectory(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+
+
+def test_processes_look_in_files_of_their_own_whether_they_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, touch = set(), Path.touch
+    monkeypatch.setattr(Path, "touch", lambda path: (names.add(path.name), touch(path))[1])
+    for process in (7, 8):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        for machine in ("here", "there"):
+            monkeypatch.setattr(socket, "gethostname", lambda machine=machine: machine)
+            RunDirectory(tmp_path)
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize("fresh", [False, True])

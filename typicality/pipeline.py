@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import groupby
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -38,7 +35,7 @@ from typicality.mining.significance import Candidates, group_sizes
 from typicality.mining.tables import clusters_table, elements_table, images_table, in_table_order
 from typicality.model.calibration import CALIBRATION
 from typicality.model.card import model_card
-from typicality.model.checkpoint import load_checkpoint
+from typicality.model.checkpoint import is_model, load_checkpoint
 from typicality.model.crossfit import CrossFit
 from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import Finetuner
@@ -49,9 +46,9 @@ from typicality.progress import SILENT, Progress
 from typicality.records import Patch, ScoreMap
 from typicality.report.render import write_report
 from typicality.report.view import ReportInput
-from typicality.run import Run, open_run
-from typicality.scoring.adaptive import effort_of
-from typicality.scoring.scorer import Job, Scorer, UnitMaps
+from typicality.run import NO_FOLD, Run, open_run
+from typicality.scoring.effort import effort_of
+from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoreReader
 from typicality.store import hash_of_files, is_full_disk, write_array, write_table
 
@@ -109,7 +106,7 @@ def ensure_latents(run: Run) -> None:
 
 
 def ensure_model(run: Run) -> None:
-    """Fine-tune, unless that was done under the same key or is switched off."""
+    """Fine-tune, unless that was done under the same key and the models are still there, or it is switched off."""
     settings = run.settings.finetune
     run.directory.record["model"] = {
         "name": run.base.title, "resolved": run.base.name, "revision": run.base.revision, "reason": run.base.reason,
@@ -117,7 +114,7 @@ def ensure_model(run: Run) -> None:
         "device": str(run.device), "dtype": run.precision,
         "engine": "openvino" if run.compiled_shapes else "torch",
     }  # fmt: skip
-    if not settings.enabled or run.directory.is_done("finetune", run.finetune_key):
+    if not settings.enabled or (run.directory.is_done("finetune", run.finetune_key) and has_models(run)):
         if settings.enabled:
             run.remember_settings("finetune")
             run.forget_training_states()
@@ -132,6 +129,21 @@ def ensure_model(run: Run) -> None:
     else:
         _ensure_single(run)
     run.forget_training_states()
+
+
+def has_models(run: Run) -> bool:
+    """Return whether all models that fine-tuning makes are in the run directory; somebody may have removed some."""
+    shared = [NO_FOLD] if run.folds > 1 and run.settings.finetune.shared else []
+    return all(is_model(run.model_folder(fold)) for fold in (*shared, *range(run.folds)))
+
+
+def _check_kept(run: Run) -> None:
+    """Raise OutputError where a model is to be kept and is no longer there."""
+    if run.settings.finetune.enabled and run.images_since is not None and not has_models(run):
+        raise OutputError(
+            f"{run.directory.path('model')} no longer holds the model that finetune.keep is to keep; put it back, or "
+            "leave out --keep-model (or set finetune.keep=false) to fine-tune anew"
+        )
 
 
 def _ensure_single(run: Run) -> None:
@@ -168,7 +180,9 @@ def _announce(run: Run) -> None:
     before = run.directory.record["stages"].get("finetune", {})
     if before.get("state") != "done":
         return
-    if before.get("training_key") == run.training_key:
+    if not has_models(run):
+        run.progress.say("the model that was fine-tuned is no longer there: fine-tuning anew")
+    elif before.get("training_key") == run.training_key:
         run.progress.say(
             "the data set has changed since the model was fine-tuned: fine-tuning anew (--keep-model would keep it)"
         )
@@ -214,50 +228,22 @@ def by_fold(run: Run, jobs: Sequence[Job]) -> list[tuple[int, list[Job]]]:
     return sorted(divided.items())
 
 
-def scorer(run: Run, purpose: str, draws: int, fold: int | None = None) -> Scorer:
-    """Return the scorer of one pass: of the images of one fold, or of any images, each by the model of its fold.
-
-    The latter is for few images at once; `score_pass` goes fold by fold, so that each model is loaded once.
-    """
-    if fold is None and run.folds > 1:
-        options = _scorer_options(run, purpose, draws, 0)
-        return _FoldedScorer(**options, of=partial(scorer, run, purpose, draws), run=run)
-    return Scorer(**_scorer_options(run, purpose, draws, fold or 0))
-
-
-def _scorer_options(run: Run, purpose: str, draws: int, fold: int) -> dict[str, Any]:
+def scorer(run: Run, purpose: str, draws: int, fold: int = 0) -> Scorer:
+    """Return the scorer of one pass for the images of one fold; where there is one model, it is that of all images."""
     denoiser = run.denoiser_of(fold)
-    return {
-        "denoiser": denoiser,
-        "latents": run.latents,
-        "states": denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels)),
-        "labels": run.dataset.labels,
-        "plan": run.plan(draws),
-        "seed": run.settings.seed,
-        "purpose": purpose,
-        "batch_size": run.batch_size,
-        "shard_images": run.settings.score.shard_images,
-        "processes": run.directory.processes,
-        "label_scale": run.label_scale_of(denoiser),
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FoldedScorer(Scorer):
-    """Gives every image to the model of its fold, and the maps back in the order of the jobs."""
-
-    of: Callable[[int], Scorer]
-    run: Run
-
-    def maps_on_device(self, jobs: Sequence[Job]) -> UnitMaps:
-        folds = [self.run.fold_of(job.image_id) for job in jobs]
-        order = sorted(range(len(jobs)), key=folds.__getitem__)
-        parts = [
-            self.of(fold).maps_on_device([jobs[i] for i in same])
-            for fold, same in groupby(order, key=folds.__getitem__)
-        ]
-        back = torch.argsort(torch.tensor(order)).to(self.denoiser.device)
-        return UnitMaps(*(torch.cat(maps)[back] for maps in zip(*parts, strict=True)))
+    return Scorer(
+        denoiser=denoiser,
+        latents=run.latents,
+        states=denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels)),
+        labels=run.dataset.labels,
+        plan=run.plan(draws),
+        seed=run.settings.seed,
+        purpose=purpose,
+        batch_size=run.batch_size,
+        shard_images=run.settings.score.shard_images,
+        processes=run.directory.processes,
+        label_scale=run.label_scale_of(denoiser),
+    )
 
 
 def ensure_scores(run: Run) -> None:
@@ -404,13 +390,12 @@ def ensure_elements(run: Run) -> None:
     adaptive = settings.score.protocol == "adaptive"
     if adaptive:
         passes.append(run.score_folder(REFINEMENT, _refine_draws(run)).name)
-    key = key_of(
-        [
-            passes, settings.mine.model_dump(), settings.score.model_dump(), run.dataset.fingerprint,
-            sorted((i.image_id, i.file_name) for i in run.dataset), run.dataset.grouping, run.cross_fitted,
-            settings.seed,
-        ]
-    )  # fmt: skip
+    parts: list[Any] = [
+        passes, settings.mine.model_dump(), settings.score.model_dump(), run.dataset.fingerprint,
+        sorted((i.image_id, i.file_name) for i in run.dataset), run.dataset.grouping, run.cross_fitted, settings.seed,
+    ]  # fmt: skip
+    controls = controls_of(settings, run.dataset)
+    key = key_of([*parts, controls] if any(controls.values()) else parts)
     if directory.is_done("mine", key) and all(directory.path(name).is_file() for name in TABLES):
         run.remember_settings("mine")
         return
@@ -631,6 +616,7 @@ def _working(
         elif processes.main:
             check_settings(run)
             check_model(run)
+            _check_kept(run)
         if processes.main:
             run.begin()
             processes.wait()

@@ -74,9 +74,11 @@ class Run:
             if chosen != getattr(torch, before):
                 self.progress.say(f"precision: {before}, as this run has had it; --dtype would set another")
             chosen = getattr(torch, before)
-        if chosen == torch.bfloat16 and self.device.type == "cpu" and not has_bfloat16():
+        slow = {torch.float16} if has_bfloat16() else {torch.float16, torch.bfloat16}
+        if self.device.type == "cpu" and chosen in slow:
             self.progress.say(
-                "warning: this processor has no bfloat16 arithmetic; --dtype bf16 is many times slower here than fp32"
+                f"warning: {str(chosen).removeprefix('torch.')} is many times slower than float32 on this processor; "
+                "--dtype fp32 avoids that, and makes anew what is there in another precision"
             )
         return chosen
 
@@ -285,8 +287,8 @@ class Run:
         other_precision = settings is None and entry.get("dtype", self.precision) != self.precision
         if entry.get("settings", key) != key or other_precision:
             raise OutputError(
-                f"{folder} was {DONE[stage]} under other settings than those of this call: leave out what differs, or "
-                f"give it to `typicality {stage} {folder}`, which also finishes what was stopped"
+                f"{folder} was {DONE[stage]} under other settings than the present ones: leave out what this call "
+                f"changes, or give it to `typicality {stage} {folder}`, which also finishes what a stopped call changed"
             )
 
     @property
@@ -334,7 +336,8 @@ class Run:
                 self._denoisers.clear()
             tuning = self.settings.finetune
             if tuning.enabled and (fold != NO_FOLD or tuning.shared):
-                checkpoint = load_checkpoint(ModelSettings(name=str(self.model_folder(fold)), offline=True))
+                folder = self.model_folder(fold).resolve()  # a relative one might pass for an id of a hub
+                checkpoint = load_checkpoint(ModelSettings(name=str(folder), offline=True))
             else:
                 checkpoint = self.base
             self._denoisers[fold] = Denoiser(checkpoint, self.device, self.dtype, self.compiled_shapes)
@@ -447,8 +450,7 @@ class Run:
         """What a reader of the results must know: of the data, and of the training."""
         found = list(self.dataset.warnings)
         if self.settings.finetune.enabled:
-            stage = self.directory.record["stages"].get("finetune", {})
-            found += stage.get("warnings", [])
+            found += self.directory.record["stages"].get("finetune", {}).get("warnings", [])
         if added := self.directory.record.get("model", {}).get("images_since"):
             found.append(
                 f"The model was kept (--keep-model): {added} of {len(self.dataset)} images were added after it had "
@@ -504,8 +506,7 @@ def existing_record(folder: str | Path) -> dict[str, Any]:
     ------
     OutputError : when `folder` is no run directory.
     """
-    record = run_record(str(folder))
-    if record is None:
+    if (record := run_record(str(folder))) is None:
         raise OutputError(
             f"{folder} is no run directory: it has no run.json that a run wrote; run `typicality mine` first"
         )

@@ -231,9 +231,10 @@ class RunDirectory:
         self.folder, self.processes, self.fresh = folder, processes, fresh
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".write-probe-{processes.rank}"
+            # of this process alone: those of a run, on several machines perhaps, and other calls begin at once
+            probe = folder / f".write-probe.{socket.gethostname()}.{os.getpid()}.tmp"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # removed by another run that cleared up what killed ones had left
         except OSError as error:
             raise OutputError(f"cannot write to the run directory {folder}: {error.strerror}; choose --out") from error
         if not self._may_be_used(fresh):

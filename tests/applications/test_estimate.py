@@ -71,9 +71,30 @@ def test_controls_are_counted_as_a_run_takes_them(tiny_folder: Path, tiny_model:
 
 def test_folds_share_the_minutes(tiny_folder: Path) -> None:
     """`minutes` are those of all models together, and a plan says so; without them it counts fine-tunings."""
-    for minutes, said in ((10.0, "10.0 minutes in all"), (None, "as long as 1.75 fine-tunings of one model")):
+    for minutes, said in ((10.0, "10 min in all"), (None, "as long as 1.75 fine-tunings of one model")):
         settings = settings_for(tiny_folder, "folder", finetune={"folds": 2, "minutes": minutes})
         assert said in plan_of(settings, load_dataset(settings.dataset))["fine-tuning"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_folds_cost_their_models_and_what_they_begin_with(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Three folds that share a quarter of the steps: 0.25 + 3 * 0.75 fine-tunings, and four models on disk.
+
+    Without a shared part there are three of each.
+    """
+    tuning = {"steps": 10, "batch_size": 4, "validation_images": 4}
+    work, room = [], []
+    for i, folds in enumerate(({}, {"folds": 3, "shared": 0.25}, {"folds": 3, "shared": 0.0})):
+        settings = settings_for(tiny_folder, "folder", model=str(tiny_model), dtype="fp32", finetune=tuning | folds)
+        probe = module._Probe(settings, load_dataset(settings.dataset), tmp_path / str(i), SILENT)
+        probe._latents()
+        work.append(probe._finetuning(0.0).unet_evaluations)
+        room.append(probe._model_bytes())
+    checkpoint = probe.run.base
+    parts = (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder)
+    assert room[0] == 4 * sum(p.numel() for part in parts for p in part.parameters())
+    assert work == [work[0], 2.5 * work[0], 3 * work[0]]
+    assert room == [room[0], 4 * room[0], 3 * room[0]]
 
 
 @pytest.mark.usefixtures("quick")

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -73,16 +74,41 @@ def test_recall_of_images_with_several_labels(monkeypatch: pytest.MonkeyPatch, s
         return differences, None, torch.ones(len(jobs), 1, 2, 2), None
 
     labels_of = {str(i): ("a", "b") if i < 10 else ("a",) for i in range(20)}
-    images = [SimpleNamespace(image_id=i, labels=own, group=i) for i, own in labels_of.items()]
-    dataset = type("Images", (list,), {"labels": ("a", "b")})(images)
     measure = SimpleNamespace(images_at_once=lambda labels: 7, unit_maps=unit_maps)
     monkeypatch.setattr("typicality.evaluation.classify.scorer", lambda *_: measure)
-    view = SimpleNamespace(height=2, width=2)
-    run = SimpleNamespace(
-        dataset=dataset, held_out=set(labels_of), labels_of=labels_of, fold_of=lambda image_id: 0,
-        latents=SimpleNamespace(view=lambda image_id: view),
-        directory=SimpleNamespace(built_on=lambda stage: {"built_on": {}}),
-    )  # fmt: skip
-    found = classify_held_out(run, 2, SILENT)
+    found = classify_held_out(stub_run(labels_of), 2, SILENT)
     assert found.recall == recall
     assert found.confusion == confusion
+
+
+def stub_run(labels_of: dict[str, tuple[str, ...]], folds: int = 1) -> Any:
+    """A run of two labels, all of whose images are held out: images i, i + folds, ... by one model."""
+    images = [SimpleNamespace(image_id=i, labels=own, group=i) for i, own in labels_of.items()]
+    return SimpleNamespace(
+        dataset=type("Images", (list,), {"labels": ("a", "b")})(images), held_out=set(labels_of), labels_of=labels_of,
+        fold_of=lambda image_id: int(image_id) % folds,
+        latents=SimpleNamespace(view=lambda image_id: SimpleNamespace(height=2, width=2 + int(image_id) // 10)),
+        directory=SimpleNamespace(built_on=lambda stage: {"built_on": {}}),
+    )  # fmt: skip
+
+
+def test_every_fold_has_one_scorer_of_its_own_images(monkeypatch: pytest.MonkeyPatch):
+    """Twelve images in three folds and two shapes, of which two share a batch: each model is made ready once."""
+    made: list[int] = []
+    seen: dict[str, int] = {}
+
+    def scorer(run, purpose, draws, fold):
+        def unit_maps(jobs):
+            assert len(jobs) <= 2
+            assert len({int(job.image_id) // 10 for job in jobs}) == 1
+            seen.update({job.image_id: fold for job in jobs})
+            return torch.zeros(len(jobs), 2, 1, 2, 2), None, torch.ones(len(jobs), 1, 2, 2), None
+
+        made.append(fold)
+        return SimpleNamespace(images_at_once=lambda labels: 2, unit_maps=unit_maps)
+
+    monkeypatch.setattr("typicality.evaluation.classify.scorer", scorer)
+    found = classify_held_out(stub_run({str(i): ("a",) for i in range(12)}, folds=3), 2, SILENT)
+    assert made == [0, 1, 2]
+    assert seen == {str(i): i % 3 for i in range(12)}
+    assert found.n == 12

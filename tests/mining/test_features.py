@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from typicality.mining.features import FeatureExtractor, element_index, nearest_elements, patch_features
+from typicality.mining.features import FeatureExtractor, element_index, patch_features, write_index
 from typicality.scoring.noise import image_generator
 
 
@@ -121,12 +121,11 @@ def test_a_model_with_fewer_steps_is_read_at_the_same_share(make_patch):
 
 
 def test_an_elements_nearest_neighbour_is_itself(tmp_path):
+    """In the file as other programs read it: neighbours by cosine, in the order of the rows."""
     features = np.random.default_rng(2).normal(size=(20, 6)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    index = element_index(features)
-    faiss.write_index(index, str(tmp_path / "index.faiss"))
-    similarity, rows = nearest_elements(faiss.read_index(str(tmp_path / "index.faiss")), features, 3)
+    write_index(tmp_path / "index.faiss", element_index(features))
+    similarity, rows = faiss.read_index(str(tmp_path / "index.faiss")).search(features, 3)
     np.testing.assert_array_equal(rows[:, 0], np.arange(20))
     np.testing.assert_allclose(similarity[:, 0], 1, rtol=1e-5)
     np.testing.assert_array_equal(rows, np.argsort(-features @ features.T, axis=1)[:, :3])
-    assert nearest_elements(index, features[:1], 99)[1].shape == (1, 20)

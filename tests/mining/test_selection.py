@@ -8,14 +8,30 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from tests.scoring.synthetic import Pass, World
 from typicality.evaluation.estimator import overlap
 from typicality.mining.boxes import box_means
 from typicality.mining.patches import PatchSelection, rescored, top_patches
-from typicality.mining.selection import Candidates, Prior, Selected, boxes_of, moderated, select
+from typicality.mining.selection import (
+    DEVIATION,
+    MEAN,
+    PLACE,
+    Contenders,
+    Posterior,
+    Prior,
+    Selected,
+    Standing,
+    boxes_of,
+    candidates_of,
+    moderated,
+    select,
+    undecided,
+)
 from typicality.records import ModelView, Patch
-from typicality.scoring.adaptive import Effort, quantile
+from typicality.scoring.adaptive import quantile
+from typicality.scoring.effort import Effort
 from typicality.scoring.scorer import Job
 
 SELECTION = PatchSelection(4, 4, per_image=5, per_label=10**6, share=0.09)
@@ -188,7 +204,7 @@ def test_what_is_forgotten_does_not_depend_on_the_order_of_a_long_stream() -> No
     }
     tables = []
     for order in (sorted(images), sorted(images, reverse=True), rng.permutation(sorted(images)).tolist()):
-        kept = Candidates(10)
+        kept = Contenders(10)
         for name in order:
             kept.add(name, view, images[name])
         tables.append(kept.table())
@@ -196,3 +212,54 @@ def test_what_is_forgotten_does_not_depend_on_the_order_of_a_long_stream() -> No
     assert len(set(tables[0][0])) < 300
     best = sorted((float(m) for a in images.values() for m in a[:, 0]), reverse=True)[:20]
     assert set(best) <= set(tables[0][1][:, 0].tolist())
+
+
+def test_a_box_is_where_it_seems_unless_one_that_shares_less_than_half_of_the_union_is_better() -> None:
+    """Boxes of 4 x 4 at columns 0, 1 and 2, scores 3, 2.9 and 2, each with a deviation of 1.
+
+    The best one shares 12 cells with the next, 0.6 of their union: the same place. With the third it shares 8, a third
+    of the union: the difference of 1 has a deviation of sqrt(2 (1 - 1/2)) = 1, so the place is right with Phi(1).
+    """
+    found = candidates_of(Posterior(np.array([[3.0, 2.9, 2.0]]), np.ones((1, 3)), 9.0), 4, 5)
+    assert found.shape == (1, 6)
+    assert found[0, [MEAN, DEVIATION, PLACE]] == pytest.approx([3, 1, ndtr(1.0)], rel=1e-6)
+    alone = candidates_of(Posterior(np.array([[3.0, 2.9]]), np.ones((1, 2)), 9.0), 4, 5)
+    assert alone[0, PLACE] == 1
+
+
+def standing_of(patches: Sequence[tuple[str, float, float]]) -> Standing:
+    """A label's patches: image, chance to be among the best, chance to lie where they seem to."""
+    table = np.zeros((len(patches), 6))
+    table[:, PLACE] = [place for _, _, place in patches]
+    chance = np.array([p for _, p, _ in patches])
+    return Standing([name for name, _, _ in patches], table, chance, np.arange(len(patches)))
+
+
+def test_what_is_undecided_in_an_image() -> None:
+    """Membership p (1 - p), and the place of what is a member: p q (1 - q). What is nearly certain does not count."""
+    one = standing_of(
+        [("member", 0.5, 1.0), ("place", 1.0, 0.5), ("both", 0.5, 0.5), ("both", 0.2, 1.0), ("sure", 0.96, 1.0)]
+    )
+    assert one.gains() == pytest.approx({"member": 0.25, "place": 0.25, "both": 0.25 + 0.125 + 0.16})
+
+
+def test_further_draws_go_where_a_draw_decides_most() -> None:
+    """`far` has 4 draws and `near` 8: the next 8 decide 0.25 there, 4 decide 0.21 here, which is more for each draw."""
+    standings = {"a": standing_of([("near", 0.5, 1.0), ("far", 0.3, 1.0)])}
+    levels = {"near": 1, "far": 0}
+    for budget, expected in ((4, {0: ["far"]}), (11, {0: ["far"]}), (12, {0: ["far"], 1: ["near"]}), (3, {})):
+        found = undecided(standings, lambda image_id, label: levels[image_id], 4, budget, 5)
+        assert {level: [job.image_id for job in jobs] for level, jobs in found.items()} == expected
+
+
+def test_moderated_variances_have_the_mean_of_the_observed_ones() -> None:
+    """All patches have two units, so that all weigh alike: the errors are shared out anew, and none is made up."""
+    one = world()
+    fresh = one.maps(one.jobs(), "fresh", 2)
+    patches = rescored(top_patches(fresh, SELECTION, size_of), fresh)
+    found = [p for own in moderated(patches, fresh).values() for p in own]
+    assert len(found) >= 60
+    observed = [boxes_of([fresh.get(p.image_id, p.label)], p.side).variance[0, p.row, p.column] for p in found]
+    squares = np.square([p.standard_error for p in found])
+    assert squares.sum() == pytest.approx(np.sum(observed), rel=1e-5)
+    assert np.std(np.log(squares)) < np.std(np.log(observed))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import torch
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tests.conftest import tiny_checkpoint
 from typicality.config import ModelSettings
@@ -24,9 +27,12 @@ from typicality.model.checkpoint import (
     ADAPTER_RECORD,
     BASE,
     STABLE_DIFFUSION,
+    Checkpoint,
     base_folder,
     choose,
+    is_model,
     load_checkpoint,
+    replace_checkpoint,
     save_adapter,
     save_checkpoint,
 )
@@ -62,6 +68,25 @@ def test_hash_sees_how_weights_are_used() -> None:
         else:
             getattr(other, part).register_to_config(**{name: value})
         assert other.weights_hash() != one, name
+
+
+def test_a_model_keeps_its_hash_when_the_libraries_are_upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 5.6, transformers put `text_model.` before the names of these weights; diffusers adds settings.
+
+    A setting that a file has of another scheduler counts as it did. The last line is what runs on the bundled base were
+    recorded under: only a base that was trained anew may have another.
+    """
+    one = tiny_checkpoint()
+    before, weights = one.weights_hash(), one.text_encoder.state_dict()
+    one.text_encoder.state_dict = lambda: {f"text_model.{name}": tensor for name, tensor in weights.items()}
+    assert one.weights_hash() == before
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_module, "DDIMScheduler", lambda num_train_timesteps, brand_new=0.5: None)
+        one.scheduler.register_to_config(brand_new=0.5)
+        assert one.weights_hash() == before
+        one.scheduler.register_to_config(skip_prk_steps=True)
+        assert one.weights_hash() != before
+    assert load_checkpoint(ModelSettings(name=BASE)).weights_hash() == "2d3a3281265fc483eaefa8ce08edff75"
 
 
 def test_half_precision_on_disk_leaves_the_live_weights(tmp_path: Path) -> None:
@@ -129,15 +154,141 @@ def test_corrupt_weights_are_one_message(tiny_model: Path, tmp_path: Path, damag
         load(broken)
 
 
+def lose(folder: Path, part: str, kept: int = -1) -> str:
+    """Remove the last weights of a part, or all but the first ones, from its file; return the name of one."""
+    (path,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(path)
+    names = sorted(tensors)
+    save_file({name: tensors[name] for name in names[:kept]}, path, {"format": "pt"})
+    return names[-1]
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+def test_weights_that_are_missing_are_named(tiny_model: Path, tmp_path: Path, part: str) -> None:
+    """The libraries leave them random, or without memory."""
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    name = lose(broken, part)
+    with pytest.raises(CheckpointError, match=rf"the {part} of .*broken' lacks 1 of its weights: {re.escape(name)};"):
+        load(broken)
+    lose(broken, part, kept=1)
+    with pytest.raises(CheckpointError, match=rf"the {part} of .*: \S+, \S+, \S+, \.\.\.; save or download it again"):
+        load(broken)
+
+
+@pytest.mark.parametrize("channels", [9, 5])
+def test_models_that_are_shown_more_than_latents_are_refused(tmp_path: Path, channels: int) -> None:
+    """Inpainting and depth: the UNet takes a mask and the masked image as well, or a depth map."""
+    other = tiny_checkpoint()
+    other.unet = type(other.unet).from_config(other.unet.config, in_channels=channels)
+    save_checkpoint(other, tmp_path / "other")
+    with pytest.raises(CheckpointError, match=rf"its UNet takes {channels} channels, and latents have 4"):
+        load(tmp_path / "other")
+
+
+def parts_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The first weight of each part."""
+    return {part: next(getattr(checkpoint, part).parameters()) for part in ("vae", "unet", "text_encoder")}
+
+
+@pytest.mark.slow
+def test_a_replacement_that_is_stopped_leaves_whole_parts(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after each file in turn, what lies there loads, and every part is of the one model or of the other."""
+    before, after = parts_of(tiny_checkpoint()), parts_of(tiny_checkpoint(seed=1))
+    move = Path.replace
+    for files in range(30):
+        left = files
+        folder = shutil.copytree(tiny_model, tmp_path / str(files))
+
+        def replace(path: Path, target: Path) -> Path:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return move(path, target)
+
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(Path, "replace", replace)
+            replace_checkpoint(tiny_checkpoint(seed=1), folder)
+        found = parts_of(load(folder))
+        new = {part: torch.equal(found[part], after[part]) for part in after}
+        assert all(new[part] or torch.equal(found[part], before[part]) for part in before)
+        if left >= 0:
+            break
+        shutil.rmtree(folder)
+    assert files > 5
+    assert all(new.values())
+    assert not (folder / "model.part").exists()
+
+
+def test_what_a_model_must_have_to_be_there(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    assert is_model(model)
+    assert is_model(adapter)
+    (adapter / ADAPTER_FILE).unlink()
+    next((model / "unet").glob("*.safetensors")).unlink()
+    assert not is_model(adapter)
+    assert not is_model(model)
+    assert not is_model(tmp_path / "nowhere")
+
+
+def adapter_of(checkpoint: Checkpoint, folder: Path, text_encoder: bool = False) -> Path:
+    """Save a random LoRA adapter of a checkpoint, which is changed by it."""
+    checkpoint.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    folder.mkdir()
+    save_adapter(checkpoint, folder, text_encoder)
+    return folder
+
+
 @pytest.fixture
 def adapter(tmp_path: Path, tiny_model: Path) -> Path:
     """Folder of a LoRA adapter of the tiny model that changes what it predicts."""
+    return adapter_of(load(tiny_model), tmp_path / "adapter")
+
+
+def test_a_text_encoder_beside_an_adapter_must_be_whole(tiny_model: Path, tmp_path: Path) -> None:
+    folder = adapter_of(load(tiny_model), tmp_path / "a", text_encoder=True)
+    assert load(folder)
+    lose(folder, "text_encoder")
+    with pytest.raises(CheckpointError, match=r"the text_encoder of .* lacks 1 of its weights"):
+        load(folder)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_added_to_what_it_was_trained_on_alone(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
+    """The second one is of the tiny model with the first. By --model it is added to both; by model.lora only where the
+    rest is as its record says, whichever way that is named. Without a record nothing is known, and so it is allowed.
+    """
+
+    def loaded(model: Path, lora: Path) -> str:
+        return load_checkpoint(ModelSettings(name=str(model), lora=str(lora))).weights_hash()
+
+    settings = ModelSettings(name=str(tiny_model), lora=str(adapter))
+    second = adapter_of(load_checkpoint(settings), tmp_path / "second")
+    whole = load(second).weights_hash()
+    assert loaded(adapter, second) == whole
+    assert loaded(tiny_model, adapter) == loaded(tiny_model, adapter / ADAPTER_FILE) == load(adapter).weights_hash()
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    belongs = rf"belongs on {re.escape(f'{tiny_model} + {adapter}')}, as its adapter.json says; name the folder"
+    for model in (tiny_model, other, second):
+        for lora in (second, second / ADAPTER_FILE):
+            with pytest.raises(CheckpointError, match=belongs):
+                loaded(model, lora)
+    with pytest.raises(CheckpointError, match="belongs on"):
+        loaded(other, adapter)
+    (adapter / ADAPTER_RECORD).unlink()
+    assert loaded(other, adapter)
+
+
+def test_an_adapter_of_another_revision_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     checkpoint = load(tiny_model)
-    checkpoint.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    save_adapter(checkpoint, folder, text_encoder=False)
-    return folder
+    checkpoint.name, checkpoint.revision = "somebody/model", "fp16"
+    folder = adapter_of(checkpoint, tmp_path / "a")
+    checkpoint_module._check_base(folder, checkpoint)
+    checkpoint.revision = None
+    with pytest.raises(CheckpointError, match="belongs on somebody/model of revision fp16"):
+        checkpoint_module._check_base(folder, checkpoint)
 
 
 def test_ordinary_lora_files_load_with_their_prefix(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from typicality import pipeline
 from typicality.api import settings_for as settings_for_api
 from typicality.config import DatasetSettings, FinetuneSettings, Settings
 from typicality.dataset import LabelledImages, load_dataset
+from typicality.dataset.split import fold_of
 from typicality.errors import DatasetError
+from typicality.evaluation.classify import classify_held_out
 from typicality.model.crossfit import folds_of, mean_history
 from typicality.model.finetune import Finetuner
 from typicality.model.training import Draws
@@ -94,6 +97,41 @@ def test_too_few_groups_are_an_error(squares: LabelledImages) -> None:
     one = replace(squares, images=tuple(replace(image, group="all") for image in squares))
     with pytest.raises(DatasetError, match="1 groups cannot fill 2 folds"):
         folds_of(one, 2, seed=0)
+
+
+def test_few_groups_leave_no_fold_empty(squares: LabelledImages) -> None:
+    """Three hospitals: one fourth of all names leaves one of two folds empty by hash. Names that fill both stay."""
+    moved = 0
+    for prefix in range(20):
+        for groups, folds in ((2, 2), (3, 2), (4, 4), (5, 3)):
+            images = [replace(image, group=f"{prefix}-{n % groups}") for n, image in enumerate(squares)]
+            found = folds_of(replace(squares, images=tuple(images)), folds, seed=0)
+            assert set(found.values()) == set(range(folds))
+            of_group = {image.group: found[image.image_id] for image in images}
+            assert all(found[image.image_id] == of_group[image.group] for image in images)
+            plain = {group: fold_of(group, folds) for group in of_group}
+            if len(set(plain.values())) == folds:
+                assert of_group == plain
+            else:
+                moved += 1
+                assert sum(of_group[group] != plain[group] for group in plain) == folds - len(set(plain.values()))
+    assert moved > 20
+
+
+def test_the_group_nearest_to_an_empty_fold_fills_it(squares: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three folds the middle one, around 0.5, is empty: 0.3 is nearer to it than 0.72.
+
+    0.68 is nearer than 0.2, but alone in its fold.
+    """
+    at = {"a": 0.1, "b": 0.3, "c": 0.72, "d": 0.8}
+    for module in ("model.crossfit", "dataset.split"):
+        monkeypatch.setattr(f"typicality.{module}.fold_hash", lambda group, seed=0: at[group])
+    images = tuple(replace(image, group="abcd"[n % 4]) for n, image in enumerate(squares))
+    found = folds_of(replace(squares, images=images), 3, seed=0)
+    assert {image.group: found[image.image_id] for image in images} == {"a": 0, "b": 1, "c": 2, "d": 2}
+    at |= {"b": 0.2, "c": 0.15, "d": 0.68}
+    found = folds_of(replace(squares, images=images), 3, seed=0)
+    assert {image.group: found[image.image_id] for image in images} == {"a": 0, "b": 1, "c": 0, "d": 2}
 
 
 def test_no_image_is_scored_by_a_model_that_has_seen_its_group(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,19 +288,40 @@ def test_nothing_is_shared_when_that_is_asked_for(
     assert run.directory.record["stages"]["finetune"]["steps"] == 12
 
 
-def test_maps_of_mixed_folds_come_from_each_ones_model(fitted: Run) -> None:
-    """The scorer without a fold answers in the order of the jobs, as the scorers of the folds do one by one."""
+@pytest.mark.parametrize("lost", ["fold-1", "shared", "fold-0/unet"])
+def test_a_model_that_has_gone_is_made_anew(fitted: Run, lost: str) -> None:
+    """The stage was done; of three models one is no longer there, or not whole: the same is there again after it."""
+
+    def content() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in fitted.directory.path("model").rglob("*.safetensors")}
+
     pipeline.ensure_model(fitted)
-    shape = next(iter(fitted.dataset))
-    alike = [i.image_id for i in fitted.dataset if (i.width, i.height) == (shape.width, shape.height)][:7]
-    assert len({fitted.fold_of(i) for i in alike}) == 2
-    jobs = [Job(i, fitted.dataset.labels) for i in alike]
-    mixed = pipeline.scorer(fitted, "classify", 2).unit_maps(jobs)[0]
-    for job, maps in zip(jobs, mixed, strict=True):
-        alone = pipeline.scorer(fitted, "classify", 2, fitted.fold_of(job.image_id)).unit_maps([job])[0][0]
-        torch.testing.assert_close(maps, alone, rtol=1e-3, atol=1e-6)
-        other = pipeline.scorer(fitted, "classify", 2, 1 - fitted.fold_of(job.image_id)).unit_maps([job])[0][0]
-        assert (maps - other).abs().max() > 1e-5
+    before = content()
+    shutil.rmtree(fitted.directory.path("model", lost))
+    assert len(content()) < len(before) == 9
+    pipeline.ensure_model(fitted)
+    assert content() == before
+    assert not fitted.directory.path("training", fitted.finetune_key).exists()
+
+
+def test_images_are_classified_by_the_model_of_their_fold(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image once, by the model that has not seen it; the two models differ."""
+    pipeline.ensure_model(fitted)
+    seen: dict[str, list[str]] = {}
+    unit_maps = Scorer.unit_maps
+
+    def spy(self: Scorer, jobs: Sequence[Job]) -> Any:
+        for job in jobs:
+            seen.setdefault(job.image_id, []).append(Path(self.denoiser.checkpoint.name).name)
+        return unit_maps(self, jobs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Scorer, "unit_maps", spy)
+        classify_held_out(fitted, 2, Progress())
+    assert seen == {image.image_id: [f"fold-{fitted.fold_of(image.image_id)}"] for image in fitted.dataset}
+    job = Job(next(iter(seen)), fitted.dataset.labels)
+    one, other = (pipeline.scorer(fitted, "classify", 2, fold).unit_maps([job])[0] for fold in range(2))
+    assert (one - other).abs().max() > 1e-5
 
 
 def test_a_whole_run_with_folds(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:

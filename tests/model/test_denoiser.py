@@ -175,6 +175,14 @@ def test_prompts_that_the_tokenizer_cannot_tell_apart_are_refused() -> None:
         prompt_tokens(tiny_checkpoint().tokenizer, ["an image of A", "an image of a"])
 
 
+def test_prompts_are_padded_as_the_tokenizer_pads() -> None:
+    tokenizer, prompts = tiny_checkpoint().tokenizer, ["", "an image of a", "日本 | Ünïcode"]
+    expected = tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
+    found = prompt_tokens(tokenizer, prompts)
+    assert found.shape == (3, tokenizer.model_max_length)
+    assert torch.equal(found, expected)
+
+
 def test_prompts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(SettingsError, match="tokens long"):
         prompt_tokens(tiny_checkpoint().tokenizer, ["an image of " + "x" * 90])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.conftest import tiny_checkpoint
 from typicality.config import DatasetSettings, FinetuneSettings, ModelSettings, ScoreSettings
@@ -98,6 +100,51 @@ def test_a_killed_training_ends_with_the_same_weights(data: tuple[TrainingSet, L
     assert (result.steps, result.best_step) == (expected.steps, expected.best_step)
     for a, b in zip(whole.parameters, continued.parameters, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+class NoRecordError(Exception):
+    """A kill between the best weights and the record that names them."""
+
+
+def without_a_second_record(tuner: Finetuner) -> Finetuner:
+    """Let a training stop where it would write its second state."""
+    save, written = tuner._save_state, []
+
+    def stop() -> None:
+        if written:
+            raise NoRecordError
+        written.append(True)
+        save()
+
+    tuner._save_state = stop  # type: ignore[method-assign]
+    return tuner
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_the_best_weights_are_those_of_the_best_step(
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    """Killed when step 4 was written as the best and not yet recorded; continued on a machine where it is worse.
+
+    What is kept is then step 2. Earlier versions wrote `best.safetensors` and did not record the name.
+    """
+    few = {"batch_size": 2, "validation_images": 2}
+    with pytest.raises(NoRecordError):
+        without_a_second_record(trainer(data, tmp_path, **few)).run()
+    expected = load_file(tmp_path / "best-2.safetensors")
+    if earlier:
+        (tmp_path / "best-2.safetensors").rename(tmp_path / "best.safetensors")
+        record = json.loads((tmp_path / "state.json").read_text())
+        del record["best_weights"]
+        (tmp_path / "state.json").write_text(json.dumps(record))
+    tuner = trainer(data, tmp_path, **few)
+    monkeypatch.setattr(tuner, "_is_worse", lambda values: tuner.step > 2)
+    result = tuner.run()
+    assert (result.steps, result.best_step) == (6, 2)
+    for parameter, (_, value) in zip(tuner.parameters, sorted(expected.items()), strict=True):
+        torch.testing.assert_close(parameter, value, rtol=0, atol=0)
+    kept = {path.name for path in tmp_path.glob("*.safetensors")}
+    assert kept == {"state-6.safetensors", "best.safetensors" if earlier else "best-2.safetensors"}
 
 
 def test_gradient_accumulation_takes_the_same_images(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
@@ -617,11 +664,12 @@ def test_moving_latents_changes_training_and_zero_does_not(
 def test_an_adapter_keeps_its_own_scale(data: tuple[TrainingSet, LatentStore], tmp_path: Path) -> None:
     tuner = trainer(data, tmp_path / "state", method="lora", contrast=8.0, steps=4, validate_every=4)
     result = tuner.run()
+    plain = tmp_path / "plain"
+    save_checkpoint(tiny_checkpoint(), plain)
+    tuner.checkpoint.name = str(plain)
     save_adapter(tuner.checkpoint, tmp_path, text_encoder=False)
     assert (tmp_path / CALIBRATION).is_file() == (result.label_scale != 1)
     save_label_scale(tmp_path, 0.25)
-    plain = tmp_path / "plain"
-    save_checkpoint(tiny_checkpoint(), plain)
     assert load_checkpoint(ModelSettings(name=str(plain), lora=str(tmp_path))).label_scale == 0.25
 
 

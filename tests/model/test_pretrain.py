@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -22,11 +23,10 @@ from typicality.dataset.split import is_held_out
 from typicality.errors import DatasetError, OutputError
 from typicality.model import pretrain as module
 from typicality.model.checkpoint import base_folder, load_checkpoint
+from typicality.model.corpus import drawing_batch, load_corpus
 from typicality.model.pretrain import (
     PretrainSettings,
     byte_tokenizer,
-    drawing_batch,
-    load_corpus,
     new_autoencoder,
     plan_of,
     pretrain,
@@ -174,6 +174,51 @@ def test_a_stopped_pretraining_goes_on_with_what_it_has(
     for path in (tmp_path / "whole").rglob("*.safetensors"):
         assert (out / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes(), path.parent.name
     assert not list(out.glob("latents*"))
+
+
+@pytest.mark.slow
+def test_a_part_that_is_half_written_does_not_end_a_pretraining(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of a file of weights, while all parts are saved once more: it goes on from those before."""
+
+    class KilledError(BaseException):
+        """Nothing in the code under test may catch it."""
+
+    def half(tensors: object, path: str, metadata: object = None) -> None:
+        Path(path).write_bytes(b"half")
+        raise KilledError
+
+    pretrain(corpus, tmp_path, TOY)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", half)
+        with pytest.raises(KilledError):
+            pretrain(corpus, tmp_path, TOY)
+    assert {path: path.read_bytes() for path in before} == before
+    pretrain(corpus, tmp_path, TOY)
+    assert not (tmp_path / "model.part").exists()
+    assert not list(tmp_path.glob("latents*"))
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "unet"])
+def test_a_part_that_is_damaged_is_one_message(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "training.json").write_text(json.dumps({"autoencoder": {}, "text_encoder": {}}))
+    (weights,) = (folder / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(OutputError, match=rf"model/{part} cannot be read .*; use --fresh to train anew"):
+        pretrain(corpus, folder, TOY)
+
+
+def test_a_denoiser_without_weights_is_trained_from_nothing(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "training.json").write_text("{}")
+    assert plan_of(corpus, folder, TOY)["denoiser"] == "3 further steps"
+    next((folder / "unet").glob("*.safetensors")).unlink()
+    assert plan_of(corpus, folder, TOY)["denoiser"] == "3 steps"
 
 
 def test_the_record_comes_before_the_first_part(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,12 @@ from typicality.scoring.adaptive import (
     ScoreTrend,
     VarianceTrend,
     combine,
-    effort_of,
     inclusion,
     inverse_trigamma,
     quantile,
     threshold_of,
 )
+from typicality.scoring.effort import effort_of
 from typicality.scoring.pooling import freedom, pooled, pooled_freedom
 
 

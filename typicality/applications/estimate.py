@@ -35,7 +35,7 @@ from typicality.progress import SILENT, Progress
 from typicality.records import Patch
 from typicality.report.pictures import LEVELS, draw_crop, encode, shrink
 from typicality.run import Run
-from typicality.scoring.adaptive import effort_of
+from typicality.scoring.effort import effort_of
 from typicality.scoring.scorer import Job
 from typicality.store import RunDirectory
 
@@ -261,13 +261,14 @@ class _Probe:
         return sum(p.stat().st_size for p in files) / len(self.run.dataset)
 
     def _model_bytes(self) -> int:
-        """Of the fine-tuned model: all weights in float32, or a small adapter."""
+        """Of the fine-tuned models: all weights in float32, or a small adapter."""
         tuning, base = self.settings.finetune, self.run.base
         lora = tuning.method == "lora" or (tuning.method == "auto" and not base.is_small)
         if not tuning.enabled:
             return 0
         weights = sum(p.numel() for part in (base.unet, base.vae, base.text_encoder) for p in part.parameters())
-        return tuning.folds * (base.parameters // 50 * 4 if lora else 4 * weights)
+        models = tuning.folds + (tuning.folds > 1 and tuning.shared > 0)  # the one that folds begin with stays
+        return models * (base.parameters // 50 * 4 if lora else 4 * weights)
 
 
 def _patch(image_id: str, side: int) -> Patch:

@@ -10,6 +10,7 @@ worse for others (reports/benchmarks/README.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ import numpy as np
 from typicality.config import Settings
 from typicality.errors import InputError
 from typicality.metrics import clustered_error
-from typicality.pipeline import scorer
+from typicality.pipeline import by_fold, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.run import Run, existing_record, open_finished
 from typicality.scoring.estimator import label_evidence
 from typicality.scoring.noise import check_draws
-from typicality.scoring.scorer import Job
+from typicality.scoring.scorer import Job, Scorer
 
 PURPOSE = "classify"
 NOTHING_HELD_OUT = (
@@ -112,29 +113,20 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
     if not images:
         raise InputError(NOTHING_HELD_OUT)
     labels = run.dataset.labels
-    measure = scorer(run, PURPOSE, draws)
-    by_shape: dict[tuple[int, int, int], list[Job]] = {}
-    for image in sorted(images, key=lambda i: i.image_id):
-        view = run.latents.view(image.image_id)
-        alike = run.fold_of(image.image_id), view.height, view.width
-        by_shape.setdefault(alike, []).append(Job(image.image_id, labels))
-    size = measure.images_at_once(len(labels))
     confusion = {true: dict.fromkeys(labels, 0) for true in labels}
     correct: dict[str, bool] = {}
     weighted = 0
     progress.start("classify", len(images))
-    for _, jobs in sorted(by_shape.items()):
-        for start in range(0, len(jobs), size):
-            part = jobs[start : start + size]
-            differences, _, null_losses, _ = measure.unit_maps(part)
-            predicted = differences.mean((2, 3, 4)).argmax(1)
-            by_weights = label_evidence(differences, null_losses).argmax(1)
-            for job, best, other in zip(part, predicted.tolist(), by_weights.tolist(), strict=True):
-                own = run.labels_of[job.image_id]
-                correct[job.image_id] = labels[best] in own
-                weighted += labels[other] in own
-                confusion[labels[best] if labels[best] in own else own[0]][labels[best]] += 1
-            progress.advance(len(part))
+    for measure, jobs in _batches(run, [Job(i.image_id, labels) for i in images], draws):
+        differences, _, null_losses, _ = measure.unit_maps(jobs)
+        predicted = differences.mean((2, 3, 4)).argmax(1)
+        by_weights = label_evidence(differences, null_losses).argmax(1)
+        for job, best, other in zip(jobs, predicted.tolist(), by_weights.tolist(), strict=True):
+            own = run.labels_of[job.image_id]
+            correct[job.image_id] = labels[best] in own
+            weighted += labels[other] in own
+            confusion[labels[best] if labels[best] in own else own[0]][labels[best]] += 1
+        progress.advance(len(jobs))
     progress.finish()
     n = len(images)
     hits = np.array([correct[i.image_id] for i in images], dtype=float)
@@ -146,3 +138,17 @@ def classify_held_out(run: Run, draws: int, progress: Progress) -> Classificatio
         accuracy_weighted=round(weighted / n, 4), n=n, draws=draws, chance=round(max(counts.values()) / n, 4),
         labels=labels, recall=recall, confusion=confusion, **run.directory.built_on("finetune"),
     )  # fmt: skip
+
+
+def _batches(run: Run, jobs: Sequence[Job], draws: int) -> Iterator[tuple[Scorer, list[Job]]]:
+    """Divide jobs into batches of one fold and shape: the scorer whose model has not seen them, and jobs in order."""
+    for fold, held_out in by_fold(run, sorted(jobs, key=lambda job: job.image_id)):
+        measure = scorer(run, PURPOSE, draws, fold)
+        by_shape: dict[tuple[int, int], list[Job]] = {}
+        for job in held_out:
+            view = run.latents.view(job.image_id)
+            by_shape.setdefault((view.height, view.width), []).append(job)
+        for _, alike in sorted(by_shape.items()):
+            size = measure.images_at_once(len(alike[0].labels))
+            for start in range(0, len(alike), size):
+                yield measure, alike[start : start + size]

@@ -31,7 +31,8 @@ from typicality.pipeline import FIRST_PASS, FURTHER, REFINEMENT, by_fold, first_
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch, ScoreMap
 from typicality.run import Run, existing_record, open_finished
-from typicality.scoring.adaptive import PRECISION, quantile
+from typicality.scoring.adaptive import quantile
+from typicality.scoring.effort import PRECISION
 from typicality.scoring.estimator import moments_of
 from typicality.scoring.noise import DrawPlan
 from typicality.scoring.pooling import pooled

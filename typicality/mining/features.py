@@ -172,19 +172,3 @@ def element_index(features: np.ndarray) -> Any:
 def write_index(path: Path, index: Any) -> None:
     """Write an index, whole or not at all, as `faiss.read_index` reads it."""
     write_whole(path, lambda p: p.write_bytes(faiss.serialize_index(index).tobytes()))
-
-
-def nearest_elements(index: Any, features: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the n elements nearest to each query.
-
-    Parameters
-    ----------
-    features : (queries, d), unit rows
-
-    Returns
-    -------
-    similarities : (queries, m) float32 cosine, best first, with m = min(n, elements)
-    rows : (queries, m) int64 rows of the elements table
-    """
-    queries = np.ascontiguousarray(features, dtype=np.float32)
-    return index.search(queries, min(n, index.ntotal))

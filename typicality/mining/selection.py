@@ -22,7 +22,6 @@ from typicality.mining.patches import PatchSelection, batches, box_of, refuse_in
 from typicality.records import ModelView, Patch, ScoreMap
 from typicality.scoring.adaptive import (
     FOLDS,
-    Effort,
     FittedTrend,
     ScoreTrend,
     VarianceTrend,
@@ -30,6 +29,7 @@ from typicality.scoring.adaptive import (
     inclusion,
     threshold_of,
 )
+from typicality.scoring.effort import Effort
 from typicality.scoring.pooling import freedom, pooled, pooled_freedom
 from typicality.scoring.scorer import Job
 
@@ -134,7 +134,7 @@ def share_of_even(score: ScoreMap, side: int) -> float:
     return float(np.interp(np.log(side), np.log(sorted(score.squares)), score.even_share))
 
 
-def fold_of(image_id: str) -> int:
+def prior_set_of(image_id: str) -> int:
     """The set of images that an image belongs to when priors are cross-fitted."""
     return int(unit_hash(image_id, "prior") * FOLDS)
 
@@ -182,7 +182,7 @@ class Prior:
                 totals[score.label] += (1, boxes.shift[i].mean(), boxes.share[i], np.square(odd).mean(), noise)
                 if score.n_pairs > 1:
                     rows = boxes.predictors[i].reshape(-1, 3), boxes.variance[i].ravel()
-                    sums[score.label][fold_of(score.image_id)].add(*rows)
+                    sums[score.label][prior_set_of(score.image_id)].add(*rows)
         degrees = float(freedom(prior.units))
         for label, parts in sums.items():
             others = [[p for j, p in enumerate(parts) if j != i] for i in range(FOLDS)]
@@ -198,7 +198,7 @@ class Prior:
             boxes = boxes_of(batch, side)
             for i, score in enumerate(batch):
                 if score.label in prior.trends:
-                    fold = fold_of(score.image_id)
+                    fold = prior_set_of(score.image_id)
                     predicted = prior.trends[score.label][fold].predict(boxes.predictors[i])
                     ranked, factor = prior.weigh(boxes, i, score.label, prior.units)
                     own = factor * boxes.variance[i]
@@ -215,7 +215,7 @@ class Prior:
         units : of each pass that was pooled
         """
         degrees = pooled_freedom(units)
-        fold = fold_of(score.image_id)
+        fold = prior_set_of(score.image_id)
         ranked, factor = self.weigh(boxes, i, score.label, sum(units))
         trend = self.scores[score.label].without(fold) if score.label in self.trends else None
         if trend is None:  # too few images to learn from: the score as it is, moderated within its image
@@ -281,7 +281,7 @@ def candidates_of(posterior: Posterior, side: int, count: int) -> np.ndarray:
 
 
 @dataclass
-class Candidates:
+class Contenders:
     """The patches of one label that may still be among the best `limit`, in memory that the limit bounds."""
 
     limit: int
@@ -348,8 +348,8 @@ class Standing:
         return dict(result)
 
 
-def standing(candidates: Candidates, kept: int) -> Standing:
-    owners, patches = candidates.table()
+def standing(contenders: Contenders, kept: int) -> Standing:
+    owners, patches = contenders.table()
     columns = patches[:, MEAN], patches[:, DEVIATION], patches[:, FREEDOM]
     chance = inclusion(*columns, threshold_of(*columns, kept))
     order = sorted(range(len(owners)), key=lambda i: (-patches[i, MEAN], owners[i], *patches[i, ROW:]))
@@ -377,7 +377,7 @@ def select(
     prior : fitted to more images than are chosen from; by default to the maps of the first pass
     """
     prior = prior or Prior.fit(first, selection.side)
-    labels: defaultdict[str, Candidates] = defaultdict(lambda: Candidates(selection.per_label))
+    labels: defaultdict[str, Contenders] = defaultdict(lambda: Contenders(selection.per_label))
     total = 0
     for batch in batches(first):
         boxes = boxes_of(batch, selection.side)

@@ -54,7 +54,7 @@ CONTROLS = 500
 EXACT_GROUPS = 12
 """Up to so many groups all 2^n sign patterns are listed."""
 PATTERNS = 9999
-"""Random sign patterns beyond that; the smallest p-value is 1 / (PATTERNS + 1)."""
+"""Random sign patterns beyond that, and permutations of labels; the smallest p-value is 1 / (PATTERNS + 1)."""
 
 
 @dataclass(frozen=True)

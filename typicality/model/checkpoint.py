@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import logging
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,6 +32,7 @@ from typicality.config import ModelSettings
 from typicality.errors import CheckpointError
 from typicality.model.calibration import CALIBRATION, load_label_scale, save_label_scale
 from typicality.model.card import is_fine_tuned
+from typicality.store import remove
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ BASE = "base"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER_RECORD = "adapter.json"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
+"""What the libraries raise for files of a model that are missing, damaged or of another model."""
 USE = (
     "scaling_factor", "shift_factor", "act_fn", "hidden_act", "attention_head_dim", "num_attention_heads",
     "norm_num_groups", "norm_eps", "layer_norm_eps", "freq_shift", "flip_sin_to_cos", "only_cross_attention",
@@ -45,6 +50,12 @@ USE = (
 )  # fmt: skip
 """Settings of the parts that change predictions and leave no trace in the weights. Not all of them: new versions of the
 libraries add some, and a model is to keep its hash."""
+SCHEDULE = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "clip_sample",
+    "set_alpha_to_one", "steps_offset", "prediction_type", "thresholding", "dynamic_thresholding_ratio",
+    "clip_sample_range", "sample_max_value", "timestep_spacing", "rescale_betas_zero_snr",
+)  # fmt: skip
+"""Settings of the noise schedule that are hashed, and what a file says of other schedulers; likewise no newer ones."""
 
 
 @dataclass
@@ -105,16 +116,18 @@ class Checkpoint:
     def weights_hash(self) -> str:
         """Return a hash over all weights, how they are used (USE), the noise schedule and the tokenizer.
 
-        Equal hashes, equal predictions.
+        Equal hashes, equal predictions. Versions of the libraries differ in whether names of the text encoder's weights
+        begin with `text_model.`, which does not count.
         """
         digest = hashlib.sha256()
         for part in (self.vae, self.unet, self.text_encoder):
             use = {name: getattr(part.config, name) for name in USE if hasattr(part.config, name)}
             digest.update(json.dumps(use, sort_keys=True, default=str).encode())
-            for name, tensor in sorted(part.state_dict().items()):
+            for name, tensor in sorted((n.removeprefix("text_model."), t) for n, t in part.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
-        schedule = {k: v for k, v in dict(self.scheduler.config).items() if not k.startswith("_")}
+        newer = set(inspect.signature(DDIMScheduler).parameters) - set(SCHEDULE)
+        schedule = {k: v for k, v in self.scheduler.config.items() if not k.startswith("_") and k not in newer}
         digest.update(json.dumps(schedule, sort_keys=True, default=str).encode())
         words = [self.tokenizer.model_max_length, sorted(self.tokenizer.get_vocab().items())]
         digest.update(json.dumps(words).encode())
@@ -169,9 +182,11 @@ def load_checkpoint(settings: ModelSettings) -> Checkpoint:
     checkpoint = _load(name, settings.revision, settings.offline, reason)
     if settings.lora:
         adapter = Path(settings.lora)
+        folder = adapter if adapter.is_dir() else adapter.parent
+        _check_base(folder, checkpoint)
         _add_adapter(checkpoint, adapter)
         checkpoint.adapters = (str(adapter.resolve()),)
-        checkpoint.label_scale = load_label_scale(adapter if adapter.is_dir() else adapter.parent)
+        checkpoint.label_scale = load_label_scale(folder)
     return checkpoint
 
 
@@ -200,24 +215,38 @@ def _load(name: str, revision: str | None, offline: bool, reason: str) -> Checkp
         options["revision"] = revision
     try:
         loaded = {
-            "vae": AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32, **options),
-            "unet": UNet2DConditionModel.from_pretrained(where, subfolder="unet", torch_dtype=torch.float32, **options),
-            "text_encoder": CLIPTextModel.from_pretrained(
-                where, subfolder="text_encoder", dtype=torch.float32, **options
-            ),
+            "vae": load_part(AutoencoderKL, where, "vae", torch_dtype=torch.float32, **options),
+            "unet": load_part(UNet2DConditionModel, where, "unet", torch_dtype=torch.float32, **options),
+            "text_encoder": load_part(CLIPTextModel, where, "text_encoder", dtype=torch.float32, **options),
             "tokenizer": CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", **options),
             # older checkpoints carry the offset 0, which diffusers warns of; only sampling would read it
             "scheduler": DDIMScheduler.from_pretrained(where, subfolder="scheduler", steps_offset=1, **options),
         }
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         hint = "" if local else "; it must be downloaded once, or given as a local folder"
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"cannot load the model {str(where)!r}: {first_line}{hint}") from error
-    _check(loaded["unet"], loaded["scheduler"], str(where))
+    _check(loaded["unet"], loaded["vae"], loaded["scheduler"], str(where))
     for part in ("vae", "unet", "text_encoder"):
         loaded[part].eval().requires_grad_(False)
     scale = load_label_scale(folder) if local else _hub_label_scale(name, options)
     return Checkpoint(**loaded, name=name, revision=revision, reason=reason, label_scale=scale)
+
+
+def load_part(kind: Any, where: str | Path, part: str, **options: Any) -> Any:
+    """Load a part of a checkpoint with all its weights.
+
+    Raises
+    ------
+    CheckpointError : when its files lack weights, which the libraries would leave random.
+    """
+    module, info = kind.from_pretrained(where, subfolder=part, output_loading_info=True, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"the {part} of the model {str(where)!r} lacks {len(missing)} of its weights: {', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}; save or download it again"
+        )
+    return module
 
 
 def _hub_label_scale(name: str, options: dict[str, Any]) -> float:
@@ -228,7 +257,12 @@ def _hub_label_scale(name: str, options: dict[str, Any]) -> float:
         return 1.0
 
 
-def _check(unet: UNet2DConditionModel, scheduler: DDIMScheduler, where: str) -> None:
+def _check(unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler: DDIMScheduler, where: str) -> None:
+    if (takes := unet.config.in_channels) != (has := vae.config.latent_channels):
+        raise CheckpointError(
+            f"{where} is not of the Stable Diffusion 1.x/2.x class: its UNet takes {takes} channels, and latents have "
+            f"{has}; models for inpainting or with depth are not supported"
+        )
     if unet.config.addition_embed_type or unet.config.class_embed_type:
         raise CheckpointError(
             f"{where} is not of the Stable Diffusion 1.x/2.x class: its UNet takes more than a prompt"
@@ -249,6 +283,27 @@ def _adapter_record(folder: Path) -> tuple[str, str | None, list[str]]:
         raise CheckpointError(
             f"{path} does not name the base of the LoRA adapter beside it ({error!r}); fine-tune again"
         ) from error
+
+
+def _made_of(base: str, revision: str | None, adapters: Iterable[str]) -> list[str]:
+    """Return what a model consists of: a checkpoint, then the adapters that are added to it in this order."""
+    folder = Path(base)
+    if base == BASE or not folder.is_dir():
+        return [base if base == BASE or revision is None else f"{base} of revision {revision}", *adapters]
+    below = _made_of(*_adapter_record(folder)) if (folder / ADAPTER_RECORD).is_file() else []
+    return [*below, str(folder.resolve()), *adapters]
+
+
+def _check_base(folder: Path, checkpoint: Checkpoint) -> None:
+    """Refuse an adapter that was fine-tuned here (its record is in `folder`) on another model than the one loaded."""
+    if not (folder / ADAPTER_RECORD).is_file():
+        return
+    own = _made_of(*_adapter_record(folder))
+    if own != _made_of(checkpoint.name, checkpoint.revision, checkpoint.adapters):
+        raise CheckpointError(
+            f"the adapter in {folder} belongs on {' + '.join(own)}, as its {ADAPTER_RECORD} says; name the folder by "
+            "--model instead, which adds it there"
+        )
 
 
 def _add_adapter(checkpoint: Checkpoint, path: Path) -> None:
@@ -273,9 +328,9 @@ def _add_adapter(checkpoint: Checkpoint, path: Path) -> None:
         prefix = "unet" if begins == {"unet"} else None
         checkpoint.unet.load_lora_adapter(file.parent, weight_name=file.name, prefix=prefix, local_files_only=True)
         if (path / "text_encoder").is_dir():
-            trained = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32)
+            trained = load_part(CLIPTextModel, path, "text_encoder", dtype=torch.float32)
             checkpoint.text_encoder = trained.eval().requires_grad_(False)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"cannot load the LoRA adapter {path}: {error}") from error
     checkpoint.unet.fuse_lora()
     checkpoint.unet.unload_lora()
@@ -309,6 +364,14 @@ def save_adapter(checkpoint: Checkpoint, folder: Path, text_encoder: bool) -> No
     save_label_scale(folder, checkpoint.label_scale)
 
 
+def is_model(folder: Path) -> bool:
+    """Return whether a folder still holds all of a fine-tuned model: a checkpoint, or an adapter."""
+    if (folder / ADAPTER_RECORD).is_file():
+        return (folder / ADAPTER_FILE).is_file()
+    weights = all(any((folder / part).glob("*.safetensors")) for part in ("vae", "unet", "text_encoder"))
+    return weights and all((folder / part).is_dir() for part in PARTS)
+
+
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a plain diffusers folder that `StableDiffusionPipeline.from_pretrained` also loads.
 
@@ -333,3 +396,15 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | N
         "requires_safety_checker": False,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def replace_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Do as `save_checkpoint` where a model lies already; each of its files stays whole whenever this is stopped."""
+    new = folder / "model.part"
+    remove(new)
+    save_checkpoint(checkpoint, new, dtype)
+    for path in sorted(p for p in new.rglob("*") if p.is_file()):  # configurations before weights
+        target = folder / path.relative_to(new)
+        target.parent.mkdir(exist_ok=True)
+        path.replace(target)
+    remove(new)

@@ -15,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from typicality.config import Device, Dtype, Engine
 from typicality.errors import DeviceMemoryError, SettingsError
@@ -284,7 +285,7 @@ def check_up_block(unet: UNet2DConditionModel, up_block: int) -> None:
         raise SettingsError(f"mine.up_block is {up_block}, but this UNet has the blocks 0 to {blocks - 1}")
 
 
-def prompt_tokens(tokenizer: object, prompts: Sequence[str]) -> Int[Tensor, "p tokens"]:
+def prompt_tokens(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Int[Tensor, "p tokens"]:
     """Tokenise prompts to the tokenizer's full length.
 
     Raises
@@ -292,8 +293,8 @@ def prompt_tokens(tokenizer: object, prompts: Sequence[str]) -> Int[Tensor, "p t
     SettingsError : when a prompt does not fit, or when two different prompts become the same tokens (the
         tokenizer ignores case, for instance): the model could not tell such labels apart.
     """
-    length = tokenizer.model_max_length  # type: ignore[attr-defined]
-    full = tokenizer(list(prompts)).input_ids  # type: ignore[operator]
+    length = tokenizer.model_max_length
+    full = tokenizer(list(prompts)).input_ids
     for prompt, ids in zip(prompts, full, strict=True):
         if len(ids) > length:
             raise SettingsError(
@@ -307,7 +308,5 @@ def prompt_tokens(tokenizer: object, prompts: Sequence[str]) -> Int[Tensor, "p t
             raise SettingsError(
                 f"the model's tokenizer cannot tell the prompts {other!r} and {prompt!r} apart; rename one label"
             )
-    padded = tokenizer(  # type: ignore[operator]
-        list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
+    padded = tokenizer.pad({"input_ids": full}, padding="max_length", max_length=length, return_tensors="pt")
     return padded.input_ids

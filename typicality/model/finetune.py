@@ -146,7 +146,7 @@ class Finetuner:
         self.threads = max(1, threads // self.workers)
         self.steps = settings.steps or default_steps(len(data.training), settings.batch_size)
         self.step, self.seconds, self.begun_at = 0, 0.0, 0
-        self.best_step, self.best = 0, -math.inf
+        self.best_step, self.best, self.best_weights = 0, -math.inf, ""
         self.validation_values: list[float] = []
         self.best_values: list[float] = []
         self.label_scale, self.best_label_scale = 1.0, 1.0
@@ -337,9 +337,7 @@ class Finetuner:
 
         The noise is antithetic, and the same every time.
         """
-        total = len(self.abar)
         states = self._states() if self.frozen_states is None else self.frozen_states
-        position = {label: i + 1 for i, label in enumerate(self.data.labels)}
         size = self.settings.micro_batch or 32
         values = []  # (n, 2)
         shapes: dict[tuple[int, int], list[str]] = {}
@@ -348,31 +346,35 @@ class Finetuner:
             shapes.setdefault((view.height, view.width), []).append(image_id)
         for group in shapes.values():
             for start in range(0, len(group), size):
-                part = group[start : start + size]
-                z = self.latents.stack(part).to(self.device)
-                own = torch.tensor([position[self.data.labels_of[i][0]] for i in part], device=self.device)
-                sums = torch.zeros(len(part), 2)
-                for pair in range(VALIDATION_PAIRS):
-                    rng = np.random.default_rng([self.seed, 29, start, pair])
-                    share = (pair + rng.random(len(part))) / VALIDATION_PAIRS
-                    position_t = self.score.t_min + share * (self.score.t_max - self.score.t_min)
-                    t = torch.from_numpy((position_t * total).astype(np.int64)).to(self.device)
-                    noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32)).to(self.device)
-                    a = self.abar[t][:, None, None, None]
-                    for eps in (noise, -noise):
-                        noisy = a.sqrt() * z + (1 - a).sqrt() * eps
-                        with self.accelerator.autocast():
-                            hidden = torch.cat([states[:1].expand(len(part), -1, -1), states[own]])
-                            predicted = predict(self.checkpoint.unet, noisy, t, hidden, 2).float()
-                        null, label = predicted.unflatten(0, (2, -1))
-                        if self.velocity:
-                            null, label = (a.sqrt() * p + (1 - a).sqrt() * noisy for p in (null, label))
-                        shift = label - null
-                        parts = shift * (2 * eps - label - null), shift.square()
-                        sums += torch.stack([p.mean((1, 2, 3)) for p in parts], dim=1).cpu()
-                values.append(sums / (2 * VALIDATION_PAIRS))
+                values.append(self._effects(group[start : start + size], start, states))
         typicality, squared_shift = torch.cat(values).double().numpy().T
         return typicality, squared_shift
+
+    def _effects(self, ids: Sequence[str], start: int, states: Tensor) -> Tensor:
+        """Return (n, 2) typicality and mean of D^2 of images of one shape; the first one is number `start` of them."""
+        position = {label: i + 1 for i, label in enumerate(self.data.labels)}
+        own = torch.tensor([position[self.data.labels_of[i][0]] for i in ids], device=self.device)
+        z = self.latents.stack(ids).to(self.device)
+        sums = torch.zeros(len(ids), 2)
+        for pair in range(VALIDATION_PAIRS):
+            rng = np.random.default_rng([self.seed, 29, start, pair])
+            share = (pair + rng.random(len(ids))) / VALIDATION_PAIRS
+            position_t = self.score.t_min + share * (self.score.t_max - self.score.t_min)
+            t = torch.from_numpy((position_t * len(self.abar)).astype(np.int64)).to(self.device)
+            noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32)).to(self.device)
+            a = self.abar[t][:, None, None, None]
+            for eps in (noise, -noise):
+                noisy = a.sqrt() * z + (1 - a).sqrt() * eps
+                with self.accelerator.autocast():
+                    hidden = torch.cat([states[:1].expand(len(ids), -1, -1), states[own]])
+                    predicted = predict(self.checkpoint.unet, noisy, t, hidden, 2).float()
+                null, label = predicted.unflatten(0, (2, -1))
+                if self.velocity:
+                    null, label = (a.sqrt() * p + (1 - a).sqrt() * noisy for p in (null, label))
+                shift = label - null
+                parts = shift * (2 * eps - label - null), shift.square()
+                sums += torch.stack([p.mean((1, 2, 3)) for p in parts], dim=1).cpu()
+        return sums / (2 * VALIDATION_PAIRS)
 
     def validate(self) -> dict[str, float]:
         """Measure the averaged weights on validation images, which give the label scale, and on training images."""
@@ -460,7 +462,8 @@ class Finetuner:
         if not self._is_worse(self.validation_values):
             self.best, self.best_step = entry.get("validation_typicality", float(self.step)), self.step
             self.best_values, self.best_label_scale = self.validation_values, self.label_scale
-            self._save_arrays("best", self.average.shadow)
+            self.best_weights = f"best-{self.step}"
+            self._save_arrays(self.best_weights, self.average.shadow)
         self._save_state()
         return self._is_out_of_patience()
 
@@ -528,12 +531,12 @@ class Finetuner:
         record = {
             "state": name, "step": self.step, "begun_at": self.begun_at, "steps": self.steps, "seconds": self.seconds,
             "best": self.best, "best_step": self.best_step, "best_values": self.best_values,
-            "best_label_scale": self.best_label_scale,
+            "best_weights": self.best_weights, "best_label_scale": self.best_label_scale,
             "history": self.history, "losses": self.losses,
         }  # fmt: skip
         write_text(self.folder / "state.json", json.dumps(record))
-        for old in self.folder.glob("state-*.safetensors"):
-            if old.stem != name:
+        for old in self.folder.glob("*.safetensors"):
+            if old.stem not in (name, self.best_weights):
                 old.unlink()
 
     @torch.no_grad()
@@ -559,6 +562,7 @@ class Finetuner:
         self.step, self.seconds = record["step"], record["seconds"]
         self.begun_at = record.get("begun_at", 0)
         self.best, self.best_step, self.best_values = record["best"], record["best_step"], record["best_values"]
+        self.best_weights = record.get("best_weights", "best")  # the name of earlier versions
         self.best_label_scale = record.get("best_label_scale", 1.0)
         self.steps = record["steps"]
         self.history, self.losses = record["history"], record["losses"]
@@ -574,7 +578,8 @@ class Finetuner:
 
     @torch.no_grad()
     def _restore_best(self) -> None:
-        for parameter, value in zip(self.parameters, _read_arrays(self.folder / "best.safetensors"), strict=True):
+        best = _read_arrays(self.folder / f"{self.best_weights}.safetensors")
+        for parameter, value in zip(self.parameters, best, strict=True):
             parameter.copy_(value)
         self.checkpoint.unet.eval()
         self.checkpoint.label_scale = self.best_label_scale

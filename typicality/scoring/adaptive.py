@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 from scipy.special import digamma, polygamma, stdtr, stdtrit
 
-from typicality.config import ScoreSettings
-
 FOLDS = 4
 MIN_IMAGES = 48
 """Fewer images of a label than this, and scores stay as they were observed: a prior from a dozen images follows the
@@ -34,48 +32,6 @@ BINS = 12
 """Bins of log D^2, each a factor of two wide."""
 
 
-# ------------------------------------------------------------------------------------------------- effort
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much work adaptive scoring may do.
-
-    Parameters
-    ----------
-    rounds : rounds of further draws at most; each doubles the draws of the images that it scores
-    further : draws of all rounds together, as a mean over all images and labels: cost is known beforehand
-    refine : fresh draws of the chosen
-    overlap : stop when the expected share of the chosen that are truly among the best reaches this; None: never
-    """
-
-    rounds: int
-    further: float
-    refine: int
-    overlap: float | None = None
-
-
-PRECISION = {
-    "fast": Effort(rounds=1, further=0.5, refine=4),
-    "standard": Effort(rounds=4, further=6.75, refine=6),
-    "exact": Effort(rounds=5, further=16.0, refine=32),
-}
-
-
-def effort_of(settings: ScoreSettings) -> Effort:
-    """The preset of `score.precision`; with `score.overlap` as many rounds as that takes; raw numbers override."""
-    preset = PRECISION[settings.precision]
-    rounds, further = preset.rounds, preset.further
-    if settings.overlap is not None:
-        rounds, further = 7, float("inf")
-    return Effort(
-        rounds=rounds if settings.rounds is None else settings.rounds,
-        further=further if settings.further_draws is None else settings.further_draws,
-        refine=settings.refine_draws or preset.refine,
-        overlap=settings.overlap,
-    )
-
-
 # ---------------------------------------------------------------------------------------------- variances
 
 
@@ -83,8 +39,8 @@ def effort_of(settings: ScoreSettings) -> Effort:
 class VarianceTrend:
     """A log-linear trend of variances over predictors, from sums alone.
 
-    `add` observations of any number, then `solve`. Variances of 0 are raised to 1e-4 of their image's mean before
-    the logarithm is taken, so that they cannot dominate.
+    `add` observations of any number, then `solve`. The logarithms of variances near 0 would dominate: whoever adds
+    them raises them first, as `mining.selection.boxes_of` does, to 1e-4 of their image's mean.
     """
 
     columns: int
