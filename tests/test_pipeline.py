@@ -204,7 +204,7 @@ def left(folder: Path) -> dict[str, bytes]:
     [
         ({"mine": {"patch": 4000}}, "mine.patch"),
         ({"model": {"name": "no-such-model"}}, "no-such-model"),
-        ({"finetune": {"folds": 31}}, "folds"),
+        ({"finetune": {"folds": 33}}, "32 groups cannot fill 33 folds"),
         ({"prompt": {"template": "the same for {label}" + " and more" * 90}}, "prompt"),
     ],
 )
