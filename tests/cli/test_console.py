@@ -64,7 +64,8 @@ def test_a_terminal_in_ascii_gets_escapes_and_json_stays_json(monkeypatch: pytes
 
 def test_a_label_is_no_name_of_an_emoji(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    monkeypatch.setattr("typicality.cli.console.stderr.file", out)
+    # not `file`, which would be put back as this test's stream and hide what later tests print
+    monkeypatch.setattr("typicality.cli.console.stderr._file", out)
     say("warning: labels ':cat:' [bold] and 'a:new:b'")
     assert out.getvalue() == "warning: labels ':cat:' [bold] and 'a:new:b'\n"
 
