@@ -56,11 +56,11 @@ def audit(
     from typicality.paths import default_folder
     from typicality.store import write_text
 
-    asked(label_draws, images_only, fail_on, baseline)
     truth = {"dataset": given(masks=masks, boxes=boxes)}
     settings = common.settings(dataset, data.layer(), truth, training.layer(), scoring.layer())
     folder = common.folder(dataset)
     if common.dry_run:
+        asked(label_draws, images_only, fail_on, baseline)
         images = load_dataset(settings.dataset)
         folder = folder or default_folder(images)
         settings = with_folds(settings, folder)

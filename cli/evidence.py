@@ -80,13 +80,13 @@ def labels(
 ) -> None:  # fmt: skip
     """Flipped labels found again, beside confident learning on the same folds (2 by default)."""
     from typicality.dataset import load_dataset
-    from typicality.evaluation.labels import folder_of, plan_of, with_folds
+    from typicality.evaluation.labels import TWO_FOLDS, folder_of, plan_of
     from typicality.evaluation.labels import labels as evaluate
 
     from .mining import dry_run
 
-    limits, layers = parse_limits(at_least), [data.layer(), training.layer()]
-    settings = with_folds(common.settings(dataset, *layers), common.chosen(*layers), common.config)
+    limits = parse_limits(at_least)
+    settings = common.settings(dataset, data.layer(), training.layer(), usual=TWO_FOLDS)
     if common.dry_run:
         images = load_dataset(settings.dataset)
         plan = plan_of(settings, images, flip=flip, how=how.value, draws=draws)
@@ -134,13 +134,13 @@ def planted(
 
     The planted images go to OUT/data and the run to OUT/run, with a sweep or seeds in folders of their own.
     """
-    from typicality.evaluation.labels import with_folds
+    from typicality.evaluation.labels import TWO_FOLDS
     from typicality.evaluation.planted import plan_of
     from typicality.evaluation.planted import planted as evaluate
     from typicality.evaluation.planting import Planting
 
-    limits, layers = parse_limits(at_least), [data.layer(), training.layer(), scoring.layer()]
-    settings = with_folds(common.settings(dataset, *layers), common.chosen(*layers), common.config)
+    limits = parse_limits(at_least)
+    settings = common.settings(dataset, data.layer(), training.layer(), scoring.layer(), usual=TWO_FOLDS)
     planting = Planting(
         labels=n_labels, motifs=_names(motifs), distractors=_names(distractors), prevalence=prevalence, size=size,
         contrast=contrast, place=place.value, control=control,

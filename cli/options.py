@@ -106,18 +106,12 @@ class Common:
     def progress(self) -> Progress:
         return progress_for(self.quiet)
 
-    def settings(self, source: str | None, *layers: Mapping[str, Any]) -> Settings:
-        """Resolve the settings: data set's or run's, --config, options, --set."""
+    def settings(
+        self, source: str | None, *layers: Mapping[str, Any], usual: Mapping[str, Any] | None = None
+    ) -> Settings:
+        """Resolve the settings: data set's or run's, those usual for the command, --config, options, --set."""
         from typicality.run import resolve_settings
 
-        chosen = self.chosen(*layers)
-        settings = resolve_settings(source, self.config, [chosen])
-        for sentence in without_effect(chosen, settings):
-            say(f"warning: {sentence}")
-        return settings
-
-    def chosen(self, *layers: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the options, those of a command as layers, and --set choose, as one layer of settings."""
         chosen = {
             "name": self.model,
             "device": self.device and self.device.value,
@@ -128,7 +122,11 @@ class Common:
         if self.seed is not None:
             own["seed"] = self.seed
         assigned = [parse_assignment(text) for text in self.assign or []]
-        return merge(*layers, own, *assigned)
+        chosen = merge(*layers, own, *assigned)
+        settings = resolve_settings(source, self.config, [chosen], usual)
+        for sentence in without_effect(chosen, settings):
+            say(f"warning: {sentence}")
+        return settings
 
     def pass_over(self, *names: str, why: str | None = None) -> None:
         """Warn of options that were given to a command on which they have no effect, and would do no harm.

@@ -38,7 +38,7 @@ def test_pictures_that_are_the_same_to_the_eye_beyond_one_block() -> None:
     """1,030 pairs of a black image: with a nearly black one every third time, else with a white one."""
     thumbnails = np.array([0, 3, 255], dtype=np.uint8)[:, None, None, None]
     pairs = np.array([[0, 1 if k % 3 == 0 else 2] for k in range(1030)])
-    found = duplicates._identical(SimpleNamespace(thumbnails=thumbnails), pairs)  # type: ignore[arg-type]
+    found = duplicates._identical(SimpleNamespace(thumbnails=thumbnails), pairs)
     assert found.tolist() == [k % 3 == 0 for k in range(1030)]
 
 

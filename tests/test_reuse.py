@@ -167,7 +167,7 @@ def test_a_run_keeps_its_precision_on_another_machine(
         return automatic[0] if dtype == "auto" else choose_dtype(dtype, device)
 
     monkeypatch.setattr(run_module, "choose_dtype", choose)
-    monkeypatch.setattr(run_module, "has_bfloat16", lambda: True)
+    monkeypatch.setattr("typicality.model.probe.has_bfloat16", lambda: True)
     before = mine(tiny_model, dtype="auto")
     automatic[0] = torch.bfloat16
     typicality.report("run")
@@ -189,7 +189,7 @@ def test_a_precision_that_is_slow_here_is_warned_about(
     copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, before: str, bfloat16: bool, slow: bool
 ) -> None:
     """Begun on a GPU or a Mac, where `auto` was a half precision, and continued on a CPU: what the way out would be."""
-    monkeypatch.setattr(run_module, "has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr("typicality.model.probe.has_bfloat16", lambda: bfloat16)
     change_record(Path("run"), lambda record: record["model"].update(dtype=before))
     settings = settings_for("squares", "folder", **options(tiny_model, dtype="auto", device="cpu"))
     run = open_run(settings, Path("run"), progress=(said := Said()))

@@ -37,7 +37,7 @@ from typicality.applications.translate.run import translate as translate_pair
 from typicality.applications.translate.run import translate_all_pairs as translate_pairs
 from typicality.applications.trends.run import Trends
 from typicality.applications.trends.run import trends as follow_trends
-from typicality.config import OPTIONS, Settings, layer_of, merge
+from typicality.config import OPTIONS, Settings, layer_of
 from typicality.dataset import DatasetInfo, builtin_datasets
 from typicality.errors import SettingsError, nearest
 from typicality.evaluation.augment import AugmentBenchmark
@@ -49,7 +49,7 @@ from typicality.evaluation.elements import ElementsBenchmark
 from typicality.evaluation.elements import elements as benchmark_elements
 from typicality.evaluation.estimator import EstimatorQuality
 from typicality.evaluation.estimator import estimator as benchmark_estimator
-from typicality.evaluation.labels import How, LabelBenchmark, with_folds
+from typicality.evaluation.labels import TWO_FOLDS, How, LabelBenchmark
 from typicality.evaluation.labels import labels as benchmark_labels
 from typicality.evaluation.localize import localize as benchmark_localize
 from typicality.evaluation.planted import PlantedBenchmark
@@ -83,11 +83,13 @@ def settings_for(
     dtype: str | None = None,
     offline: bool = False,
     config: str | Path | None = None,
+    usual: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Settings:
     """Resolve settings from a source, options by their names, and sections such as `score={"draws": 8}`.
 
-    `model` is a name or a section, as `prompt` is a template or one.
+    `model` is a name or a section, as `prompt` is a template or one. `usual` are sections that replace what a run has
+    recorded, where neither `config` nor the call says otherwise.
     """
     named = {n: v for n, v in options.items() if n in OPTIONS and not isinstance(v, Mapping)}  # prompt is both
     sections = {name: value for name, value in options.items() if name not in named}
@@ -103,13 +105,11 @@ def settings_for(
     layer["model"] = {name: value for name, value in chosen.items() if value is not None}
     if seed is not None:
         layer["seed"] = seed
-    return resolve_settings(str(source), None if config is None else Path(config), [layer, sections])
+    return resolve_settings(str(source), _path(config), [layer, sections], usual)
 
 
-def _folded_settings(source: str | Path, label: str | None = None, **options: Any) -> Settings:
-    """Resolve settings as `settings_for` does, with two folds where this call names no number of them."""
-    chosen = merge(layer_of({"folds": options.get("folds")}), options)
-    return with_folds(settings_for(source, label, **options), chosen, options.get("config"))
+def _path(name: str | Path | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _folder(source: str | Path, out: str | Path | None) -> Path | None:
@@ -273,7 +273,7 @@ def impute(
     **options: Any,
 ) -> Imputation:
     """Fill missing, marked or hidden regions of a run's images; errors are measured where the truth was hidden."""
-    region = Region(None if masks is None else Path(masks), where_marked, hide, hide_shape)
+    region = Region(_path(masks), where_marked, hide, hide_shape)
     chosen = ImputeOptions(as_label, samples, keep, guidance, jumps, steps, strength, draws)
     settings = settings_for(run, **options)
     return impute_regions(Path(run), region, chosen, images, part, fresh, settings, progress)
@@ -298,7 +298,7 @@ def audit(
     """
     return audit_dataset(
         settings_for(source, label, **options), _folder(source, out), draws=label_draws, images_only=images_only,
-        fail_on=fail_on, baseline=Path(baseline) if baseline is not None else None, fresh=fresh, progress=progress,
+        fail_on=fail_on, baseline=_path(baseline), fresh=fresh, progress=progress,
     )  # fmt: skip
 
 
@@ -349,7 +349,7 @@ def evaluate_localize(
     settings = settings_for(run, **(options | {"dataset": truth | dict(options.get("dataset", {}))}))
     return benchmark_localize(
         settings, Path(run), Options(against, draws, tuple(ranges)), before=before, epochs=epochs,
-        picture=None if picture is None else Path(picture), progress=progress,
+        picture=_path(picture), progress=progress,
     )  # fmt: skip
 
 
@@ -361,7 +361,7 @@ def evaluate_translate(
     """Measure translations on held-out subjects of a run whose true image under the other label exists."""
     return benchmark_translate(
         Path(run), source, target, methods, images=images, tune=tune, tune_images=tune_images, steps=steps,
-        draws=draws, epochs=epochs, picture=None if picture is None else Path(picture),
+        draws=draws, epochs=epochs, picture=_path(picture),
         settings=settings_for(run, **options), progress=progress,
     )  # fmt: skip
 
@@ -371,7 +371,7 @@ def evaluate_autoencoder(
     picture: str | Path | None = None, progress: Progress = SILENT, **options: Any,
 ) -> Reconstruction:  # fmt: skip
     """Measure how well the model's autoencoder keeps held-out images; what it loses cannot be mined."""
-    where = None if picture is None else Path(picture)
+    where = _path(picture)
     return reconstruct(settings_for(source, label, **options), images, where, progress)
 
 
@@ -379,7 +379,7 @@ def export(
     run: str | Path, to: str, *, out: str | Path | None = None, force: bool = False, progress: Progress = SILENT
 ) -> Path:
     """Write a run's elements as coco, parquet, csv, hf, fiftyone or png; return the file or folder."""
-    return export_elements(Path(run), to, Path(out) if out is not None else None, force, progress)
+    return export_elements(Path(run), to, _path(out), force, progress)
 
 
 def diff(run_a: str | Path, run_b: str | Path) -> Diff:
@@ -403,7 +403,7 @@ def evaluate_elements(
     """Compare a run's elements with those of rivals on held-out images."""
     return benchmark_elements(
         Path(run), count=elements, seeds=seeds, images=images, epochs=epochs, paper_draws=paper_draws, draws=draws,
-        picture=None if picture is None else Path(picture), settings=settings_for(run, **options), progress=progress,
+        picture=_path(picture), settings=settings_for(run, **options), progress=progress,
     )  # fmt: skip
 
 
@@ -412,7 +412,7 @@ def evaluate_estimator(
     picture: str | Path | None = None, progress: Progress = SILENT, **options: Any,
 ) -> EstimatorQuality:  # fmt: skip
     """Compare ways of drawing with a gold standard on a sample of a run's images: cost, overlap, calibration."""
-    where = None if picture is None else Path(picture)
+    where = _path(picture)
     return benchmark_estimator(Path(run), images, gold, paper, where, progress, settings_for(run, **options))
 
 
@@ -432,8 +432,8 @@ def evaluate_labels(
 ) -> LabelBenchmark:
     """Flip labels and find them again, beside confident learning on the same folds (2 unless the options say more)."""
     return benchmark_labels(
-        _folded_settings(source, label, **options), Path(out) if out is not None else None, flip=flip, how=how,
-        draws=draws, exclude=exclude, picture=None if picture is None else Path(picture), fresh=fresh,
+        settings_for(source, label, usual=TWO_FOLDS, **options), _path(out), flip=flip, how=how,
+        draws=draws, exclude=exclude, picture=_path(picture), fresh=fresh,
         progress=progress,
     )  # fmt: skip
 
@@ -448,9 +448,9 @@ def evaluate_planted(
     `planting` such as {"prevalence": 0.2, "control": True}.
     """
     return benchmark_planted(
-        _folded_settings(source, **options), Path(out) if out is not None else None,
+        settings_for(source, usual=TWO_FOLDS, **options), _path(out),
         planting=Planting(**dict(planting or {})), images=images, seeds=seeds, sweep=sweep, draws=map_draws, maps=maps,
-        picture=Path(picture) if picture is not None else None, fresh=fresh, progress=progress,
+        picture=_path(picture), fresh=fresh, progress=progress,
     )  # fmt: skip
 
 
@@ -460,7 +460,7 @@ def tabular_impute(
 ) -> table_imputation.Imputation:  # fmt: skip
     """Fill in every missing cell of a table; options as in `typicality.tabular.impute.ImputeOptions`."""
     chosen = options_from(table_imputation.ImputeOptions, label=label, **options)
-    return table_imputation.impute(Path(table), Path(out) if out is not None else None, chosen, fresh, progress)
+    return table_imputation.impute(Path(table), _path(out), chosen, fresh, progress)
 
 
 def tabular_balance(
@@ -469,7 +469,7 @@ def tabular_balance(
 ) -> table_balance.Balance:  # fmt: skip
     """Add synthetic rows of rare labels to a table; options as in `typicality.tabular.balance.BalanceOptions`."""
     chosen = options_from(table_balance.BalanceOptions, label=label, **options)
-    return table_balance.balance(Path(table), Path(out) if out is not None else None, chosen, fresh, progress)
+    return table_balance.balance(Path(table), _path(out), chosen, fresh, progress)
 
 
 def evaluate_tabular_impute(

@@ -11,7 +11,14 @@ import pyarrow as pa
 from typicality.config import Settings, resolve, settings_key
 from typicality.errors import OutputError, SettingsError
 from typicality.mining.patches import patch_side
-from typicality.model.denoiser import cells_at_once, check_up_block, choose_device, choose_dtype, prompt_tokens
+from typicality.model.denoiser import (
+    cells_at_once,
+    check_up_block,
+    choose_device,
+    choose_dtype,
+    precision_of,
+    prompt_tokens,
+)
 from typicality.processes import Processes
 from typicality.run import Run
 from typicality.scoring.shards import ScoreReader
@@ -55,7 +62,7 @@ def check_processes(settings: Settings, processes: Processes) -> None:
     device = choose_device(settings.model.device)
     dtype = choose_dtype(settings.model.dtype, device)
     batch = settings.score.batch_size or f"as {cells_at_once(device, dtype)} latent cells allow"
-    own = f"{device.type}, {str(dtype).removeprefix('torch.')}, batches {batch}"
+    own = f"{device.type}, {precision_of(dtype)}, batches {batch}"
     if not processes.agree(own):
         raise SettingsError(
             f"the devices of these processes differ (here: {own}): give all the same --device, --dtype and "

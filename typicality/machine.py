@@ -11,7 +11,15 @@ import torch
 
 from typicality.config import ModelSettings
 from typicality.model.checkpoint import load_checkpoint
-from typicality.model.denoiser import DTYPES, Denoiser, choose_device, choose_dtype, compiles, has_bfloat16
+from typicality.model.denoiser import (
+    DTYPES,
+    Denoiser,
+    choose_device,
+    choose_dtype,
+    compiles,
+    has_bfloat16,
+    precision_of,
+)
 from typicality.model.probe import BATCHES, compiled_denoiser, seconds_an_evaluation
 from typicality.store import VERSIONED
 
@@ -51,7 +59,7 @@ def examine(settings: ModelSettings) -> dict[str, Any]:
             "mps": "available" if torch.backends.mps.is_available() else "none",
             "chosen": str(device),
         },
-        "precision": str(chosen).removeprefix("torch."),
+        "precision": precision_of(chosen),
         "model": {
             "name": checkpoint.title,
             "why": checkpoint.reason,

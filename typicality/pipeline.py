@@ -417,7 +417,7 @@ def ensure_elements(run: Run) -> None:
         mine = settings.mine
         clustering = cluster_elements(
             ordered, features, groups.__getitem__, clusters=mine.clusters, merge_similarity=mine.merge_similarity,
-            min_images=mine.min_images, seed=settings.seed, candidates=_test_candidates(run, patches),
+            min_images=mine.min_images, seed=settings.seed, candidates=_test_candidates(run, patches, controls),
         )  # fmt: skip
         write_table(directory.path("elements.parquet"), elements_table(ordered, clustering, names.__getitem__))
         write_table(directory.path("clusters.parquet"), clusters_table(clustering.clusters))
@@ -430,12 +430,14 @@ def ensure_elements(run: Run) -> None:
         run.remember_settings("mine")
 
 
-def _test_candidates(run: Run, patches: Mapping[str, Sequence[Patch]]) -> Candidates | None:
+def _test_candidates(
+    run: Run, patches: Mapping[str, Sequence[Patch]], controls: Mapping[str, list[str]]
+) -> Candidates | None:
     """The best patches of images with and without each label, from the first pass alone, which all have in common.
 
     As many as a label's elements would be if controls carried the label too; features of all of them.
     """
-    controls, labels_of = controls_of(run.settings, run.dataset), run.labels_of
+    labels_of = run.labels_of
     if not any(controls.values()):
         return None
     images = {label: [i for i, own in labels_of.items() if label in own] + found for label, found in controls.items()}

@@ -24,9 +24,9 @@ from typicality.model import recipe
 from typicality.model.checkpoint import Checkpoint, knows_labels, load_checkpoint
 from typicality.model.compiled import WORTH
 from typicality.model.crossfit import SHARED, folds_of
-from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, compiles, has_bfloat16
+from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, compiles, precision_of
 from typicality.model.latents import LatentStore
-from typicality.model.probe import chosen_engine
+from typicality.model.probe import chosen_engine, slow_precision
 from typicality.model.training import parts_of
 from typicality.paths import absolute, default_folder, shipped_settings
 from typicality.processes import processes_here
@@ -74,18 +74,14 @@ class Run:
             if chosen != getattr(torch, before):
                 self.progress.say(f"precision: {before}, as this run has had it; --dtype would set another")
             chosen = getattr(torch, before)
-        slow = {torch.float16} if has_bfloat16() else {torch.float16, torch.bfloat16}
-        if self.device.type == "cpu" and chosen in slow:
-            self.progress.say(
-                f"warning: {str(chosen).removeprefix('torch.')} is many times slower than float32 on this processor; "
-                "--dtype fp32 avoids that, and makes anew what is there in another precision"
-            )
+        if slow := slow_precision(chosen, self.device):
+            self.progress.say(f"warning: {slow}")
         return chosen
 
     @property
     def precision(self) -> str:
         """The name under which run.json has `dtype`."""
-        return str(self.dtype).removeprefix("torch.")
+        return precision_of(self.dtype)
 
     @cached_property
     def model_settings(self) -> ModelSettings:
@@ -514,14 +510,16 @@ def existing_record(folder: str | Path) -> dict[str, Any]:
 
 
 def resolve_settings(
-    source: str | None = None, config: Path | None = None, overrides: Iterable[Mapping[str, Any]] = ()
-) -> Settings:
+    source: str | None = None, config: Path | None = None, overrides: Iterable[Mapping[str, Any]] = (),
+    usual: Mapping[str, Any] | None = None,
+) -> Settings:  # fmt: skip
     """Resolve all settings: the run's own when `source` is a run directory, else the data set's, then the user's.
 
-    Folders and files are recorded by their absolute paths, so that a run can be used from any directory.
+    `usual` is what a command takes instead of the former, unless the user says otherwise. Folders and files are
+    recorded by their absolute paths, so that a run can be used from any directory.
     """
     overrides = list(overrides)
-    file = [] if config is None else [read_config(config)]
+    file = [usual or {}] if config is None else [usual or {}, read_config(config)]
     recorded: Mapping[str, Any] = {}
     if source is not None and (record := run_record(source)) is not None:
         recorded = record["settings"]

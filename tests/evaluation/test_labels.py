@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.applications.mined import write_mined
+from typicality.api import settings_for
 from typicality.config import DatasetSettings, resolve
 from typicality.dataset import load_dataset
 from typicality.errors import InputError
 from typicality.evaluation import labels as benchmark
 from typicality.evaluation.labels import (
+    TWO_FOLDS,
     confident_learning,
     confused_with,
     flipped_labels,
@@ -26,7 +29,6 @@ from typicality.evaluation.labels import (
     resampled_auroc,
     usable,
     variants,
-    with_folds,
 )
 from typicality.pipeline import mine
 from typicality.run import Run
@@ -184,16 +186,15 @@ def test_too_few_draws_are_refused_before_any_work(draws: int):
         labels(resolve({"dataset": {"source": "nowhere"}}), draws=draws)
 
 
-def test_two_folds_unless_this_call_names_a_number(tmp_path: Path):
+def test_two_folds_unless_this_call_names_a_number(tiny_folder: Path, tmp_path: Path):
     """What a run has recorded is no choice of this call: it has a number of folds in any case."""
-    recorded = resolve({}).model_dump()
-    assert with_folds(resolve(recorded), {}).finetune.folds == 2
-    assert with_folds(resolve(recorded), {"finetune": {"folds": None, "steps": 3}}).finetune.folds == 2
+    run = write_mined(tmp_path / "run", tiny_folder)
+    assert settings_for(run, usual=TWO_FOLDS).finetune.folds == 2
+    assert settings_for(run, usual=TWO_FOLDS, folds=None, finetune={"steps": 3}).finetune.folds == 2
     for folds in (1, 3):
-        chosen = {"finetune": {"folds": folds}}
-        assert with_folds(resolve(recorded, chosen), chosen).finetune.folds == folds
+        assert settings_for(run, usual=TWO_FOLDS, finetune={"folds": folds}).finetune.folds == folds
         (tmp_path / "own.yaml").write_text(f"finetune: {{folds: {folds}}}")
-        assert with_folds(resolve(recorded, chosen), {}, tmp_path / "own.yaml").finetune.folds == folds
+        assert settings_for(run, usual=TWO_FOLDS, config=tmp_path / "own.yaml").finetune.folds == folds
 
 
 @pytest.mark.slow
@@ -210,16 +211,13 @@ def test_the_whole_benchmark(
         real(run)
 
     monkeypatch.setattr(benchmark, "ensure_model", watched)
-    settings = with_folds(
-        resolve(
-            {
-                "dataset": {"source": str(tiny_folder), "label": "folder"},
-                "model": {"name": str(tiny_model), "dtype": "fp32"},
-                "finetune": {"steps": 4, "batch_size": 8, "validate_every": 2},
-                "mine": {"noises": 1},
-            }
-        ),
-        {},
+    settings = resolve(
+        {
+            "dataset": {"source": str(tiny_folder), "label": "folder"},
+            "model": {"name": str(tiny_model), "dtype": "fp32"},
+            "finetune": {"steps": 4, "batch_size": 8, "validate_every": 2, "folds": 2},
+            "mine": {"noises": 1},
+        }
     )
     out = tmp_path / "labels"
     found = labels(settings, out, flip=0.2, how="confusable", draws=4, picture=tmp_path / "roc.png")

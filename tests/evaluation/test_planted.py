@@ -17,7 +17,6 @@ from PIL import Image
 from typicality.config import DatasetSettings, resolve
 from typicality.dataset import load_dataset
 from typicality.errors import InputError, OutputError
-from typicality.evaluation.labels import with_folds
 from typicality.evaluation.motifs import KINDS, SLOTS, Motif, draw_motifs, generator, plant
 from typicality.evaluation.planted import (
     control_measures,
@@ -441,17 +440,14 @@ def test_a_control_cannot_be_swept():
 
 
 def tiny_settings(tiny_folder: Path, tiny_model: Path):
-    return with_folds(
-        resolve(
-            {
-                "dataset": {"source": str(tiny_folder)},
-                "model": {"name": str(tiny_model), "dtype": "fp32"},
-                "finetune": {"steps": 4, "batch_size": 8, "validate_every": 2},
-                "score": {"draws": 2, "precision": "fast", "refine_draws": 2},
-                "mine": {"noises": 1, "clusters": 3},
-            }
-        ),
-        {},
+    return resolve(
+        {
+            "dataset": {"source": str(tiny_folder)},
+            "model": {"name": str(tiny_model), "dtype": "fp32"},
+            "finetune": {"steps": 4, "batch_size": 8, "validate_every": 2, "folds": 2},
+            "score": {"draws": 2, "precision": "fast", "refine_draws": 2},
+            "mine": {"noises": 1, "clusters": 3},
+        }
     )
 
 

@@ -116,7 +116,7 @@ def without_a_second_record(tuner: Finetuner) -> Finetuner:
         written.append(True)
         save()
 
-    tuner._save_state = stop  # type: ignore[method-assign]
+    tuner._save_state = stop
     return tuner
 
 

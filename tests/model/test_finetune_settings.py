@@ -38,10 +38,10 @@ class NoiseLatents:
 def trainer(folder: Path, score: ScoreSettings | None = None, **changes: object) -> Finetuner:
     labels_of = {name: ("blue" if i % 2 else "red",) for i, name in enumerate(IMAGES)}
     data = TrainingSet(IMAGES, [], labels_of, ("blue", "red"), Prompts("an image of {label}", "an image"))
-    settings = FinetuneSettings(**({"steps": 6, "batch_size": 4, "warmup": 0.0} | changes))  # type: ignore[arg-type]
+    settings = FinetuneSettings(**({"steps": 6, "batch_size": 4, "warmup": 0.0} | changes))
     return Finetuner(
         tiny_checkpoint(), data, NoiseLatents(), settings, score or ScoreSettings(), folder, CPU, torch.float32, seed=0
-    )  # type: ignore[arg-type]
+    )
 
 
 def gradient_norm(tuner: Finetuner) -> float:

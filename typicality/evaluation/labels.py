@@ -28,7 +28,7 @@ from typicality import plan
 from typicality.applications.audit.labels import label_error_score, label_scores
 from typicality.applications.audit.probe import LEAST, out_of_fold, probe_folds, run_features
 from typicality.checks import check_settings
-from typicality.config import Settings, key_of, merge, read_config
+from typicality.config import Settings, key_of
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError, InterruptedRun
@@ -40,6 +40,8 @@ from typicality.progress import SILENT, Progress
 from typicality.run import Run, open_run
 
 How = Literal["uniform", "confusable"]
+TWO_FOLDS: Mapping[str, Any] = {"finetune": {"folds": 2}}
+"""What benchmarks on held-out images take unless they are told a number of folds, be it 1."""
 COMPARED = 64
 """Side in pixels at which images are compared."""
 RESAMPLES = 200
@@ -246,24 +248,6 @@ def plan_of(settings: Settings, dataset: LabelledImages, *, flip: float, how: Ho
         "draws an image and label": draws,
         "UNet evaluations of the scores at most": len(dataset) * draws * (1 + len(dataset.labels)),
     }
-
-
-def with_folds(
-    settings: Settings, chosen: Mapping[str, Any], config: str | Path | None = None, folds: int = 2
-) -> Settings:
-    """Return the settings with so many folds, unless this call names a number itself, be it 1.
-
-    What a run has recorded is no such choice: it has a number in any case.
-
-    Parameters
-    ----------
-    chosen : the layer of settings that this call names
-    config : its file of settings
-    """
-    named = merge({} if config is None else read_config(Path(config)), chosen)
-    if named.get("finetune", {}).get("folds") is not None:
-        return settings
-    return settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"folds": folds})})
 
 
 # ------------------------------------------------------------------------------------------ images and flips

@@ -44,6 +44,11 @@ def choose_device(device: Device) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def precision_of(dtype: torch.dtype) -> str:
+    """Return the name of a precision: 'bfloat16'."""
+    return str(dtype).removeprefix("torch.")
+
+
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """Resolve `auto`: the fast half precision of the device where it has one, else float32."""
     if dtype != "auto":

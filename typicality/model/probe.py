@@ -12,7 +12,7 @@ from torch import Tensor
 from typicality.config import ModelSettings
 from typicality.errors import DeviceMemoryError
 from typicality.model.checkpoint import Checkpoint, load_checkpoint
-from typicality.model.denoiser import Denoiser, compiles
+from typicality.model.denoiser import Denoiser, compiles, has_bfloat16, precision_of
 
 SECONDS = 1.0
 BATCHES = (8, 32, 128)
@@ -133,3 +133,13 @@ def _shift(denoiser: Denoiser, batch: int) -> Tensor:
     z, t = _latents(denoiser, batch)
     null, one = denoiser.predict_noise(z, t, denoiser.encode_prompts(["", "a probe"]))
     return one - null
+
+
+def slow_precision(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Return what to say of a precision that the processor only emulates; None of others."""
+    if device.type != "cpu" or dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16()):
+        return None
+    return (
+        f"{precision_of(dtype)} is many times slower than float32 on this processor; --dtype fp32 avoids that, and "
+        "makes anew what is there in another precision"
+    )

@@ -134,7 +134,7 @@ def column_of(
         return Column(name, "passed", unknown, gaps, why="is neither numbers nor text")
     if not category and kinds == {str} and all(is_date(cell) for cell in known):
         return Column(name, "passed", unknown, gaps, why="is dates")
-    if not category and kinds == {str} and have_decimal_commas(known):
+    if not category and kinds == {str} and have_commas(known):
         return Column(name, "passed", unknown, gaps, why=COMMAS)
     choices = tuple(dict.fromkeys(known))
     if len(choices) > limit or (len(known) >= 20 and len(choices) > len(known) / 2):
@@ -229,7 +229,7 @@ def decimals_of(cell: str) -> int:
     return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
-def have_decimal_commas(texts: Sequence[str]) -> bool:
+def have_commas(texts: Sequence[str]) -> bool:
     """Whether texts are numbers, besides words that say there is none, and some have a comma: 1,5 and 2 and NA."""
     shown = [text for text in map(str.strip, texts) if text.casefold() not in WORDS]
     return any("," in text for text in shown) and all(COMMA_NUMBER.fullmatch(text) for text in shown)
