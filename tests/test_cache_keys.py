@@ -35,9 +35,9 @@ SETTINGS: dict[str, tuple[Any, str]] = {
         f"finetune.{name}": (value, "training")
         for name, value in {
             "method": "lora", "lora_rank": 4, "train_text_encoder": True, "steps": 9, "minutes": 1.0, "batch_size": 8,
-            "micro_batch": 2, "rate": 1e-3, "cross_attention_rate": 3.0, "contrast": 1.0, "weight_decay": 0.1,
-            "warmup": 0.1, "schedule": "constant", "dropout": 0.2, "flip": True, "shift": 1, "ema": 0.9, "clip": 2.0,
-            "held_out": 0.3, "validate_every": 5, "validation_images": 9, "patience": 2,
+            "micro_batch": 2, "rate": 1e-3, "cross_attention_rate": 3.0, "contrast": 1.0, "label_blocks": 1,
+            "weight_decay": 0.1, "warmup": 0.1, "schedule": "constant", "dropout": 0.2, "flip": True, "shift": 1,
+            "ema": 0.9, "clip": 2.0, "held_out": 0.3, "validate_every": 5, "validation_images": 9, "patience": 2,
         }.items()
     },
     "score.protocol": ("uniform", "scores mine"),

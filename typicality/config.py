@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -121,6 +121,12 @@ class FinetuneSettings(Section):
         description="weight of the margin by which an image's own label should beat another; 0: as published; "
         "8 for the base, 0 for others",
     )
+    label_blocks: int | None = Field(
+        None,
+        ge=0,
+        description="so many of the decoder's last blocks see the label, and all others the null prompt, so that most "
+        "of an evaluation serves all labels; 0: every block, as published",
+    )
     weight_decay: float = Field(1e-2, ge=0)
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises")
     schedule: Literal["auto", "cosine", "constant"] = Field("auto", description="auto: cosine for the base")
@@ -144,6 +150,11 @@ class FinetuneSettings(Section):
     shared: float = Field(
         0.25, ge=0, lt=1, description="with folds: share of the steps taken once for all of them, without any label"
     )
+
+    def naming(self, leave_out: Set[str]) -> dict[str, Any]:
+        """Return what names a fine-tuning. Settings of later versions count where they are set: older models stay."""
+        unset = {"label_blocks"} if self.label_blocks is None else set()
+        return self.model_dump(exclude={*leave_out, *unset})
 
 
 class ScoreSettings(Section):
@@ -232,7 +243,7 @@ def settings_key(settings: Settings, stage: str) -> str:
     The precision is not among them: what `auto` stands for is known to the run alone, which notes it beside the key.
     """
     parts: list[Any] = [
-        settings.prompt.model_dump(), settings.finetune.model_dump(exclude={"keep"}),
+        settings.prompt.model_dump(), settings.finetune.naming({"keep"}),
         settings.model.model_dump(exclude={"device", "dtype", "engine", "offline"}),
         settings.dataset.label, settings.dataset.group,
     ]  # fmt: skip

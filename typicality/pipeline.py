@@ -39,6 +39,7 @@ from typicality.model.checkpoint import is_model, load_checkpoint
 from typicality.model.crossfit import CrossFit
 from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import Finetuner
+from typicality.model.recipe import sharing_of
 from typicality.model.training import TrainingSet, parts_of
 from typicality.plan import controls_of, first_jobs, warnings_of
 from typicality.processes import processes_here
@@ -47,7 +48,7 @@ from typicality.records import Patch, ScoreMap
 from typicality.report.render import write_report
 from typicality.report.view import ReportInput
 from typicality.run import NO_FOLD, Run, open_run
-from typicality.scoring.effort import effort_of
+from typicality.scoring.effort import Effort, effort_of
 from typicality.scoring.scorer import Job, Scorer
 from typicality.scoring.shards import ScoreReader
 from typicality.store import hash_of_files, is_full_disk, write_array, write_table
@@ -337,8 +338,12 @@ def _first_reader(run: Run) -> ScoreReader:
     return ScoreReader(run.score_folder(FIRST_PASS, run.first_draws))
 
 
+def _effort(run: Run) -> Effort:
+    return effort_of(run.settings.score, run.first_draws, sharing_of(run.settings.finetune, run.base))
+
+
 def _refine_draws(run: Run) -> int:
-    return effort_of(run.settings.score).refine
+    return _effort(run).refine
 
 
 @dataclass(frozen=True)
@@ -377,7 +382,7 @@ def _selected(run: Run, say: Callable[[str], None] = lambda _: None) -> tuple[Se
         return score_pass(run, name, f"{FURTHER} {level}", draws, jobs)
 
     chosen = select(
-        first_pass(run), ask, _selection(run), effort_of(run.settings.score), run.first_draws,
+        first_pass(run), ask, _selection(run), _effort(run), run.first_draws,
         _sizes(run).__getitem__, say,
     )  # fmt: skip
     return chosen, names

@@ -144,7 +144,7 @@ class Run:
                 self.latents.folder.name,
                 [settings.dataset.group, *self.dataset.labels],
                 settings.prompt.model_dump(),
-                settings.finetune.model_dump(exclude=leave_out),
+                settings.finetune.naming(leave_out),
                 recipe.VERSION,
                 [settings.score.t_min, settings.score.t_max],
                 self._model_seed,
@@ -425,7 +425,7 @@ class Run:
 
     def label_scale_of(self, denoiser: Denoiser) -> float:
         """Return the label scale at which a model scores: its own, but for the published protocol, which has none."""
-        return 1.0 if self.settings.score.protocol == "paper" else denoiser.checkpoint.label_scale
+        return 1.0 if self.settings.score.protocol == "paper" else denoiser.checkpoint.label_use.scale
 
     @property
     def first_draws(self) -> int:

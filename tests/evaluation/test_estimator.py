@@ -14,6 +14,7 @@ import typicality
 from tests.scoring.synthetic import World
 from typicality.errors import InputError, OutputError
 from typicality.evaluation.estimator import (
+    Cost,
     Drawn,
     EstimatorQuality,
     compare,
@@ -78,6 +79,15 @@ def test_cost_is_counted_in_evaluations_with_the_null_prompt(measured: Estimator
     assert rows["adaptive, standard"].evaluations <= 2 * (4 + 5 + 16)
     assert measured.evaluations_ratio == pytest.approx(rows["adaptive, standard"].evaluations / 200, abs=1e-3)
     assert measured.k == {"a": 13, "b": 13}
+
+
+def test_what_both_prompts_share_counts_once() -> None:
+    jobs = [Job("i", ("a",)), Job("j", ("a", "b"))]
+    cost = Cost(jobs, 0.8)
+    assert cost.predictions(10, jobs) == pytest.approx(10 * (2 + 3) / 2)
+    assert cost.evaluations(10, jobs) == pytest.approx(10 * (0.8 + 2 * 0.2 + 0.8 + 3 * 0.2) / 2)
+    assert cost.evaluations(10, jobs[:1]) == pytest.approx(10 * 1.2 / 2)
+    assert Cost(jobs, 0.0).evaluations(10, jobs) == cost.predictions(10, jobs)
 
 
 def test_more_draws_are_better_and_intervals_hold(measured: EstimatorQuality) -> None:

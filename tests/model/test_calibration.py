@@ -14,6 +14,7 @@ from typicality.errors import CheckpointError
 from typicality.model.calibration import (
     CALIBRATION,
     SMALLEST_SCALE,
+    LabelUse,
     best_label_scale,
     scaled_typicality,
     with_label_scale,
@@ -63,12 +64,12 @@ def test_scaled_predictions_give_the_typicality_of_the_formula() -> None:
 
 def test_the_scale_is_kept_with_the_model(tiny_model: Path, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint()
-    assert load_checkpoint(ModelSettings(name=str(tiny_model))).label_scale == 1
+    assert load_checkpoint(ModelSettings(name=str(tiny_model))).label_use == LabelUse()
     before = checkpoint.weights_hash()
-    checkpoint.label_scale = 0.25
+    checkpoint.label_use = LabelUse(0.25)
     assert checkpoint.weights_hash() != before
     save_checkpoint(checkpoint, tmp_path)
-    assert load_checkpoint(ModelSettings(name=str(tmp_path))).label_scale == 0.25
+    assert load_checkpoint(ModelSettings(name=str(tmp_path))).label_use == LabelUse(0.25)
     for text in ('{"label_scale": 0}', '{"label_scale": "much"}', "{", "{}"):
         (tmp_path / CALIBRATION).write_text(text)
         with pytest.raises(CheckpointError, match="fine-tune again"):

@@ -22,6 +22,7 @@ from tests.conftest import tiny_checkpoint
 from typicality.config import ModelSettings
 from typicality.errors import CheckpointError
 from typicality.model import checkpoint as checkpoint_module
+from typicality.model.calibration import LabelUse
 from typicality.model.checkpoint import (
     ADAPTER_FILE,
     ADAPTER_RECORD,
@@ -354,7 +355,7 @@ def test_a_model_of_a_hub_keeps_its_label_scale(tmp_path: Path, scale: float) ->
     """
     cache, commit = tmp_path / "hub" / "models--somebody--model", 4 * "0123456789"
     checkpoint = tiny_checkpoint()
-    checkpoint.label_scale = scale
+    checkpoint.label_use = LabelUse(scale)
     save_checkpoint(checkpoint, cache / "snapshots" / commit)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(commit)
@@ -362,7 +363,7 @@ def test_a_model_of_a_hub_keeps_its_label_scale(tmp_path: Path, scale: float) ->
         "from typicality.config import ModelSettings\n"
         "from typicality.model.checkpoint import load_checkpoint\n"
         "loaded = load_checkpoint(ModelSettings(name='somebody/model', offline=True))\n"
-        "print(loaded.label_scale, loaded.weights_hash())"
+        "print(loaded.label_use.scale, loaded.weights_hash())"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

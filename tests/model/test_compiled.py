@@ -16,6 +16,7 @@ from typicality.config import Engine, ModelSettings, resolve
 from typicality.errors import SettingsError
 from typicality.model import denoiser as module
 from typicality.model import probe
+from typicality.model.calibration import LabelUse
 from typicality.model.checkpoint import Checkpoint
 from typicality.model.compiled import PIECE, CompiledUNet
 from typicality.model.denoiser import Denoiser, may_compile
@@ -49,6 +50,21 @@ def test_predictions_are_those_of_torch(denoiser: Denoiser, n: int, prompts: int
         expected = denoiser.predict_noise(z, t, states)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert not torch.equal(found, expected)  # or it would be torch that computed both
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_unet_that_sees_the_label_late_is_cut_there(blocks: int) -> None:
+    """Within a decoder block, behind its first residual block."""
+    checkpoint = tiny_checkpoint()
+    checkpoint.label_use = LabelUse(blocks=blocks, null=PROMPTS[0])
+    denoiser = Denoiser(checkpoint, CPU, torch.float32, [SHAPE])
+    z, t = inputs(PIECE + 3)
+    states = denoiser.encode_prompts(PROMPTS)
+    found = denoiser.predict_noise(z, t, states)
+    with denoiser.in_torch():
+        expected = denoiser.predict_noise(z, t, states)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found, expected)
 
 
 def test_a_unet_that_sees_the_prompt_at_once_is_cut_at_its_beginning() -> None:
@@ -121,16 +137,19 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_a_bfloat16_unet_is_compiled_and_stays_as_it_is() -> None:
-    """Predictions are those of torch in bfloat16 but for rounding, of which that precision has much."""
+    """Predictions are those of float32 but for rounding. Where a processor has bfloat16, OpenVINO's is four times that
+    of torch (0.062 beside 0.016 of this model's predictions), which is why a run probes both before it takes one."""
     rounded = Denoiser(tiny_checkpoint(), CPU, torch.bfloat16, [SHAPE])
     z, t = inputs(PIECE + 3)
     states = rounded.encode_prompts(PROMPTS)
     found = rounded.predict_noise(z, t, states)
     assert found.dtype == torch.float32
     assert rounded.unet.dtype == torch.bfloat16
+    exact = Denoiser(tiny_checkpoint(), CPU, torch.float32).predict_noise(z, t, states)
+    assert (found - exact).norm() < 0.1 * exact.norm()
     with rounded.in_torch():
-        expected = rounded.predict_noise(z, t, states)
-    assert (found - expected).norm() < 0.02 * expected.norm()
+        by_torch = rounded.predict_noise(z, t, states)
+    assert (by_torch - exact).norm() < 0.02 * exact.norm()
 
 
 @pytest.mark.parametrize("inside", ["f32", "bf16"])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 import typicality
 from typicality import pipeline
@@ -152,12 +153,17 @@ def test_no_image_is_scored_by_a_model_that_has_seen_its_group(fitted: Run, monk
             return loss(self, drawn)
         prompts: list[list[int]] = []
         states = self._states().detach()
-        hook = self.checkpoint.unet.register_forward_pre_hook(
-            lambda _, args: prompts.append([int((s - states).abs().sum((1, 2)).argmin()) for s in args[2]])
-        )
+        blocks = [m for m in self.checkpoint.unet.modules() if isinstance(m, Transformer2DModel)]
+
+        def record(_: object, args: object, options: dict[str, torch.Tensor]) -> None:
+            hidden = options["encoder_hidden_states"]
+            prompts.append([int((s - states).abs().sum((1, 2)).argmin()) for s in hidden])
+
+        hooks = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
         result = loss(self, drawn)
-        hook.remove()
-        assert prompts == [[0] * len(drawn.prompts)]
+        for hook in hooks:
+            hook.remove()
+        assert prompts == [[0] * len(drawn.prompts)] * len(blocks)
         return result
 
     def spy_validation(self: Finetuner, ids: Sequence[str]) -> float:

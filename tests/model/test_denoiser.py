@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from tests.conftest import tiny_checkpoint
 from typicality.errors import InputError, SettingsError
 from typicality.model import unet
+from typicality.model.calibration import LabelUse
 from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, prompt_tokens
 
 CPU = torch.device("cpu")
@@ -41,6 +45,58 @@ def test_rows_choose_a_prompt_for_every_input(denoiser: Denoiser) -> None:
     full = denoiser.predict_noise(z, t, states)
     mixed = denoiser.predict_noise(z, t, states, [[0, 0, 0], [1, 2, 1]])
     torch.testing.assert_close(mixed[1], torch.stack([full[1, 0], full[2, 1], full[1, 2]]), rtol=1e-5, atol=1e-6)
+
+
+def labelled_late(blocks: int) -> Denoiser:
+    """The model of these tests, of whose decoder only so many blocks see the label."""
+    checkpoint = tiny_checkpoint()
+    checkpoint.label_use = LabelUse(blocks=blocks, null=PROMPTS[0])
+    return Denoiser(checkpoint, CPU, torch.float32)
+
+
+@contextmanager
+def null_in_early_blocks(model: UNet2DConditionModel, null: torch.Tensor, blocks: int) -> Iterator[None]:
+    """Let diffusers' own forward pass show the null prompt to all but the last blocks of the decoder."""
+
+    def swap(_: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if kwargs.get("encoder_hidden_states") is not None:
+            kwargs["encoder_hidden_states"] = null.expand_as(kwargs["encoder_hidden_states"])
+        return args, kwargs
+
+    early = [*model.down_blocks, model.mid_block, *model.up_blocks[: len(model.up_blocks) - blocks]]
+    handles = [block.register_forward_pre_hook(swap, with_kwargs=True) for block in early]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_blocks_before_the_label_see_the_null_prompt(blocks: int) -> None:
+    denoiser, (z, t) = labelled_late(blocks), inputs()
+    states = denoiser.encode_prompts(PROMPTS)
+    found = denoiser.predict_noise(z, t, states)
+    with torch.inference_mode(), null_in_early_blocks(denoiser.unet, states[0], blocks):
+        plain = [denoiser.unet(z, t, s.expand(3, -1, -1)).sample for s in states[:, None]]
+    torch.testing.assert_close(found, torch.stack(plain), rtol=1e-5, atol=1e-6)
+    assert (found[1] - found[2]).abs().max() > 1e-6
+    assert (found[1] - labelled_late(0).predict_noise(z, t, states)[1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_features_depend_on_the_label_from_where_it_is_seen(blocks: int) -> None:
+    denoiser, (z, _) = labelled_late(blocks), inputs()
+    states, eps = denoiser.encode_prompts(PROMPTS), torch.zeros(3, 4, 8, 8)
+    for up_block in range(3):
+        null, one, other = (denoiser.features(z, eps, 100, s.expand(3, -1, -1), up_block) for s in states[:, None])
+        assert torch.equal(one, other) == torch.equal(null, one) == (up_block < 3 - blocks)
+        whole = labelled_late(0).features(z, eps, 100, states[:1].expand(3, -1, -1), up_block)
+        torch.testing.assert_close(null, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_the_later_the_label_comes_in_the_more_is_shared() -> None:
+    model, hidden = labelled_late(1).unet, labelled_late(1).encode_prompts(PROMPTS[:1])
+    shares = [unet.shared(model, inputs(1)[0], hidden, hidden[0], blocks) for blocks in (0, 3, 2, 1)]
+    assert 0 < shares[0] < shares[1] < shares[2] < shares[3] < 1
 
 
 def test_many_prompts_are_divided_into_calls_that_fit(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,18 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from tests.conftest import tiny_checkpoint
 from typicality.config import DatasetSettings, FinetuneSettings, ModelSettings, ScoreSettings
 from typicality.dataset import LabelledImages, load_dataset, prepare
 from typicality.errors import InputError, SettingsError
-from typicality.model.calibration import CALIBRATION, save_label_scale
+from typicality.model.calibration import CALIBRATION, LabelUse, save_label_use
 from typicality.model.checkpoint import load_checkpoint, save_adapter, save_checkpoint
 from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import VALIDATION_PAIRS, Finetuner
 from typicality.model.latents import LatentStore
-from typicality.model.recipe import Recipe, default_steps, recipe_of, validation_interval
+from typicality.model.recipe import CROSS_ATTENTION_RATE, Recipe, default_steps, recipe_of, validation_interval
 from typicality.model.training import Part, TrainingSet, divided, parts_of, shifted
 from typicality.progress import Progress
 from typicality.prompts import Prompts
@@ -226,7 +227,7 @@ def test_validation_computes_what_no_prompt_changes_once(
 ) -> None:
     """Two calls of the plain UNet, from the same noise, give the same typicality: the mean of D (2 eps - c - null)."""
     training, store = data
-    settings = FinetuneSettings(steps=1, validation_images=4)
+    settings = FinetuneSettings(steps=1, validation_images=4, label_blocks=0)
     checkpoint = tiny_checkpoint(prediction_type=prediction_type)
     tuner = Finetuner(checkpoint, training, store, settings, ScoreSettings(), tmp_path, CPU, torch.float32, seed=0)
     seen: list[int] = []
@@ -261,9 +262,27 @@ def test_the_kind_of_model_fills_what_settings_leave_open(method: str) -> None:
     """Measured defaults for the base; an adapter takes the published loss; what is set stays as it is."""
     full = method == "full"
     found = recipe_of(FinetuneSettings(method=method), tiny_checkpoint())
-    assert found == Recipe(not full, 6e-4, 2.0 if full else 1.0, 8.0 if full else 0.0, "cosine")
-    chosen = {"rate": 1e-5, "cross_attention_rate": 2.0, "contrast": 0.0, "schedule": "constant"}
+    assert found == Recipe(not full, 6e-4, CROSS_ATTENTION_RATE if full else 1.0, 8.0 if full else 0.0, "cosine", 0)
+    chosen = {"rate": 1e-5, "cross_attention_rate": 2.0, "contrast": 0.0, "schedule": "constant", "label_blocks": 2}
     assert recipe_of(FinetuneSettings(method=method, **chosen), tiny_checkpoint()) == Recipe(not full, *chosen.values())
+
+
+def test_blocks_that_see_the_label_are_those_that_can() -> None:
+    checkpoint = tiny_checkpoint()
+    assert recipe_of(FinetuneSettings(label_blocks=3), checkpoint).label_blocks == 3
+    with pytest.raises(SettingsError, match="it takes 1 to 3, or 0"):
+        recipe_of(FinetuneSettings(label_blocks=4), checkpoint)
+    checkpoint.label_use = LabelUse(blocks=2, null="an image")
+    assert recipe_of(FinetuneSettings(), checkpoint).label_blocks == 2  # as it was fine-tuned before
+    assert recipe_of(FinetuneSettings(label_blocks=0), checkpoint).label_blocks == 0
+    plain = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=16, norm_num_groups=4,
+    )  # fmt: skip
+    other = replace(tiny_checkpoint(), unet=plain)
+    assert recipe_of(FinetuneSettings(label_blocks=2), other).label_blocks == 2
+    with pytest.raises(SettingsError, match="it takes 2 to 2, or 0"):
+        recipe_of(FinetuneSettings(label_blocks=1), other)
 
 
 def test_training_stops_when_patience_runs_out(
@@ -509,7 +528,7 @@ def test_what_sees_the_label_moves_further(data: tuple[TrainingSet, LatentStore]
         }
 
     usual, even = moved("usual"), moved("even", cross_attention_rate=1)
-    assert usual[True] == pytest.approx(2 * usual[False], rel=0.02)
+    assert usual[True] == pytest.approx(CROSS_ATTENTION_RATE * usual[False], rel=0.02)
     assert even[True] == pytest.approx(even[False], rel=0.02)
 
 
@@ -528,7 +547,7 @@ def test_an_image_is_contrasted_with_a_label_that_it_lacks(
         seen["prediction"] = result
 
     unet = tuner.checkpoint.unet
-    unet.mid_block.register_forward_pre_hook(record, with_kwargs=True)
+    unet.up_blocks[-1].attentions[0].register_forward_pre_hook(record, with_kwargs=True)
     unet.conv_out.register_forward_hook(output)
     minimised, error = tuner._loss(tuner._draw(ids, np.random.default_rng(3)))
     states = tuner._states()
@@ -669,8 +688,8 @@ def test_an_adapter_keeps_its_own_scale(data: tuple[TrainingSet, LatentStore], t
     tuner.checkpoint.name = str(plain)
     save_adapter(tuner.checkpoint, tmp_path, text_encoder=False)
     assert (tmp_path / CALIBRATION).is_file() == (result.label_scale != 1)
-    save_label_scale(tmp_path, 0.25)
-    assert load_checkpoint(ModelSettings(name=str(plain), lora=str(tmp_path))).label_scale == 0.25
+    save_label_use(tmp_path, LabelUse(0.25))
+    assert load_checkpoint(ModelSettings(name=str(plain), lora=str(tmp_path))).label_use == LabelUse(0.25)
 
 
 @pytest.mark.slow
@@ -681,7 +700,7 @@ def test_fine_tuning_with_contrast_measures_the_scale_and_resumes_with_it(
     result = tuner.run()
     kept = next(e for e in result.history if e["step"] == result.best_step)
     assert 0 < result.label_scale <= 1
-    assert kept["label_scale"] == result.label_scale == tuner.checkpoint.label_scale
+    assert kept["label_scale"] == result.label_scale == tuner.checkpoint.label_use.scale
     typicality, shift = tuner.effect_of_labels(tuner.data.validation[:8])
     assert np.isfinite(typicality).all()
     assert (shift > 0).all()

@@ -142,11 +142,25 @@ def test_quantiles() -> None:
 
 
 def test_raw_numbers_override_the_preset_and_overlap_lifts_the_budget() -> None:
-    assert effort_of(ScoreSettings()).refine == 6
-    fast = effort_of(ScoreSettings(precision="fast", refine_draws=6))
-    assert (fast.rounds, fast.refine) == (1, 6)
-    target = effort_of(ScoreSettings(overlap=0.9))
+    assert effort_of(ScoreSettings(), 4).refine == 6
+    fast = effort_of(ScoreSettings(precision="fast", refine_draws=6), 4)
+    assert (fast.rounds, fast.further, fast.refine) == (1, 0.5, 6)
+    target = effort_of(ScoreSettings(overlap=0.9), 4)
     assert target.overlap == 0.9
     assert target.further == float("inf")
-    assert effort_of(ScoreSettings(overlap=0.9, further_draws=3)).further == 3
-    assert effort_of(ScoreSettings(rounds=0)).rounds == 0
+    assert effort_of(ScoreSettings(overlap=0.9, further_draws=3), 4).further == 3
+    assert effort_of(ScoreSettings(rounds=0), 4).rounds == 0
+
+
+@pytest.mark.parametrize("precision", ["standard", "exact"])
+def test_what_prompts_share_is_spent_on_draws(precision: str) -> None:
+    """First pass and rounds cost as many evaluations: 2 a draw, or 1.2 where four fifths serve both prompts."""
+    settings = ScoreSettings.model_validate({"precision": precision})
+    plain, sharing = effort_of(settings, 4), effort_of(settings, 4, 0.8)
+    assert 1.2 * (4 + sharing.further) == pytest.approx(2 * (4 + plain.further))
+    assert abs(1.2 * sharing.refine - 2 * plain.refine) <= 1.2
+    assert sharing.refine % 2 == 0
+    raw = ScoreSettings.model_validate({"precision": precision, "further_draws": 3, "refine_draws": 4})
+    assert (effort_of(raw, 4, 0.8).further, effort_of(raw, 4, 0.8).refine) == (3, 4)
+    fast = ScoreSettings(precision="fast")
+    assert effort_of(fast, 4, 0.8) == effort_of(fast, 4)

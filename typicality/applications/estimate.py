@@ -27,7 +27,7 @@ from typicality.model.crossfit import seen_by_a_fold
 from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import VALIDATION_PAIRS, Finetuner
 from typicality.model.probe import timed
-from typicality.model.recipe import default_steps, validation_interval
+from typicality.model.recipe import default_steps, sharing_of, use_labels_as_tuned, validation_interval
 from typicality.model.training import TrainingSet, parts_of
 from typicality.pipeline import feature_extractor, scorer
 from typicality.plan import controls_of, first_jobs
@@ -112,6 +112,7 @@ class _Probe:
         # as it is scored after fine-tuning: the same UNet, with an adapter merged
         plain = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"enabled": False})})
         self.run = Run(plain, sample, RunDirectory(folder), progress)
+        use_labels_as_tuned(settings.finetune, self.run.base, self.run.prompts.null)
         whole = Run(settings, dataset, self.run.directory, progress)
         whole.take_model(self.run)
         self.run.__dict__["compiled_shapes"] = whole.compiled_shapes  # as for all images, not for these few
@@ -137,7 +138,7 @@ class _Probe:
         holders = sum(winners(dataset.number_of(label), selection.per_image, kept[label]) for label in dataset.labels)
         map_count: float = sum(len(job.labels) for job in jobs)
         if settings.score.protocol == "adaptive":
-            effort = effort_of(settings.score)
+            effort = effort_of(settings.score, self.run.first_draws, sharing_of(settings.finetune, self.run.base))
             further = round(min(effort.further, LONGEST_OVERLAP) * n * (1 + labels_an_image)) if effort.rounds else 0
             stages["rounds"] = StageCost(further, further * per_evaluation)
             slots = 2 + min(settings.score.contrast, len(dataset.labels) - 1)

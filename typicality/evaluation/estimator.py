@@ -27,12 +27,13 @@ from typicality.errors import InputError
 from typicality.mining.boxes import box_means
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches
 from typicality.mining.selection import Prior, moderated, select
+from typicality.model.recipe import sharing_of
 from typicality.pipeline import FIRST_PASS, FURTHER, REFINEMENT, by_fold, first_pass, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch, ScoreMap
 from typicality.run import Run, existing_record, open_finished
 from typicality.scoring.adaptive import quantile
-from typicality.scoring.effort import PRECISION
+from typicality.scoring.effort import PRECISION, Effort, preset
 from typicality.scoring.estimator import moments_of
 from typicality.scoring.noise import DrawPlan
 from typicality.scoring.pooling import pooled
@@ -42,8 +43,8 @@ from typicality.store import write_arrays, write_whole
 BLOCK = 50
 """Draws of the gold standard that are in memory at once; its error comes from the spread between blocks."""
 DEFAULT = "standard"
-UNIFORM = tuple(sorted({4, 8, 16, 32, PRECISION[DEFAULT].refine}))
-"""Draws for every image, those of the first pass first, and among them those of a winner at the default precision."""
+UNIFORM = (4, 8, 16, 32)
+"""Draws for every image, those of the first pass first."""
 STRATA = 8
 """Bins of timesteps whose spread is compared."""
 SHARE = 500 / 1135
@@ -57,7 +58,9 @@ class Row:
     Attributes
     ----------
     name, draws : the way, and draws an image and label (their mean, where they differ)
-    evaluations : UNet evaluations an image
+    evaluations : UNet evaluations an image; what serves both prompts of an input counts once in ours, and twice in the
+        published protocol, which runs the whole UNet under each
+    predictions : the same with whatever is shared counted for every prompt
     rank_correlation : Spearman, with the gold standard, of the scores of a fixed grid of boxes; mean over labels
     overlap : share of the gold standard's best patches that are found (same image, IoU at least 0.5, one to one)
     value : typicality of the patches that are found, by the gold standard, over that of its best: near misses cost
@@ -70,6 +73,7 @@ class Row:
     name: str
     draws: float
     evaluations: float
+    predictions: float
     rank_correlation: float
     overlap: float
     value: float | None = None
@@ -88,6 +92,7 @@ class EstimatorQuality:
         largest N
     overlap, overlap_paper : of these two
     coverage_90 : of the random boxes, with as many draws as winners get; coverage_90_selected : of the winners
+    sharing : share of an evaluation that serves both prompts of an input, in this model
     sample, gold_draws, k : images; draws of the gold standard; best patches compared, label by label
     spread : standard deviation of a box's score in one antithetic pair, in equal bins of timesteps from low to high
     neyman_saving : share of the variance that draws allocated to the bins in proportion to their spread would save
@@ -99,6 +104,7 @@ class EstimatorQuality:
     overlap_paper: float
     coverage_90: float
     coverage_90_selected: float
+    sharing: float
     sample: int
     gold_draws: int
     k: dict[str, int]
@@ -131,6 +137,23 @@ class Gold:
     maps: Drawn
     errors: dict[tuple[str, str], np.ndarray]
     draws: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What drawing costs an image of `jobs`, which share so much of an evaluation between the prompts of an input."""
+
+    jobs: Sequence[Job]
+    sharing: float
+
+    def predictions(self, draws: int, jobs: Sequence[Job]) -> float:
+        """Of so many draws for some of the images, null prompt included; a mean over all images."""
+        return draws * sum(1 + len(job.labels) for job in jobs) / len(self.jobs)
+
+    def evaluations(self, draws: int, jobs: Sequence[Job]) -> float:
+        """The same with what is shared counted once."""
+        spared = self.sharing * draws * sum(len(job.labels) for job in jobs) / len(self.jobs)
+        return self.predictions(draws, jobs) - spared
 
 
 Draw = Callable[[str, DrawPlan, Sequence[Job], Sequence[int]], list[Drawn]]
@@ -181,7 +204,7 @@ def estimator(
     with run.directory.lock():
         result = compare(
             partial_draw(run, progress), jobs, selection, sizes.__getitem__, plans, gold, sorted(paper), progress,
-            prior_of(run, selection.side), gold_folder(run, jobs),
+            prior_of(run, selection.side), gold_folder(run, jobs), sharing_of(run.settings.finetune, run.base),
         )  # fmt: skip
     if picture is not None:
         draw_figure(result, picture)
@@ -264,7 +287,7 @@ def partial_draw(run: Run, progress: Progress) -> Draw:
 def compare(
     draw: Draw, jobs: Sequence[Job], selection: PatchSelection, size_of: Callable[[str], tuple[int, int]],
     plans: tuple[DrawPlan, DrawPlan], gold: int, paper: Sequence[int], progress: Progress = SILENT,
-    prior: Prior | None = None, keep: Path | None = None,
+    prior: Prior | None = None, keep: Path | None = None, sharing: float = 0.0,
 ) -> EstimatorQuality:  # fmt: skip
     """Compare the ways of drawing, given a function that draws.
 
@@ -275,16 +298,21 @@ def compare(
     plans : one stratified antithetic unit, and one independent draw
     prior : of adaptive scoring, where more images are known than the sample
     keep : a folder for the gold standard's blocks; those that it holds are not drawn again
+    sharing : share of an evaluation that serves all prompts of an input
     """
     started = time.monotonic()
     ours, theirs = plans
-    per_draw = sum(1 + len(job.labels) for job in jobs) / len(jobs)  # evaluations an image
+    efforts = {name: preset(name, UNIFORM[0], sharing) for name in PRECISION}
+    winner = efforts[DEFAULT].refine
+    even = sorted({*UNIFORM, winner})
+    cost = Cost(jobs, sharing)
+    per_draw = cost.predictions(1, jobs)  # an image
     blocks = range(-(-gold // BLOCK))
     missing = BLOCK * sum(keep is None or not block_path(keep, block).exists() for block in blocks)
-    fixed = missing + max(paper) + sum(UNIFORM) + UNIFORM[0] + 2 * 2 * STRATA
+    fixed = missing + max(paper) + sum(even) + UNIFORM[0] + 2 * 2 * STRATA
     progress.say(
-        f"{len(jobs)} images: {fixed * per_draw * len(jobs):,.0f} UNet evaluations, and at most "
-        f"{sum(p.further + p.refine for p in PRECISION.values()) * per_draw * len(jobs):,.0f} for adaptive scoring"
+        f"{len(jobs)} images: {fixed * per_draw * len(jobs):,.0f} predictions, and at most "
+        f"{sum(p.further + p.refine for p in efforts.values()) * per_draw * len(jobs):,.0f} for adaptive scoring"
     )
     first = draw(FIRST_PASS, replace(ours, units=UNIFORM[0] // 2), jobs, [UNIFORM[0] // 2])[0]
     seconds = time.monotonic() - started
@@ -296,13 +324,13 @@ def compare(
 
     rows = []
     for n, maps in zip(paper, draw("published", replace(theirs, units=max(paper)), jobs, list(paper)), strict=True):
-        rows.append(bench.row(f"published, N = {n}", maps, n, n * per_draw))
-    for n in UNIFORM:
+        rows.append(bench.row(f"published, N = {n}", maps, n, n * per_draw, n * per_draw))
+    for n in even:
         maps = draw(f"uniform {n}", replace(ours, units=n // 2), jobs, [n // 2])[0]
-        rows.append(bench.row(f"uniform, {n} draws", maps, n, n * per_draw))
+        rows.append(bench.row(f"uniform, {n} draws", maps, n, cost.evaluations(n, jobs), n * per_draw))
     cache: dict[tuple[str, int], Drawn] = {}
-    for name in PRECISION:
-        rows.append(_adaptive(name, draw, ours, jobs, first, bench, cache, progress, prior))
+    for name, effort in efforts.items():
+        rows.append(_adaptive(name, effort, cost, draw, ours, jobs, first, bench, cache, progress, prior))
 
     spread = spread_by_timestep(draw, ours, jobs, selection.side)
 
@@ -312,8 +340,9 @@ def compare(
         evaluations_ratio=round(adaptive.evaluations / published.evaluations, 4),
         overlap=adaptive.overlap,
         overlap_paper=published.overlap,
-        coverage_90=by_name[f"uniform, {PRECISION[DEFAULT].refine} draws"].coverage_90 or 0.0,
+        coverage_90=by_name[f"uniform, {winner} draws"].coverage_90 or 0.0,
         coverage_90_selected=adaptive.coverage_90_selected or 0.0,
+        sharing=round(sharing, 4),
         sample=len(jobs),
         gold_draws=standard.draws,
         k={label: len(found) for label, found in best.items()},
@@ -397,10 +426,10 @@ class _Bench:
     selection: PatchSelection
     size_of: Callable[[str], tuple[int, int]]
 
-    def row(self, name: str, maps: Drawn, draws: float, evaluations: float) -> Row:
+    def row(self, name: str, maps: Drawn, draws: float, evaluations: float, predictions: float) -> Row:
         found = top_patches(maps, self.selection, self.size_of)
         return Row(
-            name=name, draws=draws, evaluations=round(evaluations, 2),
+            name=name, draws=draws, evaluations=round(evaluations, 2), predictions=round(predictions, 2),
             rank_correlation=self.correlation(maps), overlap=overlap(self.best, found), value=self.value(found),
             coverage_90=self.coverage(self.grid, maps),
         )  # fmt: skip
@@ -438,7 +467,7 @@ class _Bench:
 
 
 def _adaptive(
-    name: str, draw: Draw, plan: DrawPlan, jobs: Sequence[Job], first: Drawn, bench: _Bench,
+    name: str, effort: Effort, cost: Cost, draw: Draw, plan: DrawPlan, jobs: Sequence[Job], first: Drawn, bench: _Bench,
     cache: dict[tuple[str, int], Drawn], progress: Progress, prior: Prior | None,
 ) -> Row:  # fmt: skip
     """Adaptive scoring at one precision, as the pipeline does it; draws that two precisions share are made once."""
@@ -447,7 +476,7 @@ def _adaptive(
     for job in jobs:
         for label in job.labels:
             held[job.image_id, label].append(first.get(job.image_id, label))
-    spent = [float(UNIFORM[0] * sum(1 + len(job.labels) for job in jobs))]
+    spent = [(UNIFORM[0], list(jobs))]
 
     def fetch(purpose: str, draws: int, wanted: Sequence[Job]) -> Drawn:
         store = cache.setdefault((purpose, draws), Drawn())
@@ -455,7 +484,7 @@ def _adaptive(
         if missing:
             whole = [Job(j.image_id, labels_of[j.image_id]) for j in missing]
             store.maps |= draw(purpose, replace(plan, units=draws // 2), whole, [draws // 2])[0].maps
-        spent[0] += draws * sum(1 + len(job.labels) for job in wanted)
+        spent.append((draws, list(wanted)))
         return store
 
     def ask(level: int, draws: int, wanted: Sequence[Job]) -> Drawn:
@@ -465,7 +494,6 @@ def _adaptive(
                 held[job.image_id, label].append(store.get(job.image_id, label))
         return store
 
-    effort = PRECISION[name]
     chosen = select(first, ask, bench.selection, effort, UNIFORM[0], bench.size_of, progress.say, prior)
     winners: defaultdict[str, set[str]] = defaultdict(set)
     for label, patches in chosen.patches.items():
@@ -475,7 +503,9 @@ def _adaptive(
     together = Drawn({key: pooled(maps) for key, maps in held.items()})
     units = sum(m.n_pairs for maps in held.values() for m in maps)
     return Row(
-        name=f"adaptive, {name}", draws=round(2 * units / len(held), 2), evaluations=round(spent[0] / len(jobs), 2),
+        name=f"adaptive, {name}", draws=round(2 * units / len(held), 2),
+        evaluations=round(sum(cost.evaluations(*part) for part in spent), 2),
+        predictions=round(sum(cost.predictions(*part) for part in spent), 2),
         rank_correlation=bench.correlation(together), overlap=overlap(bench.best, chosen.patches),
         value=bench.value(chosen.patches), expected_overlap=round(chosen.rounds[-1].expected_overlap, 4),
         coverage_90_selected=bench.coverage(chosen.patches, fresh),

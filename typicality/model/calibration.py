@@ -13,6 +13,7 @@ validation groups and writes it beside the weights; every other model keeps s = 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,8 +56,27 @@ def with_label_scale(prediction: Float[Tensor, "p n c h w"], scale: float) -> Fl
     return prediction if scale == 1 else torch.cat([prediction[:1], torch.lerp(prediction[:1], prediction[1:], scale)])
 
 
-def load_label_scale(folder: Path) -> float:
-    """Return the label scale that a model's folder records; 1 where it records none.
+@dataclass(frozen=True)
+class LabelUse:
+    """How a model takes labels, written beside its weights where it is not as published.
+
+    Attributes
+    ----------
+    scale : of the shift of predictions by a label
+    blocks : so many of the last decoder blocks see the label, and the others `null`; 0: all blocks
+    null : the null prompt that it was fine-tuned with
+    """
+
+    scale: float = 1.0
+    blocks: int = 0
+    null: str = ""
+
+
+AS_PUBLISHED = LabelUse()
+
+
+def load_label_use(folder: Path) -> LabelUse:
+    """Return how the model of a folder takes labels; as published where the folder records nothing.
 
     Raises
     ------
@@ -64,17 +84,19 @@ def load_label_scale(folder: Path) -> float:
     """
     path = folder / CALIBRATION
     if not path.is_file():
-        return 1.0
+        return AS_PUBLISHED
     try:
-        scale = float(json.loads(path.read_text(encoding="utf-8"))["label_scale"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} holds no label scale ({error!r}); fine-tune again") from error
-    if not 0 < scale <= 1:
-        raise CheckpointError(f"{path}: a label scale is above 0 and at most 1, not {scale:g}; fine-tune again")
-    return scale
+        record = json.loads(path.read_text(encoding="utf-8"))
+        use = LabelUse(float(record["label_scale"]), int(record.get("label_blocks", 0)), str(record.get("null", "")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} does not say how the model takes labels ({error!r}); fine-tune again") from error
+    if not 0 < use.scale <= 1:
+        raise CheckpointError(f"{path}: a label scale is above 0 and at most 1, not {use.scale:g}; fine-tune again")
+    return use
 
 
-def save_label_scale(folder: Path, scale: float) -> None:
-    """Write the label scale beside a model's weights, unless it is 1."""
-    if scale != 1:
-        (folder / CALIBRATION).write_text(json.dumps({"label_scale": scale}), encoding="utf-8")
+def save_label_use(folder: Path, use: LabelUse) -> None:
+    """Write how a model takes labels beside its weights, unless that is as published."""
+    if use.scale != 1 or use.blocks:
+        record = {"label_scale": use.scale, "label_blocks": use.blocks, "null": use.null}
+        (folder / CALIBRATION).write_text(json.dumps(record), encoding="utf-8")

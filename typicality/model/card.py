@@ -32,6 +32,7 @@ It is a measuring instrument for this data set, not a generator of pictures to p
 - base: {base}
 - method: {entry["method"]}, text encoder {"trained" if entry["text_encoder"] else "frozen"}
 - loss: {_loss(entry["contrast"])}
+- label: {_label(entry["label_blocks"])}
 - images: {entry["images"]} for training, {entry["validation"]} for validation, {entry["held_out"]} held out, by whole
   groups
 - labels: {labels}
@@ -56,3 +57,13 @@ Weights derive from the base model and from the images they were trained on; the
 def _loss(contrast: float) -> str:
     error = "squared error of the noise"
     return error if contrast == 0 else f"{error}, and by how much the own label beats another (weight {contrast:g})"
+
+
+def _label(blocks: int) -> str:
+    if not blocks:
+        return "seen by every block that has cross-attention"
+    last = "the last decoder block alone sees" if blocks == 1 else f"the last {blocks} decoder blocks alone see"
+    return (
+        f"{last} the label, all others the prompt without one. `typicality` does that by itself; other programs give "
+        "the label to every block, which this model was not trained for"
+    )

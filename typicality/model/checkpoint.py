@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from typicality.config import ModelSettings
 from typicality.errors import CheckpointError
-from typicality.model.calibration import CALIBRATION, load_label_scale, save_label_scale
+from typicality.model.calibration import AS_PUBLISHED, CALIBRATION, LabelUse, load_label_use, save_label_use
 from typicality.model.card import is_fine_tuned
 from typicality.store import remove
 
@@ -68,8 +68,7 @@ class Checkpoint:
     revision : of a hub id, else None
     reason : why this model was taken, one phrase
     adapters : LoRA adapters that were merged into it in this order
-    label_scale : of the shift of predictions by a label, at which its fine-tuning found typicality to be greatest on
-        images that were not trained on (calibration.py); 1 for models that were not calibrated
+    label_use : how it takes labels (calibration.py); as published unless its fine-tuning found or chose otherwise
     """
 
     vae: AutoencoderKL
@@ -81,7 +80,7 @@ class Checkpoint:
     revision: str | None
     reason: str
     adapters: tuple[str, ...] = ()
-    label_scale: float = 1.0
+    label_use: LabelUse = AS_PUBLISHED
 
     @property
     def title(self) -> str:
@@ -131,8 +130,10 @@ class Checkpoint:
         digest.update(json.dumps(schedule, sort_keys=True, default=str).encode())
         words = [self.tokenizer.model_max_length, sorted(self.tokenizer.get_vocab().items())]
         digest.update(json.dumps(words).encode())
-        if self.label_scale != 1:
-            digest.update(f"label scale {self.label_scale!r}".encode())
+        if self.label_use.scale != 1:
+            digest.update(f"label scale {self.label_use.scale!r}".encode())
+        if self.label_use.blocks:
+            digest.update(f"label blocks {self.label_use.blocks} beside {self.label_use.null!r}".encode())
         return digest.hexdigest()[:32]
 
 
@@ -186,7 +187,7 @@ def load_checkpoint(settings: ModelSettings) -> Checkpoint:
         _check_base(folder, checkpoint)
         _add_adapter(checkpoint, adapter)
         checkpoint.adapters = (str(adapter.resolve()),)
-        checkpoint.label_scale = load_label_scale(folder)
+        checkpoint.label_use = load_label_use(folder)
     return checkpoint
 
 
@@ -199,7 +200,7 @@ def _load(name: str, revision: str | None, offline: bool, reason: str) -> Checkp
         checkpoint = _load(base, base_revision, offline, reason)
         for adapter in [*map(Path, adapters), folder]:
             _add_adapter(checkpoint, adapter)
-        checkpoint.name, checkpoint.label_scale = name, load_label_scale(folder)
+        checkpoint.name, checkpoint.label_use = name, load_label_use(folder)
         return checkpoint
     if local:
         missing = [part for part in PARTS if not (folder / part).is_dir()]
@@ -229,8 +230,8 @@ def _load(name: str, revision: str | None, offline: bool, reason: str) -> Checkp
     _check(loaded["unet"], loaded["vae"], loaded["scheduler"], str(where))
     for part in ("vae", "unet", "text_encoder"):
         loaded[part].eval().requires_grad_(False)
-    scale = load_label_scale(folder) if local else _hub_label_scale(name, options)
-    return Checkpoint(**loaded, name=name, revision=revision, reason=reason, label_scale=scale)
+    use = load_label_use(folder) if local else _hub_label_use(name, options)
+    return Checkpoint(**loaded, name=name, revision=revision, reason=reason, label_use=use)
 
 
 def load_part(kind: Any, where: str | Path, part: str, **options: Any) -> Any:
@@ -249,12 +250,12 @@ def load_part(kind: Any, where: str | Path, part: str, **options: Any) -> Any:
     return module
 
 
-def _hub_label_scale(name: str, options: dict[str, Any]) -> float:
-    """The label scale of a model on a hub; 1 where it has none, or where that cannot be known without the network."""
+def _hub_label_use(name: str, options: dict[str, Any]) -> LabelUse:
+    """How a model on a hub takes labels; as published where that cannot be known without the network."""
     try:
-        return load_label_scale(Path(hf_hub_download(name, CALIBRATION, **options)).parent)
+        return load_label_use(Path(hf_hub_download(name, CALIBRATION, **options)).parent)
     except EntryNotFoundError:
-        return 1.0
+        return AS_PUBLISHED
 
 
 def _check(unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler: DDIMScheduler, where: str) -> None:
@@ -361,7 +362,7 @@ def save_adapter(checkpoint: Checkpoint, folder: Path, text_encoder: bool) -> No
         "adapters": list(checkpoint.adapters),
     }
     (folder / ADAPTER_RECORD).write_text(json.dumps(record), encoding="utf-8")
-    save_label_scale(folder, checkpoint.label_scale)
+    save_label_use(folder, checkpoint.label_use)
 
 
 def is_model(folder: Path) -> bool:
@@ -382,7 +383,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | N
         _save_part(module if dtype is None else torch.nn.Module.to(copy.deepcopy(module), dtype), folder / name)
     checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
     checkpoint.scheduler.save_pretrained(folder / "scheduler")
-    save_label_scale(folder, checkpoint.label_scale)
+    save_label_use(folder, checkpoint.label_use)
     index = {
         "_class_name": "StableDiffusionPipeline",
         "vae": ["diffusers", "AutoencoderKL"],

@@ -4,7 +4,7 @@ In so small a model as the bundled base a third of the time goes into biases, ac
 between the products. OpenVINO fuses them into the products and keeps the layout that its convolutions want
 (reports/benchmarks/README.md has what that gains). It is fastest for shapes that are fixed beforehand, so batches are
 cut into pieces of one size, and the last is filled up; every core works on a piece of its own, which is faster than all
-of them on one. The UNet is cut where the prompt comes in, for what lies before serves all prompts of an input
+of them on one. The UNet is cut where the label comes in, for what lies before serves all prompts of an input
 (`unet.predict`).
 
 In float32 predictions differ from torch's by rounding, some 1e-6; in bfloat16 by about as much as torch's own do from
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from typicality.model.unet import Head, body, head, repeat
 
 PIECE = 16
-"""UNet evaluations at once; inputs at once before the prompt comes in are half of them. The fastest of 8 to 160."""
+"""UNet evaluations at once; inputs at once before the label comes in are half of them. The fastest of 8 to 160."""
 WORTH = 8_000
 """Evaluations from which compiling, some five seconds, saves more time than it takes."""
 
@@ -47,18 +47,22 @@ class CompiledUNet:
     unet : float32 or bfloat16, on the CPU, with the attention processor that it is to have; left as it is
     shape : (channels, height, width) of a latent
     prompt : (tokens, width) of a prompt's states
+    null, label_blocks : of `unet.head`
     """
 
-    def __init__(self, unet: UNet2DConditionModel, shape: Sequence[int], prompt: Sequence[int]) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, shape: Sequence[int], prompt: Sequence[int], null: Tensor | None = None,
+        label_blocks: int = 0,
+    ) -> None:  # fmt: skip
         z, t = torch.zeros(PIECE // 2, *shape), torch.ones(PIECE // 2, dtype=torch.int64)
         inside = "bf16" if unet.dtype == torch.bfloat16 else "f32"
         if inside == "bf16":  # traced in float32; OpenVINO rounds inside
-            unet = copy.deepcopy(unet).float()
+            unet, null = copy.deepcopy(unet).float(), None if null is None else null.float()
         with torch.no_grad():
-            first = head(unet, z, t)
+            first = head(unet, z, t, null, label_blocks)
             wide = [torch.cat([x, x]) for x in (first.sample, first.embedding, *first.skips)]
-            self._head = _compiled(_Head(unet), (z, t), inside)
-            self._body = _compiled(_Body(unet, first.block), (torch.zeros(PIECE, *prompt), *wide), inside)
+            self._head = _compiled(_Head(unet, null, label_blocks), (z, t), inside)
+            self._body = _compiled(_Body(unet, first), (torch.zeros(PIECE, *prompt), *wide), inside)
 
     def __call__(
         self,
@@ -72,26 +76,26 @@ class CompiledUNet:
 
 
 class _Head(nn.Module):
-    """What no prompt can change."""
+    """What no label can change."""
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: UNet2DConditionModel, null: Tensor | None, label_blocks: int) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.null, self.label_blocks = unet, null, label_blocks
 
     def forward(self, z: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        first = head(self.unet, z, t)
+        first = head(self.unet, z, t, self.null, self.label_blocks)
         return (first.sample, first.embedding, *first.skips)
 
 
 class _Body(nn.Module):
-    """The rest, from the down block `block` on."""
+    """The rest, from where `first` ended on."""
 
-    def __init__(self, unet: UNet2DConditionModel, block: int) -> None:
+    def __init__(self, unet: UNet2DConditionModel, first: Head) -> None:
         super().__init__()
-        self.unet, self.block = unet, block
+        self.unet, self.block, self.begun = unet, first.block, first.begun
 
     def forward(self, hidden: Tensor, sample: Tensor, embedding: Tensor, *skips: Tensor) -> Tensor:
-        return body(self.unet, Head(sample, embedding, skips, self.block), hidden)
+        return body(self.unet, Head(sample, embedding, skips, self.block, self.begun), hidden)
 
 
 def _compiled(module: nn.Module, example: tuple[Tensor, ...], inside: str) -> Callable[..., list[Tensor]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -21,7 +21,7 @@ from typicality.config import Device, Dtype, Engine
 from typicality.errors import DeviceMemoryError, SettingsError
 from typicality.model.checkpoint import Checkpoint
 from typicality.model.compiled import CompiledUNet, is_available
-from typicality.model.unet import body, head, predict
+from typicality.model.unet import decoder_output, predict
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
@@ -173,6 +173,12 @@ class Denoiser:
         self.predicts_velocity = scheduler.config.prediction_type == "v_prediction"
         self.evaluations = 0
 
+    @cached_property
+    def _null(self) -> Float[Tensor, "tokens width"] | None:
+        """States of the null prompt, for the blocks that do not see the label; None where all see it."""
+        use = self.checkpoint.label_use
+        return self.encode_prompts([use.null])[0].to(self.dtype) if use.blocks else None
+
     def send(self, x: Tensor) -> Tensor:
         """Move a tensor to the device, to CUDA from pinned memory and without waiting for it."""
         if self.device.type == "cuda":
@@ -213,10 +219,10 @@ class Denoiser:
     ) -> Float[Tensor, "p n c h w"]:
         """Predict the noise in every input under every prompt.
 
-        The part of the UNet before its first cross-attention does not see the prompt and runs once an
-        input. With `rows`, rows[i][j] is the prompt of slot i for input j (slots then replace prompts), so
-        that inputs with different labels share a batch. `at_once` is the most evaluations in one call of the
-        UNet, which prompts are divided for; inputs are not.
+        The part of the UNet before its first cross-attention that sees the label runs once an input. With `rows`,
+        rows[i][j] is the prompt of slot i for input j (slots then replace prompts), so that inputs with different
+        labels share a batch. `at_once` is the most evaluations in one call of the UNet, which prompts are divided for;
+        inputs are not.
 
         Returns
         -------
@@ -244,9 +250,11 @@ class Denoiser:
         """The UNet for latents and prompts of these shapes, to be called as `predict` without its first argument."""
         shape = (z.shape[-2], z.shape[-1])
         if shape not in self.compiled_shapes:
-            return partial(predict, self.unet)
+            return partial(predict, self.unet, null=self._null, label_blocks=self.checkpoint.label_use.blocks)
         if shape not in self._compiled:
-            self._compiled[shape] = CompiledUNet(self.unet, z.shape[1:], hidden.shape[1:])
+            self._compiled[shape] = CompiledUNet(
+                self.unet, z.shape[1:], hidden.shape[1:], self._null, self.checkpoint.label_use.blocks
+            )
         return self._compiled[shape]
 
     @contextmanager
@@ -280,7 +288,8 @@ class Denoiser:
         t = torch.full((len(latents),), timestep, device=self.device)
         hidden = prompt_states.to(self.device, self.dtype)
         self.evaluations += len(latents)
-        return body(self.unet, head(self.unet, noised, t), hidden, up_block + 1).float().cpu()
+        blocks = self.checkpoint.label_use.blocks
+        return decoder_output(self.unet, noised, t, hidden, up_block, self._null, blocks).float().cpu()
 
 
 def check_up_block(unet: UNet2DConditionModel, up_block: int) -> None:

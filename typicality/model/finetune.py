@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from typicality.config import FinetuneSettings, ScoreSettings
 from typicality.errors import SettingsError
 from typicality.model.average import Average
-from typicality.model.calibration import best_label_scale, scaled_typicality
+from typicality.model.calibration import LabelUse, best_label_scale, scaled_typicality
 from typicality.model.checkpoint import Checkpoint, save_adapter, save_checkpoint
 from typicality.model.denoiser import enough_memory, prompt_tokens, use_small_attention
 from typicality.model.latents import LatentStore
@@ -253,10 +253,7 @@ class Finetuner:
         with self.accelerator.autocast():
             states = self._states() if self.frozen_states is None else self.frozen_states
             hidden = states[torch.tensor([*prompts, *others], device=self.device)]
-            if others:
-                prediction = predict(self.checkpoint.unet, drawn.noised, drawn.t, hidden, 2)
-            else:
-                prediction = self.checkpoint.unet(drawn.noised, drawn.t, hidden).sample
+            prediction = self._predict(drawn.noised, drawn.t, hidden, states[0])
         losses = (prediction.float().unflatten(0, (-1, len(prompts))) - drawn.target).square().mean((2, 3, 4))
         loss = losses[0].mean()
         if not others:
@@ -265,6 +262,11 @@ class Finetuner:
         margin = MARGIN * losses[0].detach()
         behind = margin * F.softplus((losses[0] - losses[1]) / margin)
         return loss + self.contrast * (behind * counts).mean(), loss
+
+    def _predict(self, noisy: Tensor, t: Tensor, hidden: Tensor, null: Tensor) -> Tensor:
+        """Call the UNet on every input under as many prompts as there are states in `hidden` for each."""
+        repeats = len(hidden) // len(noisy)
+        return predict(self.checkpoint.unet, noisy, t, hidden, repeats, null, self.recipe.label_blocks)
 
     def _backward(self, drawn: Draws, weight: float) -> float:
         """Add the gradients of a micro-batch, and return its error, both times its weight.
@@ -367,7 +369,7 @@ class Finetuner:
                 noisy = a.sqrt() * z + (1 - a).sqrt() * eps
                 with self.accelerator.autocast():
                     hidden = torch.cat([states[:1].expand(len(ids), -1, -1), states[own]])
-                    predicted = predict(self.checkpoint.unet, noisy, t, hidden, 2).float()
+                    predicted = self._predict(noisy, t, hidden, states[0]).float()
                 null, label = predicted.unflatten(0, (2, -1))
                 if self.velocity:
                     null, label = (a.sqrt() * p + (1 - a).sqrt() * noisy for p in (null, label))
@@ -582,7 +584,8 @@ class Finetuner:
         for parameter, value in zip(self.parameters, best, strict=True):
             parameter.copy_(value)
         self.checkpoint.unet.eval()
-        self.checkpoint.label_scale = self.best_label_scale
+        blocks = self.recipe.label_blocks
+        self.checkpoint.label_use = LabelUse(self.best_label_scale, blocks, self.data.prompts.null if blocks else "")
 
     def entry(self, result: FinetuneResult, total: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
         """Return what a run records of this fine-tuning.
@@ -597,6 +600,7 @@ class Finetuner:
             "steps": result.steps, "best_step": result.best_step, "images": result.images, "validation": validation,
             "held_out": total - result.images - validation, "method": self.recipe.method,
             "text_encoder": self.train_text, "contrast": self.contrast, "label_scale": result.label_scale,
+            "label_blocks": self.recipe.label_blocks,
             "unet_evaluations": (result.steps - self.begun_at) * self.settings.batch_size * (2 if self.contrast else 1),
             "history": result.history, "warnings": [*result.warnings, *warnings],
         }  # fmt: skip

@@ -5,10 +5,14 @@ The values for the bundled base were measured (reports/benchmarks/README.md); ot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from typicality.config import FinetuneSettings
+from typicality.errors import SettingsError
 from typicality.model.checkpoint import Checkpoint
+from typicality.model.unet import sees_prompt, shared
 
 VERSION = 2
 """Of what follows: models that were fine-tuned by another version are not taken for those of this one."""
@@ -30,6 +34,7 @@ class Recipe:
     cross_attention_rate : of the weights that see the label, as a multiple
     contrast : weight of the margin by which the own label should beat another
     schedule : of the rate, "cosine" or "constant"
+    label_blocks : so many of the last decoder blocks see the label (unet.py); 0: all blocks
     """
 
     lora: bool
@@ -37,11 +42,38 @@ class Recipe:
     cross_attention_rate: float
     contrast: float
     schedule: str
+    label_blocks: int
 
     @property
     def method(self) -> str:
         """Return "lora" or "full", as records and model cards call it."""
         return "lora" if self.lora else "full"
+
+
+def use_labels_as_tuned(settings: FinetuneSettings, checkpoint: Checkpoint, null: str) -> None:
+    """Let a checkpoint that was not fine-tuned take labels as it will after that, to measure what that takes."""
+    blocks = _label_blocks_of(settings, checkpoint)
+    checkpoint.label_use = replace(checkpoint.label_use, blocks=blocks, null=null if blocks else "")
+
+
+def sharing_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> float:
+    """Return the share of a UNet evaluation that serves all prompts of an input, after fine-tuning (`unet.shared`).
+
+    What lies before the first cross-attention of a model whose every block sees the label is too little to count.
+    """
+    blocks, unet = _label_blocks_of(settings, checkpoint), checkpoint.unet
+    if not blocks:
+        return 0.0
+    cells, dtype, device = checkpoint.size // checkpoint.factor, unet.dtype, unet.device
+    z = torch.zeros(1, unet.config.in_channels, cells, cells, dtype=dtype, device=device)
+    prompt = torch.zeros(
+        checkpoint.tokenizer.model_max_length, unet.config.cross_attention_dim, dtype=dtype, device=device
+    )
+    return shared(unet, z, prompt[None], prompt, blocks)
+
+
+def _label_blocks_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> int:
+    return recipe_of(settings, checkpoint).label_blocks if settings.enabled else checkpoint.label_use.blocks
 
 
 def recipe_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> Recipe:
@@ -55,7 +87,28 @@ def recipe_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> Recipe:
         cross_attention_rate=(CROSS_ATTENTION_RATE if whole else 1.0) if multiple is None else multiple,
         contrast=(CONTRAST if whole else 0.0) if contrast is None else contrast,
         schedule=("cosine" if small else "constant") if schedule == "auto" else schedule,
+        label_blocks=_label_blocks(settings.label_blocks, checkpoint),
     )
+
+
+def _label_blocks(asked: int | None, checkpoint: Checkpoint) -> int:
+    """How many of the last decoder blocks see the label; left open, as many as the checkpoint was fine-tuned with.
+
+    Raises
+    ------
+    SettingsError : where that was asked of a model which cannot.
+    """
+    if not asked:
+        return checkpoint.label_use.blocks if asked is None else 0
+    blocks = list(checkpoint.unet.up_blocks)
+    least = next((n for n, block in enumerate(reversed(blocks), 1) if sees_prompt(block)), 0)
+    if not 0 < least <= asked <= len(blocks):
+        fits = f"it takes {least} to {len(blocks)}, or 0" if least else "only 0 is possible"
+        raise SettingsError(
+            f"finetune.label_blocks is {asked}, but of this model's {len(blocks)} decoder blocks the last that "
+            f"sees a prompt is number {least} from the end: {fits}"
+        )
+    return asked
 
 
 def default_steps(n_images: int, batch_size: int) -> int:

@@ -1,46 +1,67 @@
-"""The forward pass of a diffusers UNet, in two parts: what no prompt can change, and the rest.
+"""The forward pass of a diffusers UNet, in two parts: what a label cannot change, and the rest.
 
-Scoring and fine-tuning denoise every input under several prompts; the part before the first cross-attention then runs
-once an input. Gradients flow through all of it.
+Scoring and fine-tuning denoise every input under several prompts; the part before the first cross-attention that sees
+the label then runs once an input. Gradients flow through all of it.
+
+Which blocks see the label is a choice of fine-tuning (`finetune.label_blocks`): all that have cross-attention, as
+published, or the last ones of the decoder alone, where all others attend to the null prompt. The later the label comes
+in, the more is shared.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
 class Head:
-    """What the UNet has computed before its first cross-attention.
+    """What the UNet has computed before its first cross-attention that sees the label.
 
     Attributes
     ----------
     sample, embedding : (n, c, h, w) and (n, width of the time embedding)
-    skips : of the down blocks passed, for the decoder
-    block : the down block to go on with; their number where none of them sees the prompt
+    skips : of the down blocks passed, for the decoder, those that are not used yet
+    block : the block to go on with, counted over down blocks, middle and decoder
+    begun : whether that block, one of the decoder, has run its first residual block
     """
 
     sample: Float[Tensor, "n c h w"]
     embedding: Float[Tensor, "n width"]
     skips: tuple[Tensor, ...]
     block: int
+    begun: bool = False
 
 
-def head(unet: UNet2DConditionModel, z: Float[Tensor, "n c h w"], t: Int[Tensor, " n"]) -> Head:
-    """Run the UNet on noised latents up to its first cross-attention."""
+def head(
+    unet: UNet2DConditionModel, z: Float[Tensor, "n c h w"], t: Int[Tensor, " n"],
+    null: Float[Tensor, "tokens width"] | None = None, label_blocks: int = 0,
+) -> Head:  # fmt: skip
+    """Run the UNet on noised latents up to its first cross-attention that sees the label.
+
+    Parameters
+    ----------
+    null : states of the null prompt, which the other blocks see; needed with `label_blocks`
+    label_blocks : so many of the last decoder blocks see the label; 0: all blocks
+    """
     embedding = unet.time_embedding(unet.time_proj(t).to(z.dtype))
     sample = unet.conv_in(z)
-    skips: tuple[Tensor, ...] = (sample,)
-    for i, block in enumerate(unet.down_blocks):
-        if _sees_prompt(block):
-            return Head(sample, embedding, skips, i)
-        sample, outputs = block(hidden_states=sample, temb=embedding)
-        skips += outputs
-    return Head(sample, embedding, skips, len(unet.down_blocks))
+    start = Head(sample, embedding, (sample,), 0)
+    if not label_blocks or null is None:
+        blocks = [sees_prompt(block) for block in unet.down_blocks]
+        return _run(unet, start, None, [*blocks, True].index(True))
+    last = _run(unet, start, null.to(z.dtype).expand(len(z), -1, -1), _count(unet) - label_blocks)
+    block = unet.up_blocks[-label_blocks]
+    if not isinstance(block, CrossAttnUpBlock2D):
+        return last
+    sample = block.resnets[0](torch.cat([last.sample, last.skips[-1]], 1), embedding)
+    return Head(sample, embedding, last.skips[:-1], last.block, begun=True)
 
 
 def body(
@@ -52,17 +73,69 @@ def body(
     ----------
     up_blocks : stop after so many decoder blocks and return their output; by default go on to the prediction
     """
-    sample, embedding, skips = first.sample, first.embedding, first.skips
-    for block in unet.down_blocks[first.block :]:
-        sample, outputs = block(hidden_states=sample, temb=embedding, **_prompt(block, hidden))
-        skips += outputs
-    sample = unet.mid_block(sample, embedding, encoder_hidden_states=hidden)
-    for block in unet.up_blocks[:up_blocks]:
-        taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
-        sample = block(hidden_states=sample, temb=embedding, res_hidden_states_tuple=taken, **_prompt(block, hidden))
+    until = _count(unet) if up_blocks is None else len(unet.down_blocks) + 1 + up_blocks
+    sample = _run(unet, first, hidden, until).sample
     if up_blocks is not None:
         return sample
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+
+
+def decoder_output(
+    unet: UNet2DConditionModel, z: Float[Tensor, "n c h w"], t: Int[Tensor, " n"],
+    hidden: Float[Tensor, "n tokens width"], block: int, null: Float[Tensor, "tokens width"] | None = None,
+    label_blocks: int = 0,
+) -> Float[Tensor, "n d h w"]:  # fmt: skip
+    """Run the UNet under one prompt an input up to a decoder block, and return its output.
+
+    Parameters
+    ----------
+    null, label_blocks : of `head`; of blocks that do not see the label the output does not depend on `hidden`
+    """
+    if null is not None and block < len(unet.up_blocks) - label_blocks:
+        hidden, label_blocks = null.to(z.dtype).expand(len(z), -1, -1), 0
+    return body(unet, head(unet, z, t, null, label_blocks), hidden, block + 1)
+
+
+def _count(unet: UNet2DConditionModel) -> int:
+    """Blocks in all: down, middle, decoder."""
+    return len(unet.down_blocks) + 1 + len(unet.up_blocks)
+
+
+def _run(unet: UNet2DConditionModel, first: Head, hidden: Tensor | None, until: int) -> Head:
+    """Run the blocks up to `until`, which is not run."""
+    sample, embedding, skips, down = first.sample, first.embedding, first.skips, len(unet.down_blocks)
+    for i in range(first.block, until):
+        if i < down:
+            block = unet.down_blocks[i]
+            sample, outputs = block(hidden_states=sample, temb=embedding, **_prompt(block, hidden))
+            skips += outputs
+        elif i == down:
+            sample = unet.mid_block(sample, embedding, encoder_hidden_states=hidden)
+        else:
+            block = unet.up_blocks[i - down - 1]
+            begun = first.begun and i == first.block
+            count = len(block.resnets) - begun
+            taken, skips = skips[len(skips) - count :], skips[: len(skips) - count]
+            if begun:
+                sample = _rest(block, sample, embedding, taken, hidden)
+            else:
+                sample = block(
+                    hidden_states=sample, temb=embedding, res_hidden_states_tuple=taken, **_prompt(block, hidden)
+                )
+    return Head(sample, embedding, skips, until)
+
+
+def _rest(
+    block: CrossAttnUpBlock2D, sample: Tensor, embedding: Tensor, skips: tuple[Tensor, ...], hidden: Tensor | None
+) -> Tensor:
+    """The forward pass of a decoder block whose first residual block has run."""
+    for i, attention in enumerate(block.attentions):
+        if i:
+            sample = block.resnets[i](torch.cat([sample, skips[-i]], 1), embedding)
+        sample = attention(sample, encoder_hidden_states=hidden, return_dict=False)[0]
+    for upsampler in block.upsamplers or ():
+        sample = upsampler(sample)
+    return sample
 
 
 def predict(
@@ -71,6 +144,8 @@ def predict(
     t: Int[Tensor, " n"],
     hidden: Float[Tensor, "m tokens width"],
     repeats: int,
+    null: Float[Tensor, "tokens width"] | None = None,
+    label_blocks: int = 0,
 ) -> Float[Tensor, "m c h w"]:
     """Call the UNet on every input under several prompts.
 
@@ -78,17 +153,34 @@ def predict(
     ----------
     hidden : states of the prompts (m = repeats * n): all inputs under the first prompt, then the second, ...
     repeats : prompts an input
+    null, label_blocks : of `head`
 
     Returns
     -------
     predictions in the order of `hidden`.
     """
-    first = head(unet, z, t)
+    first = head(unet, z, t, null, label_blocks)
     wide = Head(
         repeat(first.sample, repeats), repeat(first.embedding, repeats),
-        tuple(repeat(s, repeats) for s in first.skips), first.block,
+        tuple(repeat(s, repeats) for s in first.skips), first.block, first.begun,
     )  # fmt: skip
     return body(unet, wide, hidden)
+
+
+def shared(
+    unet: UNet2DConditionModel, z: Float[Tensor, "1 c h w"], hidden: Float[Tensor, "1 tokens width"],
+    null: Float[Tensor, "tokens width"] | None = None, label_blocks: int = 0,
+) -> float:  # fmt: skip
+    """Return the share of an evaluation that serves all prompts of an input, by its operations as torch counts them.
+
+    P predictions of one input then take `share + P (1 - share)` evaluations.
+    """
+    t = torch.zeros(1, dtype=torch.int64, device=z.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        first = head(unet, z, t, null, label_blocks)
+        before = counter.get_total_flops()
+        body(unet, first, hidden)
+    return before / counter.get_total_flops()
 
 
 def repeat(x: Tensor, times: int) -> Tensor:
@@ -96,9 +188,10 @@ def repeat(x: Tensor, times: int) -> Tensor:
     return x.repeat(times, *([1] * (x.ndim - 1))) if times > 1 else x
 
 
-def _sees_prompt(block: object) -> bool:
+def sees_prompt(block: object) -> bool:
+    """Whether a block has cross-attention."""
     return bool(getattr(block, "has_cross_attention", False))
 
 
-def _prompt(block: object, hidden: Tensor) -> dict[str, Tensor]:
-    return {"encoder_hidden_states": hidden} if _sees_prompt(block) else {}
+def _prompt(block: object, hidden: Tensor | None) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": hidden} if hidden is not None and sees_prompt(block) else {}

@@ -5,7 +5,7 @@ How it is used, and what further draws are worth, is in adaptive.py and mining/s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from typicality.config import ScoreSettings
 
@@ -35,15 +35,30 @@ PRECISION = {
 }
 
 
-def effort_of(settings: ScoreSettings) -> Effort:
+def preset(precision: str, first: int, sharing: float = 0.0) -> Effort:
+    """Return the effort of a precision after a first pass of so many draws.
+
+    Presets are for draws of two UNet evaluations each. Where both prompts share most of an evaluation, a precision
+    spends what that saves on more draws, and so costs as many evaluations; `fast` saves it.
+
+    Parameters
+    ----------
+    sharing : share of an evaluation that serves all prompts of an input (`model.unet.shared`)
+    """
+    plain, more = PRECISION[precision], 1.0 if precision == "fast" else 2 / (2 - sharing)
+    further = (first + plain.further) * more - first
+    return replace(plain, further=further, refine=2 * round(plain.refine * more / 2))
+
+
+def effort_of(settings: ScoreSettings, first: int, sharing: float = 0.0) -> Effort:
     """The preset of `score.precision`; with `score.overlap` as many rounds as that takes; raw numbers override."""
-    preset = PRECISION[settings.precision]
-    rounds, further = preset.rounds, preset.further
+    plain = preset(settings.precision, first, sharing)
+    rounds, further = plain.rounds, plain.further
     if settings.overlap is not None:
         rounds, further = 7, float("inf")
     return Effort(
         rounds=rounds if settings.rounds is None else settings.rounds,
         further=further if settings.further_draws is None else settings.further_draws,
-        refine=settings.refine_draws or preset.refine,
+        refine=settings.refine_draws or plain.refine,
         overlap=settings.overlap,
     )
