@@ -37,7 +37,8 @@ from typicality.dataset.split import fold_of, unit_hash
 from typicality.evaluation.planting import Planting, choose_images, read_truth, write_planted
 from typicality.metrics import average_precision
 from typicality.model.checkpoint import Checkpoint, load_checkpoint
-from typicality.model.denoiser import predict, prompt_tokens
+from typicality.model.denoiser import prompt_tokens
+from typicality.model.unet import predict
 
 logger = logging.getLogger("sweep")
 CUDA = torch.cuda.is_available()

@@ -110,8 +110,11 @@ def test_many_prompts_are_divided_into_calls_that_fit(denoiser: Denoiser, monkey
         return body(model, first, hidden, *rest)
 
     monkeypatch.setattr(unet, "body", counted)
-    before = denoiser.evaluations
+    before, started = denoiser.evaluations, list[int]()
+    hook = denoiser.unet.conv_in.register_forward_hook(lambda _, args, result: started.append(len(args[0])))
     parts = denoiser.predict_noise(z, t, states, at_once=2 * len(z))
+    hook.remove()
+    assert started == [len(z)]  # what serves all prompts runs once for all calls
     assert sizes == [2 * len(z), len(z)]
     assert denoiser.evaluations - before == 3 * len(z)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)

@@ -71,8 +71,17 @@ class CompiledUNet:
         hidden: Float[Tensor, "m tokens width"],
         repeats: int,
     ) -> Float[Tensor, "m c h w"]:
-        sample, embedding, *skips = self._head(z.float(), t)
-        return self._body(hidden.float(), *(repeat(x, repeats) for x in (sample, embedding, *skips)))[0]
+        return self.under(self.head(z, t), hidden, repeats)
+
+    def head(self, z: Float[Tensor, "n c h w"], t: Int[Tensor, " n"]) -> list[Tensor]:
+        """Return what `unet.head` computes: sample, embedding, skips."""
+        return self._head(z.float(), t)
+
+    def under(
+        self, first: Sequence[Tensor], hidden: Float[Tensor, "m tokens width"], repeats: int
+    ) -> Float[Tensor, "m c h w"]:
+        """Go on under several prompts an input, as `unet.under` does."""
+        return self._body(hidden.float(), *(repeat(x, repeats) for x in first))[0]
 
 
 class _Head(nn.Module):

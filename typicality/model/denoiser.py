@@ -21,7 +21,7 @@ from typicality.config import Device, Dtype, Engine
 from typicality.errors import DeviceMemoryError, SettingsError
 from typicality.model.checkpoint import Checkpoint
 from typicality.model.compiled import CompiledUNet, is_available
-from typicality.model.unet import decoder_output, predict
+from typicality.model.unet import decoder_output, head, under
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
@@ -235,9 +235,9 @@ class Denoiser:
         table = rows if rows is not None else [[i] * n for i in range(len(states))]
         together = max(1, at_once // n) if at_once is not None else len(table)
         parts = []
+        go_on = self._started(z.to(self.dtype), t, states)
         for index in torch.tensor(table, device=self.device).split(together):
-            hidden = states.to(self.dtype)[index.flatten()]
-            part = self._unet_for(z, hidden)(z.to(self.dtype), t, hidden, len(index)).float()
+            part = go_on(states.to(self.dtype)[index.flatten()], len(index)).float()
             self.evaluations += index.numel()
             parts.append(part.unflatten(0, (len(index), n)))
         prediction = torch.cat(parts)
@@ -246,16 +246,14 @@ class Denoiser:
             prediction = a.sqrt() * prediction + (1 - a).sqrt() * z
         return prediction
 
-    def _unet_for(self, z: Tensor, hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
-        """The UNet for latents and prompts of these shapes, to be called as `predict` without its first argument."""
-        shape = (z.shape[-2], z.shape[-1])
+    def _started(self, z: Tensor, t: Tensor, states: Tensor) -> Callable[[Tensor, int], Tensor]:
+        """Run what serves all prompts of these inputs; what is returned goes on under some of them (`unet.under`)."""
+        shape, blocks = (z.shape[-2], z.shape[-1]), self.checkpoint.label_use.blocks
         if shape not in self.compiled_shapes:
-            return partial(predict, self.unet, null=self._null, label_blocks=self.checkpoint.label_use.blocks)
+            return partial(under, self.unet, head(self.unet, z, t, self._null, blocks))
         if shape not in self._compiled:
-            self._compiled[shape] = CompiledUNet(
-                self.unet, z.shape[1:], hidden.shape[1:], self._null, self.checkpoint.label_use.blocks
-            )
-        return self._compiled[shape]
+            self._compiled[shape] = CompiledUNet(self.unet, z.shape[1:], states.shape[1:], self._null, blocks)
+        return partial(self._compiled[shape].under, self._compiled[shape].head(z, t))
 
     @contextmanager
     def in_torch(self) -> Iterator[None]:
