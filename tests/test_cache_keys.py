@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,11 +30,12 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "finetune.enabled": (False, "training scores mine"),
     "finetune.folds": (2, "training mine"),  # scores by the weights that come of it
     "finetune.shared": (0.5, ""),  # there are no folds
+    "finetune.label_blocks": (1, "training mine"),  # what it saves is spent on fresh draws
     **{
         f"finetune.{name}": (value, "training")
         for name, value in {
             "method": "lora", "lora_rank": 4, "train_text_encoder": True, "steps": 9, "minutes": 1.0, "batch_size": 8,
-            "micro_batch": 2, "rate": 1e-3, "cross_attention_rate": 3.0, "contrast": 1.0, "label_blocks": 1,
+            "micro_batch": 2, "rate": 1e-3, "cross_attention_rate": 3.0, "contrast": 1.0,
             "weight_decay": 0.1, "warmup": 0.1, "schedule": "constant", "dropout": 0.2, "flip": True, "shift": 1,
             "ema": 0.9, "clip": 2.0, "held_out": 0.3, "validate_every": 5, "validation_images": 9, "patience": 2,
         }.items()
@@ -85,11 +85,14 @@ def keys(squares: LabelledImages, tiny_model: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(RunDirectory, "is_done", ask)
 
+    base = tiny_checkpoint()
+
     def found(changes: dict[str, Any], base_hash: str = "base") -> dict[str, str]:
-        settings = resolve(merge({"model": {"name": str(tiny_model)}, "prompt": {"null": "an image"}}, changes))
+        plain = {"model": {"name": str(tiny_model), "dtype": "fp32"}, "prompt": {"null": "an image"}}
+        settings = resolve(merge(plain, changes))
         run = Run(settings, squares, RunDirectory(tmp_path))
         run.directory.record["stages"]["finetune"] = {"state": "done", "key": "k", "weights": "tuned"}
-        run.__dict__["_loaded"] = (SimpleNamespace(size=32, step=16), base_hash)
+        run.__dict__["_loaded"] = (base, base_hash)
         with pytest.raises(AskedFor) as mine:
             ensure_elements(run)
         return {

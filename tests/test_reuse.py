@@ -24,6 +24,7 @@ from typicality.checks import check_model
 from typicality.config import Dtype
 from typicality.errors import CheckpointError, InterruptedRun, OutputError, SettingsError
 from typicality.model import checkpoint as checkpoint_module
+from typicality.model.calibration import LabelUse
 from typicality.model.denoiser import choose_dtype
 from typicality.model.finetune import Finetuner
 from typicality.pipeline import Result
@@ -31,6 +32,7 @@ from typicality.plan import controls_of, first_jobs
 from typicality.progress import Progress
 from typicality.renewal import renew_report
 from typicality.run import Run, existing_record, open_finished, open_run
+from typicality.scoring.effort import effort_of
 from typicality.store import remove
 
 QUICK: dict[str, Any] = {
@@ -575,3 +577,23 @@ def test_the_report_knows_which_images_were_learned(copy: Path, tiny_model: Path
     add(Path("squares"))
     mine(tiny_model, finetune={"keep": True})
     assert open_finished(Path("run"), "mine").trained_on == learned
+
+
+def test_a_run_whose_last_blocks_see_the_label_keeps_that_with_its_model(
+    source: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Read back, the model predicts as it was trained; another number of blocks is another model."""
+    late = {"finetune": {"label_blocks": 1}, "score": {"protocol": "adaptive", "draws": 4, "precision": "standard"}}
+    result = typicality.mine(source, "folder", out=tmp_path / "run", **options(tiny_model, **late))
+    run = open_finished(result.folder, "finetune")
+    assert run.directory.record["stages"]["finetune"]["label_blocks"] == 1
+    assert run.denoiser.checkpoint.label_use == LabelUse(run.denoiser.checkpoint.label_use.scale, 1, run.prompts.null)
+    assert "the last decoder block alone sees the label" in (result.folder / "model" / "README.md").read_text()
+    states = run.denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels))
+    images = [run.denoiser.features(torch.zeros(1, 4, 8, 8), torch.ones(1, 4, 8, 8), 9, s[None], 1) for s in states]
+    assert torch.equal(images[0], images[1])
+    spent = run.directory.record["stages"]["refine"]["draws"]
+    assert spent > effort_of(run.settings.score, 4).refine  # what is shared is spent on draws
+    before = run.finetune_key
+    other = open_run(settings_for(source, "folder", **options(tiny_model, finetune={"label_blocks": 0})), result.folder)
+    assert other.finetune_key != before

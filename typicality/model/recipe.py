@@ -73,7 +73,7 @@ def sharing_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> float:
 
 
 def _label_blocks_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> int:
-    return recipe_of(settings, checkpoint).label_blocks if settings.enabled else checkpoint.label_use.blocks
+    return _label_blocks(settings.label_blocks, checkpoint) if settings.enabled else checkpoint.label_use.blocks
 
 
 def recipe_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> Recipe:
