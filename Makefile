@@ -82,7 +82,8 @@ bench: venv ## Measure speed, and held-out accuracy after 30 minutes of fine-tun
 	$(BIN)/typicality doctor --json > reports/benchmarks/doctor.json
 	$(BIN)/typicality bench --write reports/benchmarks/bench.json
 	$(BIN)/typicality finetune emoji --label year --minutes $(MINUTES) --out reports/bench-emoji-year \
-		--set finetune.label_blocks=0 --set finetune.rate=6e-4 --set finetune.cross_attention_rate=2
+		--set finetune.label_blocks=0 --set finetune.rate=6e-4 --set finetune.cross_attention_rate=2 \
+		--set finetune.validate_every=340
 	$(BIN)/typicality evaluate classify reports/bench-emoji-year --draws 8 \
 		--write reports/benchmarks/classify-emoji-year-$(MINUTES)min.json
 

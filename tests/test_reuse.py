@@ -515,6 +515,9 @@ def test_impossible_settings_are_refused_before_any_work(tiny_folder: Path, tiny
     for wrong, said in (({"patch": 1000}, "larger than the image"), ({"up_block": 9}, "has the blocks")):
         with pytest.raises(SettingsError, match=said):
             typicality.mine(tiny_folder, "folder", out=tmp_path / "run", **options(tiny_model, mine=wrong))
+    late = options(tiny_model, finetune={"label_blocks": 9})
+    with pytest.raises(SettingsError, match="it takes 1 to 3, or 0"):
+        typicality.mine(tiny_folder, "folder", out=tmp_path / "run", **late)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

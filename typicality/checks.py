@@ -19,6 +19,7 @@ from typicality.model.denoiser import (
     precision_of,
     prompt_tokens,
 )
+from typicality.model.recipe import label_use_after
 from typicality.processes import Processes
 from typicality.run import Run
 from typicality.scoring.shards import ScoreReader
@@ -29,12 +30,13 @@ def check_settings(run: Run) -> None:
 
     Raises
     ------
-    SettingsError : for a patch larger than the image, a block that the UNet does not have, or prompts that the
+    SettingsError : for a patch larger than the image, blocks that the UNet does not have, or prompts that the
         tokenizer cannot hold or tell apart.
     """
     base, mine = run.base, run.settings.mine
     patch_side(run.latents.short_side, mine.patch, base.factor)
     check_up_block(base.unet, mine.up_block)
+    label_use_after(run.settings.finetune, base, run.prompts.null)
     prompt_tokens(base.tokenizer, run.prompts.of_all(run.dataset.labels))
 
 

@@ -113,7 +113,7 @@ class FinetuneSettings(Section):
     micro_batch: int | None = Field(None, ge=1, description="images in memory at once (gradient accumulation)")
     rate: float | None = Field(None, gt=0, description="peak learning rate; 6e-4 for the base, 1e-4 for others")
     cross_attention_rate: float | None = Field(
-        None, gt=0, description="rate of the weights that see the label, as a multiple; 2 for the base, 1 for others"
+        None, gt=0, description="rate of cross-attention, as a multiple of the others'; 2 for the base, 1 for others"
     )
     contrast: float | None = Field(
         None,
@@ -164,7 +164,9 @@ class ScoreSettings(Section):
     )
     draws: int | None = Field(None, ge=2, description="draws an image (first pass of adaptive); 4, 16, 100")
     precision: Literal["fast", "standard", "exact"] = Field(
-        "standard", description="of adaptive: how many further draws, and fresh ones for the winners (4, 6, 32)"
+        "standard",
+        description="of adaptive: how many further draws, and fresh ones for the winners (4, 6, 32; of the last two "
+        "more where prompts share most of an evaluation)",
     )
     overlap: float | None = Field(
         None, gt=0, lt=1, description="of adaptive: go on until this share of the patches is expected to be right"

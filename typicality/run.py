@@ -367,7 +367,8 @@ class Run:
             return self.settings.model.engine
         remembered = self.directory.record.setdefault("engines", {})
         if (precision := str(self.dtype)) not in remembered:
-            remembered[precision] = chosen_engine(self.settings.model, self.device, self.dtype, self.base)
+            use = recipe.label_use_after(self.settings.finetune, self.base, self.prompts.null)
+            remembered[precision] = chosen_engine(self.settings.model, self.device, self.dtype, self.base, use)
         return str(remembered[precision])
 
     @property

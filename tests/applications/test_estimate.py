@@ -50,6 +50,19 @@ def test_evaluations_of_a_plain_pass_are_exact(tiny_folder: Path, tiny_model: Pa
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
+def test_what_prompts_share_is_spent_on_rounds(tiny_folder: Path, tiny_model: Path) -> None:
+    """As a run spends it, also beyond the draws of the most exact preset where nothing is shared."""
+    early, late = (
+        cost(tiny_folder, tiny_model, finetune={"steps": 2, "label_blocks": n}, score={"precision": "exact"})
+        for n in (0, 1)
+    )
+    assert early.stages["rounds"].unet_evaluations == 32 * 2 * 16
+    assert late.stages["rounds"].unet_evaluations > 1.3 * early.stages["rounds"].unet_evaluations
+    assert late.stages["refine"].unet_evaluations > 1.3 * early.stages["refine"].unet_evaluations
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_controls_are_counted_as_a_run_takes_them(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     """A model that has seen no label: all 16 images of the other label are scored under each one as well.
 

@@ -306,6 +306,17 @@ def test_ordinary_lora_files_load_with_their_prefix(tiny_model: Path, adapter: P
     assert load_checkpoint(ModelSettings(name=str(tiny_model), lora=str(path))).weights_hash() == expected
 
 
+def test_an_adapter_of_another_program_leaves_how_the_model_takes_labels(
+    tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    checkpoint = load(tiny_model)
+    checkpoint.label_use = LabelUse(0.5, 1, "an image")
+    save_checkpoint(checkpoint, tmp_path / "model")
+    shutil.copy(adapter / ADAPTER_FILE, tmp_path / "foreign.safetensors")
+    given = ModelSettings(name=str(tmp_path / "model"), lora=str(tmp_path / "foreign.safetensors"))
+    assert load_checkpoint(given).label_use == checkpoint.label_use
+
+
 @pytest.mark.parametrize("prefix", ["text_encoder.", "lora_unet_"])
 def test_adapters_of_more_than_the_unet_are_refused(
     tiny_model: Path, adapter: Path, tmp_path: Path, prefix: str

@@ -218,13 +218,19 @@ def test_a_run_remembers_what_the_probe_found(
     """Another answer of the probe, when the run goes on, is not asked for."""
     monkeypatch.setattr(module, "has_bfloat16", lambda: True)
     monkeypatch.setattr("typicality.run.WORTH", 1)
-    monkeypatch.setattr("typicality.run.chosen_engine", lambda *_: "torch")
+    asked: list[LabelUse] = []
+    monkeypatch.setattr("typicality.run.chosen_engine", lambda *given: asked.append(given[-1]) or "torch")
     given = {"name": str(tiny_model), "device": "cpu", "dtype": "bf16"}
     settings = resolve(
         {"dataset": {"source": str(tiny_folder), "label": "folder"}, "model": given, "finetune": {"enabled": False}}
     )
     run = open_run(settings, tmp_path / "run")
     ensure_model(run)
+    late = open_run(
+        resolve(settings.model_dump(), {"finetune": {"enabled": True, "label_blocks": 1}}), tmp_path / "late"
+    )
+    assert late.engine == "torch"
+    assert asked == [LabelUse(), LabelUse(1.0, 1, late.prompts.null)]  # the probe is of what will score
     monkeypatch.setattr("typicality.run.chosen_engine", lambda *_: pytest.fail("it is known"))
     again = open_run(settings, tmp_path / "run")
     assert again.compiled_shapes == frozenset()

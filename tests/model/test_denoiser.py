@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from tests.conftest import tiny_checkpoint
 from typicality.errors import InputError, SettingsError
@@ -94,9 +95,31 @@ def test_features_depend_on_the_label_from_where_it_is_seen(blocks: int) -> None
 
 
 def test_the_later_the_label_comes_in_the_more_is_shared() -> None:
-    model, hidden = labelled_late(1).unet, labelled_late(1).encode_prompts(PROMPTS[:1])
-    shares = [unet.shared(model, inputs(1)[0], hidden, hidden[0], blocks) for blocks in (0, 3, 2, 1)]
+    """Whatever the device, precision and attention of the model that is asked about."""
+    model = labelled_late(1).unet
+    shares = [unet.shared(model, 8, 48, blocks) for blocks in (0, 3, 2, 1)]
     assert 0 < shares[0] < shares[1] < shares[2] < shares[3] < 1
+    model.to(torch.bfloat16).set_attn_processor(AttnProcessor2_0())
+    assert unet.shared(model, 8, 48, 1) == shares[3]
+
+
+def test_late_labels_compute_activations_again_where_that_is_on() -> None:
+    """In all residual blocks of the decoder, also those that are run one by one; gradients stay what they were."""
+    gradients, calls = [], []
+    for again in (False, True):
+        model = tiny_checkpoint().unet.requires_grad_(True).train()
+        if again:
+            model.enable_gradient_checkpointing()
+        counts = [0] * len(model.up_blocks[-1].resnets)
+        for i, resnet in enumerate(model.up_blocks[-1].resnets):
+            resnet.register_forward_pre_hook(lambda *_, i=i, counts=counts: counts.__setitem__(i, counts[i] + 1))
+        z, t = inputs()
+        hidden = torch.ones(6, 5, model.config.cross_attention_dim)
+        unet.predict(model, z, t, hidden, 2, hidden[0] / 2, 1).square().sum().backward()
+        gradients.append(model.conv_in.weight.grad)
+        calls.append(counts)
+    torch.testing.assert_close(*gradients)
+    assert calls == [[1, 1], [2, 2]]
 
 
 def test_many_prompts_are_divided_into_calls_that_fit(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -532,11 +532,12 @@ def test_what_sees_the_label_moves_further(data: tuple[TrainingSet, LatentStore]
     assert even[True] == pytest.approx(even[False], rel=0.02)
 
 
+@pytest.mark.parametrize("label_blocks", [0, 1])
 def test_an_image_is_contrasted_with_a_label_that_it_lacks(
-    data: tuple[TrainingSet, LatentStore], tmp_path: Path
+    data: tuple[TrainingSet, LatentStore], tmp_path: Path, label_blocks: int
 ) -> None:
-    """Both losses are of the same noise and timestep; what is minimised is the formula of the docstring."""
-    tuner = trainer(data, tmp_path, contrast=4, dropout=0)
+    """Both losses are of the same noise and timestep; early blocks see the null prompt once where the label is late."""
+    tuner = trainer(data, tmp_path, contrast=4, dropout=0, label_blocks=label_blocks)
     ids = tuner.batch(0)[0]
     seen: dict[str, torch.Tensor] = {}
 
@@ -547,17 +548,24 @@ def test_an_image_is_contrasted_with_a_label_that_it_lacks(
         seen["prediction"] = result
 
     unet = tuner.checkpoint.unet
+    early: list[torch.Tensor] = []
+    unet.mid_block.register_forward_pre_hook(
+        lambda _, args, options: early.append(options["encoder_hidden_states"]), with_kwargs=True
+    )
     unet.up_blocks[-1].attentions[0].register_forward_pre_hook(record, with_kwargs=True)
     unet.conv_out.register_forward_hook(output)
     minimised, error = tuner._loss(tuner._draw(ids, np.random.default_rng(3)))
     states = tuner._states()
+    assert len(early) == 1
+    expected = states[:1].expand(len(ids), -1, -1) if label_blocks else seen["hidden"]
+    assert torch.equal(early[0], expected)
     asked = [int((states - h).abs().sum((1, 2)).argmin()) for h in seen["hidden"]]
     position = {label: i + 1 for i, label in enumerate(data[0].labels)}
     own = [position[data[0].labels_of[i][0]] for i in ids]
     assert asked[: len(ids)] == own
     assert all(other not in (0, mine) for other, mine in zip(asked[len(ids) :], own, strict=True))
     assert error < minimised
-    plain = trainer(data, tmp_path / "without", contrast=0, dropout=0)
+    plain = trainer(data, tmp_path / "without", contrast=0, dropout=0, label_blocks=label_blocks)
     without = plain._loss(plain._draw(ids, np.random.default_rng(3)))
     torch.testing.assert_close(without[0], error)  # the same images, noise and timesteps
     torch.testing.assert_close(*without)

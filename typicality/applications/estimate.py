@@ -27,7 +27,7 @@ from typicality.model.crossfit import seen_by_a_fold
 from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import VALIDATION_PAIRS, Finetuner
 from typicality.model.probe import timed
-from typicality.model.recipe import default_steps, sharing_of, use_labels_as_tuned, validation_interval
+from typicality.model.recipe import default_steps, label_use_after, sharing_of, validation_interval
 from typicality.model.training import TrainingSet, parts_of
 from typicality.pipeline import feature_extractor, scorer
 from typicality.plan import controls_of, first_jobs
@@ -35,7 +35,7 @@ from typicality.progress import SILENT, Progress
 from typicality.records import Patch
 from typicality.report.pictures import LEVELS, draw_crop, encode, shrink
 from typicality.run import Run
-from typicality.scoring.effort import effort_of
+from typicality.scoring.effort import effort_of, preset
 from typicality.scoring.scorer import Job
 from typicality.store import RunDirectory
 
@@ -44,8 +44,6 @@ PROBE_SECONDS = 2.0
 SPREAD = 0.85
 """Images with a winner, as a share of what they would be if winners fell on images at random (measured on the
 embedded data: 769 images for 960 patches, 545 for 640)."""
-LONGEST_OVERLAP = 16.0
-"""Further draws assumed where `score.overlap` leaves their number open: those of the most exact preset."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class _Probe:
         # as it is scored after fine-tuning: the same UNet, with an adapter merged
         plain = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"enabled": False})})
         self.run = Run(plain, sample, RunDirectory(folder), progress)
-        use_labels_as_tuned(settings.finetune, self.run.base, self.run.prompts.null)
+        self.run.base.label_use = label_use_after(settings.finetune, self.run.base, self.run.prompts.null)
         whole = Run(settings, dataset, self.run.directory, progress)
         whole.take_model(self.run)
         self.run.__dict__["compiled_shapes"] = whole.compiled_shapes  # as for all images, not for these few
@@ -138,8 +136,11 @@ class _Probe:
         holders = sum(winners(dataset.number_of(label), selection.per_image, kept[label]) for label in dataset.labels)
         map_count: float = sum(len(job.labels) for job in jobs)
         if settings.score.protocol == "adaptive":
-            effort = effort_of(settings.score, self.run.first_draws, sharing_of(settings.finetune, self.run.base))
-            further = round(min(effort.further, LONGEST_OVERLAP) * n * (1 + labels_an_image)) if effort.rounds else 0
+            first_draws, sharing = self.run.first_draws, sharing_of(settings.finetune, self.run.base)
+            effort = effort_of(settings.score, first_draws, sharing)
+            most = preset("exact", first_draws, sharing).further  # assumed where `score.overlap` leaves it open
+            further_draws = effort.further if math.isfinite(effort.further) else most
+            further = round(further_draws * n * (1 + labels_an_image)) if effort.rounds else 0
             stages["rounds"] = StageCost(further, further * per_evaluation)
             slots = 2 + min(settings.score.contrast, len(dataset.labels) - 1)
             refined, refine_bytes = self._scoring(slots - 1, effort.refine)

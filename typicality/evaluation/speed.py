@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from typicality.config import FinetuneSettings, Settings, resolve
+from typicality.config import Settings, resolve
 from typicality.dataset import LabelledImages, load_dataset
 from typicality.dataset.split import unit_hash
 from typicality.errors import DeviceMemoryError
@@ -34,7 +34,6 @@ from typicality.mining.patches import PatchSelection, patch_side, top_patches
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import DTYPES, Denoiser, cells_at_once, enough_memory
 from typicality.model.probe import chosen_engine, release, settle, timed
-from typicality.model.recipe import sharing_of, use_labels_as_tuned
 from typicality.pipeline import FIRST_PASS, ensure_latents, feature_extractor, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import ModelView, Patch, ScoreMap
@@ -70,21 +69,17 @@ def bench(settings: Settings, images: int | None = None, progress: Progress = SI
     rank_correlation_bf16_fp32 : Spearman's, of the scores of all patches from the same noise (None on float32 alone)
     matmul_share : of the machine's peak rate of matrix products, in float32 or our precision, whichever is faster,
         that our scoring reaches, by counted FLOPs of the UNet
-    sharing : share of an evaluation that serves both prompts of an input in our scoring
     mining : seconds of one core for patches and clusters, seconds an image for features
     """
-    tuning = settings.finetune
     settings = resolve(settings.model_dump(), {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}})
     dataset = load_dataset(settings.dataset)
     with tempfile.TemporaryDirectory(prefix="typicality-bench-") as folder:
-        return _Bench(settings, tuning, dataset, Path(folder), progress).run(images)
+        return _Bench(settings, dataset, Path(folder), progress).run(images)
 
 
 class _Bench:
-    def __init__(
-        self, settings: Settings, tuning: FinetuneSettings, dataset: LabelledImages, folder: Path, progress: Progress
-    ) -> None:
-        self.settings, self.tuning, self.folder, self.progress = settings, tuning, folder, progress
+    def __init__(self, settings: Settings, dataset: LabelledImages, folder: Path, progress: Progress) -> None:
+        self.settings, self.folder, self.progress = settings, folder, progress
         self.order = sorted(dataset, key=lambda image: unit_hash(image.image_id, "bench"))
         self.dataset = dataset
         self.count = 0
@@ -95,18 +90,13 @@ class _Bench:
         settings = self.settings.model_copy(update={"model": self.settings.model.model_copy(update=model)})
         return Run(settings, dataset, RunDirectory(self.folder / f"run-{self.count}"), SILENT)
 
-    def loaded_run(self, dataset: LabelledImages, **model: Any) -> Run:
-        """One whose model takes labels as it will after fine-tuning."""
-        run = self.open_run(dataset, **model)
-        use_labels_as_tuned(self.tuning, run.base, run.prompts.null)
-        return run
-
     def first(self, n: int) -> LabelledImages:
         return replace(self.dataset, images=tuple(self.order[:n]))
 
     def run(self, images: int | None) -> dict[str, Any]:
-        loaded = self.loaded_run(self.first(16))
-        engine = chosen_engine(self.settings.model, loaded.device, loaded.dtype, loaded.base)  # as for a large data set
+        loaded = self.open_run(self.first(16))
+        base = loaded.base
+        engine = chosen_engine(self.settings.model, loaded.device, loaded.dtype, base, base.label_use)  # as of many images
         self.settings = resolve(self.settings.model_dump(), {"model": {"engine": engine}})
         run = self.open_run(loaded.dataset)
         run.take_model(loaded)
@@ -127,13 +117,12 @@ class _Bench:
         self.progress.finish()
         mine, plain, slow = (statistics.median(column) for column in zip(*turns, strict=True))
         peaks = {name: matmul_flops(DTYPES[name], run.device) for name in ("fp32", name_of(run.dtype))}
-        flops, sharing = bare.flops(), sharing_of(run.settings.finetune, run.base)
-        spared = sharing * sum(len(i.labels) for i in dataset) * DRAWS  # evaluations, of what serves all prompts
+        flops = bare.flops()
         return {
             "pipeline_over_bare_unet": statistics.median(t[1] / t[0] for t in turns),
             "ours_over_fp32_eager": statistics.median(t[2] / t[0] for t in turns),
             "rank_correlation_bf16_fp32": self.rank_correlation(self.first(min(images, 32)), run.dtype),
-            "matmul_share": flops * (evaluations - spared) / mine / max(peaks.values()), "sharing": sharing,
+            "matmul_share": flops * evaluations / mine / max(peaks.values()),
             "images": images, "draws": DRAWS, "evaluations": evaluations, "turns": TURNS,
             "model": run.base.title, "device": str(run.device), "dtype": name_of(run.dtype),
             "engine": "openvino" if run.compiled_shapes else "torch", "threads": torch.get_num_threads(),
@@ -171,7 +160,7 @@ class _Bench:
         encoded = self.open_run(dataset)
         ensure_latents(encoded)
         for name in (name_of(dtype), "fp32"):
-            run = self.loaded_run(dataset, dtype=name)
+            run = self.open_run(dataset, dtype=name)
             run.__dict__["latents"] = encoded.latents  # one encoding: the scores are what is compared
             folder = run.score_folder(FIRST_PASS, DRAWS)
             scorer(run, FIRST_PASS, DRAWS)(own_label_jobs(run.labels_of), folder)

@@ -187,7 +187,8 @@ def load_checkpoint(settings: ModelSettings) -> Checkpoint:
         _check_base(folder, checkpoint)
         _add_adapter(checkpoint, adapter)
         checkpoint.adapters = (str(adapter.resolve()),)
-        checkpoint.label_use = load_label_use(folder)
+        if (folder / ADAPTER_RECORD).is_file() or (folder / CALIBRATION).is_file():  # else of another program
+            checkpoint.label_use = load_label_use(folder)
     return checkpoint
 
 

@@ -166,7 +166,7 @@ class Finetuner:
     def _rate_groups(self) -> list[dict[str, Any]]:
         """The parameters in two groups with their multiples of the rate: cross-attention, and all others.
 
-        Only cross-attention sees the label. A base that already denoises well moves slowly where the label comes in.
+        Only cross-attention sees prompts. A base that already denoises well moves slowly where the label comes in.
         """
         multiple = self.recipe.cross_attention_rate
         crosses = {id(p) for name, p in self.checkpoint.unet.named_parameters() if ".attn2." in name}

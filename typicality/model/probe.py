@@ -11,6 +11,7 @@ from torch import Tensor
 
 from typicality.config import ModelSettings
 from typicality.errors import DeviceMemoryError
+from typicality.model.calibration import AS_PUBLISHED, LabelUse
 from typicality.model.checkpoint import Checkpoint, load_checkpoint
 from typicality.model.denoiser import Denoiser, compiles, has_bfloat16, precision_of
 
@@ -91,14 +92,24 @@ def seconds_an_evaluation(
     return found
 
 
-def compiled_denoiser(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> Denoiser:
+def compiled_denoiser(
+    settings: ModelSettings, device: torch.device, dtype: torch.dtype, use: LabelUse = AS_PUBLISHED
+) -> Denoiser:
     """Return a model whose UNet is compiled for latents of its own size."""
-    checkpoint = load_checkpoint(settings)
+    checkpoint = _loaded(settings, use)
     cells = checkpoint.size // checkpoint.factor
     return Denoiser(checkpoint, device, dtype, [(cells, cells)])
 
 
-def is_compiled_better(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> bool:
+def _loaded(settings: ModelSettings, use: LabelUse) -> Checkpoint:
+    checkpoint = load_checkpoint(settings)
+    checkpoint.label_use = use
+    return checkpoint
+
+
+def is_compiled_better(
+    settings: ModelSettings, device: torch.device, dtype: torch.dtype, use: LabelUse = AS_PUBLISHED
+) -> bool:
     """Whether OpenVINO runs the UNet faster than torch does, and no less exactly; takes some ten seconds.
 
     In float32 that was measured once for all. In bfloat16 it depends on the processor, and both round: compared are the
@@ -106,17 +117,20 @@ def is_compiled_better(settings: ModelSettings, device: torch.device, dtype: tor
     """
     if dtype == torch.float32:
         return True
-    plain, compiled = Denoiser(load_checkpoint(settings), device, dtype), compiled_denoiser(settings, device, dtype)
+    plain = Denoiser(_loaded(settings, use), device, dtype)
+    compiled = compiled_denoiser(settings, device, dtype, use)
     batch = BATCHES[1]
     if timed(evaluation_of(compiled, batch), device) > FASTER * timed(evaluation_of(plain, batch), device):
         return False
-    exact = Denoiser(load_checkpoint(settings), device, torch.float32)
+    exact = Denoiser(_loaded(settings, use), device, torch.float32)
     truth, of_plain, of_compiled = (_shift(denoiser, batch) for denoiser in (exact, plain, compiled))
     return float((of_compiled - truth).norm()) <= COARSER * float((of_plain - truth).norm())
 
 
-def chosen_engine(settings: ModelSettings, device: torch.device, dtype: torch.dtype, base: Checkpoint) -> str:
-    """Return what runs the UNet of a long run here: openvino or torch.
+def chosen_engine(
+    settings: ModelSettings, device: torch.device, dtype: torch.dtype, base: Checkpoint, use: LabelUse = AS_PUBLISHED
+) -> str:
+    """Return what runs the UNet of a long run here: openvino or torch; `use` is how it will take labels.
 
     Raises
     ------
@@ -125,7 +139,7 @@ def chosen_engine(settings: ModelSettings, device: torch.device, dtype: torch.dt
     if not compiles(settings.engine, device, dtype, base):
         return "torch"
     asked = settings.engine == "openvino"
-    return "openvino" if asked or is_compiled_better(settings, device, dtype) else "torch"
+    return "openvino" if asked or is_compiled_better(settings, device, dtype, use) else "torch"
 
 
 def _shift(denoiser: Denoiser, batch: int) -> Tensor:

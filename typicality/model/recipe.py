@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from typicality.config import FinetuneSettings
 from typicality.errors import SettingsError
+from typicality.model.calibration import LabelUse
 from typicality.model.checkpoint import Checkpoint
 from typicality.model.unet import sees_prompt, shared
 
@@ -31,7 +30,7 @@ class Recipe:
     ----------
     lora : train an adapter instead of all weights
     rate : peak learning rate
-    cross_attention_rate : of the weights that see the label, as a multiple
+    cross_attention_rate : of cross-attention, as a multiple
     contrast : weight of the margin by which the own label should beat another
     schedule : of the rate, "cosine" or "constant"
     label_blocks : so many of the last decoder blocks see the label (unet.py); 0: all blocks
@@ -50,10 +49,12 @@ class Recipe:
         return "lora" if self.lora else "full"
 
 
-def use_labels_as_tuned(settings: FinetuneSettings, checkpoint: Checkpoint, null: str) -> None:
-    """Let a checkpoint that was not fine-tuned take labels as it will after that, to measure what that takes."""
-    blocks = _label_blocks_of(settings, checkpoint)
-    checkpoint.label_use = replace(checkpoint.label_use, blocks=blocks, null=null if blocks else "")
+def label_use_after(settings: FinetuneSettings, checkpoint: Checkpoint, null: str) -> LabelUse:
+    """Return how a checkpoint takes labels once it has been fine-tuned so, but for the scale that will be measured."""
+    if not settings.enabled:
+        return checkpoint.label_use
+    blocks = _label_blocks(settings.label_blocks, checkpoint)
+    return replace(checkpoint.label_use, blocks=blocks, null=null if blocks else "")
 
 
 def sharing_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> float:
@@ -61,19 +62,11 @@ def sharing_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> float:
 
     What lies before the first cross-attention of a model whose every block sees the label is too little to count.
     """
-    blocks, unet = _label_blocks_of(settings, checkpoint), checkpoint.unet
+    blocks = label_use_after(settings, checkpoint, "").blocks
     if not blocks:
         return 0.0
-    cells, dtype, device = checkpoint.size // checkpoint.factor, unet.dtype, unet.device
-    z = torch.zeros(1, unet.config.in_channels, cells, cells, dtype=dtype, device=device)
-    prompt = torch.zeros(
-        checkpoint.tokenizer.model_max_length, unet.config.cross_attention_dim, dtype=dtype, device=device
-    )
-    return shared(unet, z, prompt[None], prompt, blocks)
-
-
-def _label_blocks_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> int:
-    return _label_blocks(settings.label_blocks, checkpoint) if settings.enabled else checkpoint.label_use.blocks
+    cells = checkpoint.size // checkpoint.factor
+    return shared(checkpoint.unet, cells, checkpoint.tokenizer.model_max_length, blocks)
 
 
 def recipe_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> Recipe:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -60,7 +61,7 @@ def head(
     block = unet.up_blocks[-label_blocks]
     if not isinstance(block, CrossAttnUpBlock2D):
         return last
-    sample = block.resnets[0](torch.cat([last.sample, last.skips[-1]], 1), embedding)
+    sample = _resnet(block, 0, last.sample, last.skips[-1], embedding)
     return Head(sample, embedding, last.skips[:-1], last.block, begun=True)
 
 
@@ -78,6 +79,14 @@ def body(
     if up_blocks is not None:
         return sample
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+
+
+def _resnet(block: CrossAttnUpBlock2D, i: int, sample: Tensor, skip: Tensor, embedding: Tensor) -> Tensor:
+    """Residual block i of a decoder block; its activations are computed again in the backward pass where that is on."""
+    joined = torch.cat([sample, skip], 1)
+    if torch.is_grad_enabled() and block.gradient_checkpointing:
+        return block._gradient_checkpointing_func(block.resnets[i], joined, embedding)
+    return block.resnets[i](joined, embedding)
 
 
 def decoder_output(
@@ -131,7 +140,7 @@ def _rest(
     """The forward pass of a decoder block whose first residual block has run."""
     for i, attention in enumerate(block.attentions):
         if i:
-            sample = block.resnets[i](torch.cat([sample, skips[-i]], 1), embedding)
+            sample = _resnet(block, i, sample, skips[-i], embedding)
         sample = attention(sample, encoder_hidden_states=hidden, return_dict=False)[0]
     for upsampler in block.upsamplers or ():
         sample = upsampler(sample)
@@ -168,20 +177,28 @@ def under(
     return body(unet, wide, hidden)
 
 
-def shared(
-    unet: UNet2DConditionModel, z: Float[Tensor, "1 c h w"], hidden: Float[Tensor, "1 tokens width"],
-    null: Float[Tensor, "tokens width"] | None = None, label_blocks: int = 0,
-) -> float:  # fmt: skip
+def shared(unet: UNet2DConditionModel, cells: int, tokens: int, label_blocks: int) -> float:
     """Return the share of an evaluation that serves all prompts of an input, by its operations as torch counts them.
 
-    P predictions of one input then take `share + P (1 - share)` evaluations.
+    P predictions of one input then take `share + P (1 - share)` evaluations. They are counted without being done, with
+    plain attention, so that the number depends on the architecture alone: kernels of some devices are not counted.
+
+    Parameters
+    ----------
+    cells : of a side of a latent
+    tokens : of a prompt
+    label_blocks : of `head`
     """
-    t = torch.zeros(1, dtype=torch.int64, device=z.device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        first = head(unet, z, t, null, label_blocks)
-        before = counter.get_total_flops()
-        body(unet, first, hidden)
-    return before / counter.get_total_flops()
+    with torch.device("meta"), torch.no_grad():
+        bare = UNet2DConditionModel.from_config(unet.config)
+        bare.set_attn_processor(AttnProcessor())
+        z, t = torch.zeros(1, unet.config.in_channels, cells, cells), torch.zeros(1, dtype=torch.int64)
+        prompt = torch.zeros(1, tokens, unet.config.cross_attention_dim)
+        with FlopCounterMode(display=False) as counter:
+            first = head(bare, z, t, prompt[0], label_blocks)
+            before = counter.get_total_flops()
+            body(bare, first, prompt)
+        return before / counter.get_total_flops()
 
 
 def repeat(x: Tensor, times: int) -> Tensor:
