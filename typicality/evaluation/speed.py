@@ -95,8 +95,8 @@ class _Bench:
 
     def run(self, images: int | None) -> dict[str, Any]:
         loaded = self.open_run(self.first(16))
-        base = loaded.base
-        engine = chosen_engine(self.settings.model, loaded.device, loaded.dtype, base, base.label_use)  # as of many images
+        base = loaded.base  # an engine is chosen as for a large data set
+        engine = chosen_engine(self.settings.model, loaded.device, loaded.dtype, base, base.label_use)
         self.settings = resolve(self.settings.model_dump(), {"model": {"engine": engine}})
         run = self.open_run(loaded.dataset)
         run.take_model(loaded)
