@@ -235,7 +235,9 @@ def test_hostile_names_do_nothing_but_show(new_page: Make, tmp_path: Path) -> No
     assert page.locator(".label h2").first.text_content() == labels[0]
     for number, link in enumerate(page.locator(".timeline h3 a").all()):
         link.click()
-        assert focused(page) == f"label-{number}"
+        page.wait_for_function(
+            f"document.activeElement.id === 'label-{number}'"
+        )  # it follows the address, a task later
     assert page.evaluate("window.hacked") is None
     assert visitor.complaints == []
 
