@@ -304,12 +304,12 @@ def compare(
     ours, theirs = plans
     efforts = {name: preset(name, UNIFORM[0], sharing) for name in PRECISION}
     winner = efforts[DEFAULT].refine
-    even = sorted({*UNIFORM, winner})
+    uniform = sorted({*UNIFORM, winner})
     cost = Cost(jobs, sharing)
     per_draw = cost.predictions(1, jobs)  # an image
     blocks = range(-(-gold // BLOCK))
     missing = BLOCK * sum(keep is None or not block_path(keep, block).exists() for block in blocks)
-    fixed = missing + max(paper) + sum(even) + UNIFORM[0] + 2 * 2 * STRATA
+    fixed = missing + max(paper) + sum(uniform) + UNIFORM[0] + 2 * 2 * STRATA
     progress.say(
         f"{len(jobs)} images: {fixed * per_draw * len(jobs):,.0f} predictions, and at most "
         f"{sum(p.further + p.refine for p in efforts.values()) * per_draw * len(jobs):,.0f} for adaptive scoring"
@@ -325,7 +325,7 @@ def compare(
     rows = []
     for n, maps in zip(paper, draw("published", replace(theirs, units=max(paper)), jobs, list(paper)), strict=True):
         rows.append(bench.row(f"published, N = {n}", maps, n, n * per_draw, n * per_draw))
-    for n in even:
+    for n in uniform:
         maps = draw(f"uniform {n}", replace(ours, units=n // 2), jobs, [n // 2])[0]
         rows.append(bench.row(f"uniform, {n} draws", maps, n, cost.evaluations(n, jobs), n * per_draw))
     cache: dict[tuple[str, int], Drawn] = {}

@@ -40,7 +40,7 @@ def is_available() -> bool:
 
 
 class CompiledUNet:
-    """A UNet, compiled for latents of one shape; call it as `unet.predict` without its first argument.
+    """A UNet, compiled for latents of one shape: `head` and `under` do what those of `unet` do.
 
     Parameters
     ----------
@@ -63,15 +63,6 @@ class CompiledUNet:
             wide = [torch.cat([x, x]) for x in (first.sample, first.embedding, *first.skips)]
             self._head = _compiled(_Head(unet, null, label_blocks), (z, t), inside)
             self._body = _compiled(_Body(unet, first), (torch.zeros(PIECE, *prompt), *wide), inside)
-
-    def __call__(
-        self,
-        z: Float[Tensor, "n c h w"],
-        t: Int[Tensor, " n"],
-        hidden: Float[Tensor, "m tokens width"],
-        repeats: int,
-    ) -> Float[Tensor, "m c h w"]:
-        return self.under(self.head(z, t), hidden, repeats)
 
     def head(self, z: Float[Tensor, "n c h w"], t: Int[Tensor, " n"]) -> list[Tensor]:
         """Return what `unet.head` computes: sample, embedding, skips."""

@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,11 @@ from torch import Tensor, nn
 from typicality.config import FinetuneSettings, ScoreSettings
 from typicality.errors import SettingsError
 from typicality.model.average import Average
-from typicality.model.calibration import LabelUse, best_label_scale, scaled_typicality
+from typicality.model.calibration import best_label_scale, scaled_typicality
 from typicality.model.checkpoint import Checkpoint, save_adapter, save_checkpoint
 from typicality.model.denoiser import enough_memory, prompt_tokens, use_small_attention
 from typicality.model.latents import LatentStore
-from typicality.model.recipe import FULL_SIZE, MARGIN, default_steps, recipe_of, validation_interval
+from typicality.model.recipe import FULL_SIZE, MARGIN, default_steps, label_use_after, recipe_of, validation_interval
 from typicality.model.training import WHOLE, Draws, Part, TrainingSet, shifted
 from typicality.model.unet import predict
 from typicality.progress import SILENT, Progress
@@ -584,8 +584,8 @@ class Finetuner:
         for parameter, value in zip(self.parameters, best, strict=True):
             parameter.copy_(value)
         self.checkpoint.unet.eval()
-        blocks = self.recipe.label_blocks
-        self.checkpoint.label_use = LabelUse(self.best_label_scale, blocks, self.data.prompts.null if blocks else "")
+        use = label_use_after(self.settings, self.checkpoint, self.data.prompts.null)
+        self.checkpoint.label_use = replace(use, scale=self.best_label_scale)
 
     def entry(self, result: FinetuneResult, total: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
         """Return what a run records of this fine-tuning.

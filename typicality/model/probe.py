@@ -11,7 +11,7 @@ from torch import Tensor
 
 from typicality.config import ModelSettings
 from typicality.errors import DeviceMemoryError
-from typicality.model.calibration import AS_PUBLISHED, LabelUse
+from typicality.model.calibration import LabelUse
 from typicality.model.checkpoint import Checkpoint, load_checkpoint
 from typicality.model.denoiser import Denoiser, compiles, has_bfloat16, precision_of
 
@@ -93,7 +93,7 @@ def seconds_an_evaluation(
 
 
 def compiled_denoiser(
-    settings: ModelSettings, device: torch.device, dtype: torch.dtype, use: LabelUse = AS_PUBLISHED
+    settings: ModelSettings, device: torch.device, dtype: torch.dtype, use: LabelUse | None = None
 ) -> Denoiser:
     """Return a model whose UNet is compiled for latents of its own size."""
     checkpoint = _loaded(settings, use)
@@ -101,14 +101,14 @@ def compiled_denoiser(
     return Denoiser(checkpoint, device, dtype, [(cells, cells)])
 
 
-def _loaded(settings: ModelSettings, use: LabelUse) -> Checkpoint:
+def _loaded(settings: ModelSettings, use: LabelUse | None) -> Checkpoint:
     checkpoint = load_checkpoint(settings)
-    checkpoint.label_use = use
+    checkpoint.label_use = use or checkpoint.label_use
     return checkpoint
 
 
 def is_compiled_better(
-    settings: ModelSettings, device: torch.device, dtype: torch.dtype, use: LabelUse = AS_PUBLISHED
+    settings: ModelSettings, device: torch.device, dtype: torch.dtype, use: LabelUse | None = None
 ) -> bool:
     """Whether OpenVINO runs the UNet faster than torch does, and no less exactly; takes some ten seconds.
 
@@ -128,9 +128,9 @@ def is_compiled_better(
 
 
 def chosen_engine(
-    settings: ModelSettings, device: torch.device, dtype: torch.dtype, base: Checkpoint, use: LabelUse = AS_PUBLISHED
+    settings: ModelSettings, device: torch.device, dtype: torch.dtype, base: Checkpoint, use: LabelUse | None = None
 ) -> str:
-    """Return what runs the UNet of a long run here: openvino or torch; `use` is how it will take labels.
+    """Return what runs the UNet of a long run here: openvino or torch; `use` is how it will take labels, if otherwise.
 
     Raises
     ------

@@ -10,7 +10,9 @@ in, the more is shared.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -189,11 +191,16 @@ def shared(unet: UNet2DConditionModel, cells: int, tokens: int, label_blocks: in
     tokens : of a prompt
     label_blocks : of `head`
     """
+    return _shared(json.dumps(dict(unet.config)), cells, tokens, label_blocks)
+
+
+@lru_cache
+def _shared(architecture: str, cells: int, tokens: int, label_blocks: int) -> float:
     with torch.device("meta"), torch.no_grad():
-        bare = UNet2DConditionModel.from_config(unet.config)
+        bare = UNet2DConditionModel.from_config(json.loads(architecture))
         bare.set_attn_processor(AttnProcessor())
-        z, t = torch.zeros(1, unet.config.in_channels, cells, cells), torch.zeros(1, dtype=torch.int64)
-        prompt = torch.zeros(1, tokens, unet.config.cross_attention_dim)
+        z, t = torch.zeros(1, bare.config.in_channels, cells, cells), torch.zeros(1, dtype=torch.int64)
+        prompt = torch.zeros(1, tokens, bare.config.cross_attention_dim)
         with FlopCounterMode(display=False) as counter:
             first = head(bare, z, t, prompt[0], label_blocks)
             before = counter.get_total_flops()
