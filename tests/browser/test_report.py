@@ -235,9 +235,8 @@ def test_hostile_names_do_nothing_but_show(new_page: Make, tmp_path: Path) -> No
     assert page.locator(".label h2").first.text_content() == labels[0]
     for number, link in enumerate(page.locator(".timeline h3 a").all()):
         link.click()
-        page.wait_for_function(
-            f"document.activeElement.id === 'label-{number}'"
-        )  # it follows the address, a task later
+        until(page, f"document.activeElement.id === 'label-{number}'")  # focus follows the address, a task later
+        assert focused(page) == f"label-{number}"
     assert page.evaluate("window.hacked") is None
     assert visitor.complaints == []
 
