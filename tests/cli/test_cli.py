@@ -416,6 +416,18 @@ def test_as_a_program():
 
 
 @pytest.mark.slow
+def test_the_demo_in_small(typical, tmp_path: Path):
+    """The embedded emoji and the bundled base as `make demo` has them, but for fewer images and steps."""
+    some = ("--where", "category == 'Activities' and year != 2019", "--steps", 2, "--precision", "standard")
+    mined = typical("mine", "--label", "year", *some, "--set", "mine.per_label=8", "--out", "run", "--json")
+    assert mined.code == 0, mined.err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["stages"]["finetune"]["label_blocks"] == 1
+    assert record["stages"]["refine"]["state"] == "done"
+    assert json.loads(mined.out)["elements"] > 0
+
+
+@pytest.mark.slow
 def test_a_run_from_the_command_line(typical, tiny_model: Path, tiny_folder: Path, tmp_path: Path):
     """Mine, render again, classify: one JSON document each on stdout, exit code 1 where a limit is missed."""
     small = ("--set", "score.refine_draws=2", "--set", "mine.noises=1", "--set", "mine.clusters=2")

@@ -12,9 +12,11 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from tests.conftest import tiny_checkpoint
+from typicality.config import ModelSettings
 from typicality.errors import InputError, SettingsError
 from typicality.model import unet
 from typicality.model.calibration import LabelUse
+from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import Denoiser, cells_at_once, choose_device, choose_dtype, prompt_tokens
 
 CPU = torch.device("cpu")
@@ -101,6 +103,12 @@ def test_the_later_the_label_comes_in_the_more_is_shared() -> None:
     assert 0 < shares[0] < shares[1] < shares[2] < shares[3] < 1
     model.to(torch.bfloat16).set_attn_processor(AttnProcessor2_0())
     assert unet.shared(model, 8, 48, 1) == shares[3]
+
+
+def test_the_bundled_base_tells_what_is_shared() -> None:
+    """Its configuration names the folder that it was loaded from, which is no part of the architecture."""
+    base = load_checkpoint(ModelSettings()).unet
+    assert 0.7 < unet.shared(base, 16, 77, 1) < 0.9
 
 
 def test_late_labels_compute_activations_again_where_that_is_on() -> None:

@@ -191,7 +191,8 @@ def shared(unet: UNet2DConditionModel, cells: int, tokens: int, label_blocks: in
     tokens : of a prompt
     label_blocks : of `head`
     """
-    return _shared(json.dumps(dict(unet.config)), cells, tokens, label_blocks)
+    architecture = {name: value for name, value in unet.config.items() if not name.startswith("_")}  # not its folder
+    return _shared(json.dumps(architecture, sort_keys=True), cells, tokens, label_blocks)
 
 
 @lru_cache
