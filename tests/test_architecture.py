@@ -34,6 +34,7 @@ ORDER = (
     ("report",),
     ("run",),
     ("plan", "checks"),
+    ("passes",),
     ("pipeline",),
     ("renewal", "rescoring"),
     ("machine", "applications", "tabular"),

@@ -42,6 +42,7 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     },
     "score.protocol": ("uniform", "scores mine"),
     "score.draws": (6, "scores mine"),
+    "score.tilt": (0.5, "scores mine"),
     "score.t_min": (0.2, "training scores mine"),
     "score.t_max": (0.6, "training scores mine"),
     **{

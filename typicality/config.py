@@ -186,8 +186,17 @@ class ScoreSettings(Section):
     )  # fmt: skip
     t_min: float = Field(0.1, ge=0, lt=1, description="smallest timestep, as a share of the training steps")
     t_max: float = Field(0.7, gt=0, le=1, description="largest timestep, as a share of the training steps")
+    tilt: float | None = Field(
+        None, ge=-2, le=2,
+        description="more draws at small timesteps (> 0) or at large ones, weighted accordingly; 0: as many at all; by "
+        "default as fine-tuning finds the noise of scores to fall",
+    )  # fmt: skip
     batch_size: int | None = Field(None, ge=1, description="UNet evaluations at once")
     shard_images: int = Field(256, ge=1, description="images a shard; a killed run repeats at most one")
+
+    def naming(self, leave_out: Set[str] = frozenset()) -> dict[str, Any]:
+        """Return what names a scoring. Settings of later versions count where they are set: older results stay."""
+        return self.model_dump(exclude={*leave_out, *({"tilt"} if self.tilt is None else set())})
 
 
 class MineSettings(Section):
@@ -250,7 +259,7 @@ def settings_key(settings: Settings, stage: str) -> str:
         settings.dataset.label, settings.dataset.group,
     ]  # fmt: skip
     if stage == "mine":
-        score = settings.score.model_dump(exclude={"batch_size", "shard_images"})
+        score = settings.score.naming({"batch_size", "shard_images"})
         parts += [score, settings.mine.model_dump(), settings.seed]
     return key_of(parts)
 

@@ -41,6 +41,7 @@ from typicality.model.denoiser import Denoiser
 from typicality.model.finetune import Finetuner
 from typicality.model.recipe import sharing_of
 from typicality.model.training import TrainingSet, parts_of
+from typicality.passes import score_pass
 from typicality.plan import controls_of, first_jobs, warnings_of
 from typicality.processes import processes_here
 from typicality.progress import SILENT, Progress
@@ -49,7 +50,7 @@ from typicality.report.render import write_report
 from typicality.report.view import ReportInput
 from typicality.run import NO_FOLD, Run, open_run
 from typicality.scoring.effort import Effort, effort_of
-from typicality.scoring.scorer import Job, Scorer
+from typicality.scoring.scorer import Job
 from typicality.scoring.shards import ScoreReader
 from typicality.store import hash_of_files, is_full_disk, write_array, write_table
 
@@ -221,32 +222,6 @@ def _ensure_folds(run: Run) -> None:
         run.progress.say(f"warning: {warning}")
 
 
-def by_fold(run: Run, jobs: Sequence[Job]) -> list[tuple[int, list[Job]]]:
-    """Divide jobs by the fold that holds their image out: (fold, jobs) in order; one fold where there is one model."""
-    divided: dict[int, list[Job]] = {}
-    for job in jobs:
-        divided.setdefault(run.fold_of(job.image_id), []).append(job)
-    return sorted(divided.items())
-
-
-def scorer(run: Run, purpose: str, draws: int, fold: int = 0) -> Scorer:
-    """Return the scorer of one pass for the images of one fold; where there is one model, it is that of all images."""
-    denoiser = run.denoiser_of(fold)
-    return Scorer(
-        denoiser=denoiser,
-        latents=run.latents,
-        states=denoiser.encode_prompts(run.prompts.of_all(run.dataset.labels)),
-        labels=run.dataset.labels,
-        plan=run.plan(draws),
-        seed=run.settings.seed,
-        purpose=purpose,
-        batch_size=run.batch_size,
-        shard_images=run.settings.score.shard_images,
-        processes=run.directory.processes,
-        label_scale=run.label_scale_of(denoiser),
-    )
-
-
 def ensure_scores(run: Run) -> None:
     """Score every image under its own labels, then the winners anew with more draws and against other labels."""
     jobs = first_jobs(run.settings, run.dataset)
@@ -258,7 +233,7 @@ def ensure_scores(run: Run) -> None:
         chosen, asked = _selected(run, run.progress.say)
         for name in before - asked:  # rounds that an earlier precision needed
             del run.directory.record["stages"][name]
-        key = key_of([first.folder.name, run.settings.score.model_dump(), run.settings.mine.model_dump()])
+        key = key_of([first.folder.name, run.settings.score.naming(), run.settings.mine.model_dump()])
         with run.directory.stage("select", key) as entry:
             entry["rounds"] = [asdict(r) for r in chosen.rounds]
             entry["expected_overlap"] = round(chosen.rounds[-1].expected_overlap, 4)
@@ -272,42 +247,6 @@ def _refinement_jobs(run: Run, chosen: Mapping[str, Sequence[Patch]]) -> list[Jo
         for patch in patches:
             wanted.setdefault(patch.image_id, set()).add(label)
     return [Job(i, _with_contrast(run, i, sorted(own))) for i, own in sorted(wanted.items())]
-
-
-def score_pass(run: Run, stage: str, purpose: str, draws: int, jobs: Sequence[Job]) -> ScoreReader:
-    """Score images under labels, as far as that has not been done, and return a reader of the maps.
-
-    Parameters
-    ----------
-    stage : its name in run.json
-    purpose : names the pass's folder and its noise: other purposes draw independent noise
-    draws : UNet draws an image and label; even unless the protocol is `paper`
-    jobs : which images under which labels; one null prediction serves all labels of a job
-
-    With folds each image is scored by the model that has not seen it; the maps of all folds lie in one folder. Shards
-    that are no longer there are made again.
-
-    Raises
-    ------
-    OutputError : when maps are missing although all was scored.
-    """
-    folder = run.score_folder(purpose, draws)
-    key = key_of([folder.name, [[j.image_id, *j.labels] for j in jobs]])
-    reader, wanted = ScoreReader(folder), [(job.image_id, label) for job in jobs for label in job.labels]
-    if not run.directory.is_done(stage, key) or not reader.has_all(wanted):
-        with run.directory.stage(stage, key) as entry:
-            entry |= {"images": len(jobs), "draws": draws}
-            for fold, held_out in by_fold(run, jobs):
-                denoiser = run.denoiser_of(fold)
-                denoiser.evaluations = 0
-                try:
-                    scorer(run, purpose, draws, fold)(held_out, folder, run.progress)
-                finally:
-                    entry["unet_evaluations"] = entry.get("unet_evaluations", 0) + denoiser.evaluations
-            reader = ScoreReader(folder)
-            if not reader.has_all(wanted):
-                raise OutputError(f"shards of {folder} were removed while it was being filled; give the command again")
-    return reader
 
 
 def _with_contrast(run: Run, image_id: str, own: Sequence[str]) -> tuple[str, ...]:
@@ -396,7 +335,7 @@ def ensure_elements(run: Run) -> None:
     if adaptive:
         passes.append(run.score_folder(REFINEMENT, _refine_draws(run)).name)
     parts: list[Any] = [
-        passes, settings.mine.model_dump(), settings.score.model_dump(), run.dataset.fingerprint,
+        passes, settings.mine.model_dump(), settings.score.naming(), run.dataset.fingerprint,
         sorted((i.image_id, i.file_name) for i in run.dataset), run.dataset.grouping, run.cross_fitted, settings.seed,
     ]  # fmt: skip
     controls = controls_of(settings, run.dataset)

@@ -439,6 +439,7 @@ class Run:
             [
                 self.weights_key, self.latents.folder.name, self.settings.prompt.model_dump(), purpose, draws,
                 score.protocol == "paper", score.t_min, score.t_max, self.settings.seed, str(self.dtype), "even",
+                *([] if score.tilt is None else [score.tilt]),
             ]
         )  # fmt: skip
         return self.directory.path("scores", f"{purpose.replace(' ', '-')}-{key}")

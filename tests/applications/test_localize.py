@@ -48,7 +48,8 @@ from typicality.dataset.view import view_of
 from typicality.errors import DatasetError, InputError, OutputError
 from typicality.evaluation.localize import RIVALS
 from typicality.evaluation.localize import localize as evaluate
-from typicality.pipeline import ensure_latents, finetune, mine, scorer
+from typicality.passes import scorer
+from typicality.pipeline import ensure_latents, finetune, mine
 from typicality.progress import Progress
 from typicality.records import LabelledImage, ModelView
 from typicality.run import Run, open_run, resolve_settings

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from typicality.evaluation.estimator import (
     union_share,
 )
 from typicality.mining.patches import PatchSelection
+from typicality.model.calibration import saving
 from typicality.records import Patch
 from typicality.scoring.noise import DrawPlan
 from typicality.scoring.scorer import Job
@@ -68,6 +70,29 @@ def measured() -> EstimatorQuality:
     selection = PatchSelection(4, 4, per_image=5, per_label=10**6, share=0.09)
     unit = DrawPlan(1, 0.1, 0.7), DrawPlan(1, 0.1, 0.7, antithetic=False, stratified=False)
     return compare(draw, world.jobs(), selection, lambda _: (64, 64), unit, 400, [4, 100])
+
+
+def test_ours_are_drawn_as_mining_draws_and_the_rest_uniformly() -> None:
+    """What the density saves is told from the spread of uniform draws."""
+    world, asked = World(images=30, seed=3), {"uniform": set(), "tilted": set()}
+
+    def drawing(kind: str) -> Any:
+        def draw(purpose: str, plan: DrawPlan, jobs: Sequence[Job], prefixes: Sequence[int]) -> list[Drawn]:
+            asked[kind].add(purpose.split()[0])
+            return [Drawn(world.maps(jobs, purpose, n, plan.stratified).rows) for n in prefixes]
+
+        return draw
+
+    selection = PatchSelection(4, 4, per_image=5, per_label=10**6, share=0.09)
+    unit = DrawPlan(1, 0.1, 0.7), DrawPlan(1, 0.1, 0.7, antithetic=False, stratified=False)
+    result = compare(
+        drawing("uniform"), world.jobs(), selection, lambda _: (64, 64), unit, 100, [4],
+        as_mining=drawing("tilted"), tilt=0.5,
+    )  # fmt: skip
+    assert asked["uniform"] == {"gold", "published", "spread"}
+    assert asked["tilted"] == {"first", "uniform", "further", "refinement"}
+    assert result.tilt == 0.5
+    assert result.tilt_saving == round(saving(np.array(result.spread), 0.5), 4)
 
 
 def test_cost_is_counted_in_evaluations_with_the_null_prompt(measured: EstimatorQuality) -> None:

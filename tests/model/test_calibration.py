@@ -14,8 +14,12 @@ from typicality.errors import CheckpointError
 from typicality.model.calibration import (
     CALIBRATION,
     SMALLEST_SCALE,
+    STEEPEST,
     LabelUse,
     best_label_scale,
+    density_tilt,
+    inverse_density,
+    saving,
     scaled_typicality,
     with_label_scale,
 )
@@ -62,6 +66,25 @@ def test_scaled_predictions_give_the_typicality_of_the_formula() -> None:
     assert with_label_scale(prediction, 1.0) is prediction
 
 
+@pytest.mark.parametrize("tilt", [-1.5, 0.8, 1.3])
+def test_draws_go_where_the_noise_is(tilt: float) -> None:
+    """A spread that falls exponentially is matched: it saves what Neyman's allocation does."""
+    spread = np.exp(-tilt * (np.arange(200) + 0.5) / 200)
+    assert density_tilt(spread) == pytest.approx(tilt)
+    assert saving(spread, tilt) == pytest.approx(1 - spread.mean() ** 2 / np.square(spread).mean(), abs=1e-4)
+    assert saving(spread, 0.0) == 0
+    assert saving(spread, -tilt) < 0
+
+
+def test_timesteps_stay_uniform_where_nothing_is_to_be_gained() -> None:
+    even = np.array([1.0, 1.1, 0.95, 1.0, 1.02, 0.9, 1.0, 0.98])
+    assert density_tilt(even) == 0
+    assert density_tilt(np.array([1.0, 9.0, 1.0, 9.0, 9.0, 1.0, 9.0, 1.0])) == 0  # no slope
+    assert density_tilt(np.zeros(8)) == density_tilt(np.full(8, np.nan)) == 0
+    assert density_tilt(np.geomspace(1000, 1, 8)) == STEEPEST
+    assert inverse_density(np.linspace(0, 1, 3), 0.0).tolist() == [1, 1, 1]
+
+
 def test_the_scale_is_kept_with_the_model(tiny_model: Path, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint()
     assert load_checkpoint(ModelSettings(name=str(tiny_model))).label_use == LabelUse()
@@ -70,7 +93,19 @@ def test_the_scale_is_kept_with_the_model(tiny_model: Path, tmp_path: Path) -> N
     assert checkpoint.weights_hash() != before
     save_checkpoint(checkpoint, tmp_path)
     assert load_checkpoint(ModelSettings(name=str(tmp_path))).label_use == LabelUse(0.25)
-    for text in ('{"label_scale": 0}', '{"label_scale": "much"}', "{", "{}"):
+    of_scale = checkpoint.weights_hash()
+    checkpoint.label_use = LabelUse(0.25, tilt=0.7)
+    assert checkpoint.weights_hash() != of_scale
+    save_checkpoint(checkpoint, tmp_path)
+    assert load_checkpoint(ModelSettings(name=str(tmp_path))).label_use == LabelUse(0.25, tilt=0.7)
+    for text in (
+        '{"label_scale": 1, "tilt": 5}',
+        '{"label_scale": 1, "tilt": NaN}',
+        '{"label_scale": 0}',
+        '{"label_scale": "much"}',
+        "{",
+        "{}",
+    ):
         (tmp_path / CALIBRATION).write_text(text)
         with pytest.raises(CheckpointError, match="fine-tune again"):
             load_checkpoint(ModelSettings(name=str(tmp_path)))

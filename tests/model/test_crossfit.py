@@ -15,7 +15,7 @@ import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 import typicality
-from typicality import pipeline
+from typicality import passes, pipeline
 from typicality.api import settings_for as settings_for_api
 from typicality.config import DatasetSettings, FinetuneSettings, Settings
 from typicality.dataset import LabelledImages, load_dataset
@@ -142,7 +142,7 @@ def test_no_image_is_scored_by_a_model_that_has_seen_its_group(fitted: Run, monk
     """
     groups = {image.image_id: image.group for image in fitted.dataset}
     seen: dict[str, set[str]] = {}
-    draw, loss, validated = Finetuner._draw, Finetuner._loss, Finetuner.effect_of_labels
+    draw, loss, validated = Finetuner._draw, Finetuner._loss, Finetuner._both
 
     def spy_draw(self: Finetuner, ids: Sequence[str], rng: np.random.Generator) -> Draws:
         seen.setdefault(self.part.name, set()).update(groups[i] for i in ids)
@@ -166,14 +166,16 @@ def test_no_image_is_scored_by_a_model_that_has_seen_its_group(fitted: Run, monk
         assert prompts == [[0] * len(drawn.prompts)] * len(blocks)
         return result
 
-    def spy_validation(self: Finetuner, ids: Sequence[str]) -> float:
+    def spy_validation(
+        self: Finetuner, noisy: torch.Tensor, t: torch.Tensor, ids: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.part.labelled
         seen.setdefault(self.part.name, set()).update(groups[i] for i in ids)
-        return validated(self, ids)
+        return validated(self, noisy, t, ids)
 
     monkeypatch.setattr(Finetuner, "_draw", spy_draw)
     monkeypatch.setattr(Finetuner, "_loss", spy_loss)
-    monkeypatch.setattr(Finetuner, "effect_of_labels", spy_validation)
+    monkeypatch.setattr(Finetuner, "_both", spy_validation)
     pipeline.ensure_model(fitted)
     assert set(seen) == {"shared", "fold 0", "fold 1"}
     scored: dict[str, str] = {}
@@ -215,10 +217,10 @@ def test_without_folds_held_out_groups_take_part_in_nothing(
     pipeline.ensure_latents(run)
     trained: set[str] = set()
     validated: list[set[str]] = []
-    draw, effect = Finetuner._draw, Finetuner.effect_of_labels
+    draw, both = Finetuner._draw, Finetuner._both
     monkeypatch.setattr(Finetuner, "_draw", lambda self, ids, rng: (trained.update(ids), draw(self, ids, rng))[1])
     monkeypatch.setattr(
-        Finetuner, "effect_of_labels", lambda self, ids: (validated.append(set(ids)), effect(self, ids))[1]
+        Finetuner, "_both", lambda self, z, t, ids: (validated.append(set(ids)), both(self, z, t, ids))[1]
     )
     pipeline.ensure_model(run)
     entry = run.directory.record["stages"]["finetune"]
@@ -326,7 +328,7 @@ def test_images_are_classified_by_the_model_of_their_fold(fitted: Run, monkeypat
         classify_held_out(fitted, 2, Progress())
     assert seen == {image.image_id: [f"fold-{fitted.fold_of(image.image_id)}"] for image in fitted.dataset}
     job = Job(next(iter(seen)), fitted.dataset.labels)
-    one, other = (pipeline.scorer(fitted, "classify", 2, fold).unit_maps([job])[0] for fold in range(2))
+    one, other = (passes.scorer(fitted, "classify", 2, fold).unit_maps([job])[0] for fold in range(2))
     assert (one - other).abs().max() > 1e-5
 
 

@@ -18,13 +18,14 @@ from tests.conftest import tiny_checkpoint
 from typicality.config import DatasetSettings, FinetuneSettings, ModelSettings, ScoreSettings
 from typicality.dataset import LabelledImages, load_dataset, prepare
 from typicality.errors import InputError, SettingsError
-from typicality.model.calibration import CALIBRATION, LabelUse, save_label_use
+from typicality.model.calibration import CALIBRATION, LabelUse, density_tilt, save_label_use
 from typicality.model.checkpoint import load_checkpoint, save_adapter, save_checkpoint
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import VALIDATION_PAIRS, Finetuner
+from typicality.model.finetune import Finetuner
 from typicality.model.latents import LatentStore
 from typicality.model.recipe import CROSS_ATTENTION_RATE, Recipe, default_steps, recipe_of, validation_interval
 from typicality.model.training import Part, TrainingSet, divided, parts_of, shifted
+from typicality.model.validation import PAIRS
 from typicality.progress import Progress
 from typicality.prompts import Prompts
 
@@ -235,13 +236,13 @@ def test_validation_computes_what_no_prompt_changes_once(
     image_id = training.training[0]
     value, shift = tuner.effect_of_labels([image_id])
     hook.remove()
-    assert seen == [1] * 2 * VALIDATION_PAIRS
+    assert seen == [1] * 2 * PAIRS
     z = store.stack([image_id])
     states, label = tuner._states().detach(), training.labels.index(training.labels_of[image_id][0]) + 1
     expected, expected_shift = [], []
-    for pair in range(VALIDATION_PAIRS):
+    for pair in range(PAIRS):
         rng = np.random.default_rng([0, 29, 0, pair])
-        share = (pair + rng.random(1)) / VALIDATION_PAIRS
+        share = (pair + rng.random(1)) / PAIRS
         t = torch.from_numpy(((tuner.score.t_min + share * (tuner.score.t_max - tuner.score.t_min)) * 1000).astype(int))
         a = tuner.abar[t].item()
         noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32))
@@ -714,6 +715,8 @@ def test_fine_tuning_with_contrast_measures_the_scale_and_resumes_with_it(
     assert (shift > 0).all()
     again = trainer(data, tmp_path / "state", steps=40, batch_size=16, validate_every=20, rate=3e-3)
     assert again.run().label_scale == result.label_scale  # from its state, without another step
+    assert again.checkpoint.label_use.tilt == tuner.checkpoint.label_use.tilt
+    assert tuner.entry(result, 40)["tilt"] == density_tilt(tuner.effects.spread(tuner.data.validation))
 
 
 @pytest.mark.slow

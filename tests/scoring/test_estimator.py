@@ -149,6 +149,34 @@ def test_plan_stays_in_range_and_visits_every_stratum() -> None:
     assert DrawPlan(6, 0.1, 0.7, antithetic=False).draws == 6
 
 
+@pytest.mark.parametrize("tilt", [-1.5, 0.7, 2.0])
+@pytest.mark.parametrize("stratified", [True, False])
+def test_tilted_timesteps_are_weighted_so_that_means_stay(tilt: float, stratified: bool) -> None:
+    """Of 4,000 drawings of 6 units: mean of the weights, and of a function of t, as over a uniform range."""
+    plan = DrawPlan(6, 0.1, 0.7, stratified=stratified, tilt=tilt)
+    generator = torch.Generator().manual_seed(0)
+    places = torch.stack([plan.places(generator) for _ in range(4000)])
+    assert places.min() >= 0
+    assert places.max() < 1
+    weights = plan.weights(places)
+    assert weights.mean().item() == pytest.approx(1, abs=0.02)
+    assert (weights * places.square()).mean().item() == pytest.approx(1 / 3, abs=0.02)
+    assert (places.mean() < 0.5) == (tilt > 0)
+    middle = -math.log((1 + math.exp(-tilt)) / 2) / tilt  # half of the chance lies below
+    assert (places < middle).double().mean().item() == pytest.approx(0.5, abs=0.02)
+    if stratified:
+        assert (places.diff(dim=1) > 0).all()
+        assert ((places < middle).sum(1) == 3).all()
+
+
+def test_without_a_tilt_timesteps_are_what_they_were() -> None:
+    plan = DrawPlan(5, 0.1, 0.7)
+    offset = torch.rand(1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    expected = [int((0.1 + (i + float(offset)) / 5 * 0.6) * 1000) for i in range(5)]
+    assert plan.timesteps(1000, torch.Generator().manual_seed(3)).tolist() == expected
+    assert (plan.weights(plan.places(torch.Generator())) == 1).all()
+
+
 def test_noise_is_a_function_of_image_seed_and_purpose() -> None:
     def draw(*arguments: object) -> list[float]:
         return torch.randn(3, generator=image_generator(*arguments)).tolist()  # type: ignore[arg-type]

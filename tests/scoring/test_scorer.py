@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,6 +238,27 @@ def test_even_part_of_a_linear_denoiser(
     assert len(stored.even_share) == len(stored.squares)
     alone = make(denoiser, latents, plan=DrawPlan(3, 0.1, 0.7, antithetic=False)).unit_maps(jobs)
     assert torch.equal(alone.even, alone.differences)
+
+
+def test_a_tilt_changes_where_draws_lie_and_not_what_they_estimate(
+    denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose labels act at small timesteps alone; from 400 units, T, D^2, L(null) and the even part agree."""
+    jobs = [j for j in jobs_of(dataset) if latents.view(j.image_id).width == 32][:1]
+
+    def predict(x: torch.Tensor, t: torch.Tensor, *_: object) -> torch.Tensor:
+        strength = (t < 400)[:, None, None, None] * 0.3
+        return torch.stack([torch.zeros_like(x), strength * x])
+
+    monkeypatch.setattr(denoiser, "predict_noise", predict)
+    plain, tilted = (
+        make(denoiser, latents, plan=DrawPlan(400, 0.1, 0.7, tilt=tilt)).unit_maps(jobs) for tilt in (0.0, 1.2)
+    )
+    for one, other in zip(plain, tilted, strict=True):
+        assert other.mean().item() == pytest.approx(one.mean().item(), rel=0.05)
+        assert not torch.equal(one, other)
+    differ = [maps.differences[0, 0].ne(0).any(-1).any(-1).double().mean().item() for maps in (plain, tilted)]
+    assert differ == pytest.approx([0.5, -math.expm1(-0.6) / -math.expm1(-1.2)], abs=0.01)
 
 
 def test_scores_are_scaled(denoiser: Denoiser, latents: LatentStore, dataset: LabelledImages) -> None:

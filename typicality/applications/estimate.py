@@ -25,11 +25,13 @@ from typicality.mining.patches import PatchSelection, patch_side
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.crossfit import seen_by_a_fold
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import VALIDATION_PAIRS, Finetuner
+from typicality.model.finetune import Finetuner
 from typicality.model.probe import timed
 from typicality.model.recipe import default_steps, label_use_after, sharing_of, validation_interval
 from typicality.model.training import TrainingSet, parts_of
-from typicality.pipeline import feature_extractor, scorer
+from typicality.model.validation import PAIRS
+from typicality.passes import scorer
+from typicality.pipeline import feature_extractor
 from typicality.plan import controls_of, first_jobs
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch
@@ -215,7 +217,7 @@ class _Probe:
         prompts = 2 if trainer.contrast else 1
         validations = max(1, math.ceil(steps / validation_interval(tuning, steps)))
         checked = min(len(validation), tuning.validation_images) + min(len(training), tuning.validation_images)
-        evaluations = validations * checked * VALIDATION_PAIRS * 4  # both signs, null prompt and label
+        evaluations = validations * checked * PAIRS * 4  # both signs, null prompt and label
         models = tuning.shared + tuning.folds * (1 - tuning.shared) if tuning.folds > 1 else 1.0
         seconds = models * (steps * per_step + evaluations * per_evaluation)
         if tuning.minutes:

@@ -20,7 +20,7 @@ import numpy as np
 from typicality.config import Settings
 from typicality.errors import InputError
 from typicality.metrics import clustered_error
-from typicality.pipeline import by_fold, scorer
+from typicality.passes import by_fold, scorer
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.run import Run, existing_record, open_finished

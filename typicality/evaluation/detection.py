@@ -29,7 +29,8 @@ from typicality.mining.features import patch_features
 from typicality.mining.patches import PatchSelection, patch_side, top_patches
 from typicality.mining.tables import in_table_order
 from typicality.mining.whitening import Whitening
-from typicality.pipeline import FIRST_PASS, feature_extractor, score_pass
+from typicality.passes import score_pass
+from typicality.pipeline import FIRST_PASS, feature_extractor
 from typicality.progress import Progress
 from typicality.records import LabelledImage, Patch
 from typicality.run import Run

@@ -27,8 +27,11 @@ from typicality.errors import InputError
 from typicality.mining.boxes import box_means
 from typicality.mining.patches import PatchSelection, patch_side, rescored, top_patches
 from typicality.mining.selection import Prior, moderated, select
+from typicality.model.calibration import saving
 from typicality.model.recipe import sharing_of
-from typicality.pipeline import FIRST_PASS, FURTHER, REFINEMENT, by_fold, first_pass, scorer
+from typicality.model.validation import STRATA
+from typicality.passes import by_fold, scorer, tilt_of, tilted
+from typicality.pipeline import FIRST_PASS, FURTHER, REFINEMENT, first_pass
 from typicality.progress import SILENT, Progress
 from typicality.records import Patch, ScoreMap
 from typicality.run import Run, existing_record, open_finished
@@ -45,8 +48,6 @@ BLOCK = 50
 DEFAULT = "standard"
 UNIFORM = (4, 8, 16, 32)
 """Draws for every image, those of the first pass first."""
-STRATA = 8
-"""Bins of timesteps whose spread is compared."""
 SHARE = 500 / 1135
 """Patches that are compared, at least, for each image of a label: the top 500 of the embedded data's labels."""
 
@@ -96,7 +97,8 @@ class EstimatorQuality:
     sample, gold_draws, k : images; draws of the gold standard; best patches compared, label by label
     spread : standard deviation of a box's score in one antithetic pair, in equal bins of timesteps from low to high
     neyman_saving : share of the variance that draws allocated to the bins in proportion to their spread would save
-        (Neyman 1934); drawing does not do it, since it is small
+        (Neyman 1934)
+    tilt, tilt_saving : of the density of timesteps at which ours are drawn, and the share of the variance that it saves
     """
 
     evaluations_ratio: float
@@ -110,6 +112,8 @@ class EstimatorQuality:
     k: dict[str, int]
     spread: list[float]
     neyman_saving: float
+    tilt: float
+    tilt_saving: float
     seconds: float
     rows: list[Row]
 
@@ -205,6 +209,8 @@ def estimator(
         result = compare(
             partial_draw(run, progress), jobs, selection, sizes.__getitem__, plans, gold, sorted(paper), progress,
             prior_of(run, selection.side), gold_folder(run, jobs), sharing_of(run.settings.finetune, run.base),
+            partial_draw(run, progress, as_mining=True),
+            float(np.mean([tilt_of(run, run.denoiser_of(fold)) for fold in range(run.folds)])),
         )  # fmt: skip
     if picture is not None:
         draw_figure(result, picture)
@@ -244,14 +250,16 @@ def sample(labels_of: Mapping[str, Sequence[str]], images: int) -> list[Job]:
     return [Job(image_id, tuple(labels_of[image_id])) for image_id in sorted(chosen)]
 
 
-def partial_draw(run: Run, progress: Progress) -> Draw:
-    """The function that draws with a run's model: for each image that of its fold."""
+def partial_draw(run: Run, progress: Progress, as_mining: bool = False) -> Draw:
+    """The function that draws with a run's model, for each image that of its fold; timesteps are uniform, or as mining
+    draws them."""
 
     def draw(purpose: str, plan: DrawPlan, jobs: Sequence[Job], prefixes: Sequence[int]) -> list[Drawn]:
         found = [Drawn() for _ in prefixes]
         progress.start(f"draw ({purpose})", len(jobs))
         for fold, held_out in by_fold(run, jobs):
             measure = replace(scorer(run, purpose, 2, fold), plan=plan)
+            measure = tilted(run, measure) if as_mining else measure
             alike: defaultdict[tuple[int, int, int], list[Job]] = defaultdict(list)
             for job in held_out:
                 view = run.latents.view(job.image_id)
@@ -287,21 +295,24 @@ def partial_draw(run: Run, progress: Progress) -> Draw:
 def compare(
     draw: Draw, jobs: Sequence[Job], selection: PatchSelection, size_of: Callable[[str], tuple[int, int]],
     plans: tuple[DrawPlan, DrawPlan], gold: int, paper: Sequence[int], progress: Progress = SILENT,
-    prior: Prior | None = None, keep: Path | None = None, sharing: float = 0.0,
+    prior: Prior | None = None, keep: Path | None = None, sharing: float = 0.0, as_mining: Draw | None = None,
+    tilt: float = 0.0,
 ) -> EstimatorQuality:  # fmt: skip
     """Compare the ways of drawing, given a function that draws.
 
     Parameters
     ----------
-    draw : gives maps; other purposes draw independently
+    draw : gives maps, from timesteps of uniform density; other purposes draw independently
     selection : its share decides how many patches of a label are compared
     plans : one stratified antithetic unit, and one independent draw
     prior : of adaptive scoring, where more images are known than the sample
     keep : a folder for the gold standard's blocks; those that it holds are not drawn again
     sharing : share of an evaluation that serves all prompts of an input
+    as_mining, tilt : gives maps from timesteps of the density of mining, and the tilt of that; by default uniform
     """
     started = time.monotonic()
     ours, theirs = plans
+    our_draw = as_mining or draw
     efforts = {name: preset(name, UNIFORM[0], sharing) for name in PRECISION}
     winner = efforts[DEFAULT].refine
     uniform = sorted({*UNIFORM, winner})
@@ -314,7 +325,7 @@ def compare(
         f"{len(jobs)} images: {fixed * per_draw * len(jobs):,.0f} predictions, and at most "
         f"{sum(p.further + p.refine for p in efforts.values()) * per_draw * len(jobs):,.0f} for adaptive scoring"
     )
-    first = draw(FIRST_PASS, replace(ours, units=UNIFORM[0] // 2), jobs, [UNIFORM[0] // 2])[0]
+    first = our_draw(FIRST_PASS, replace(ours, units=UNIFORM[0] // 2), jobs, [UNIFORM[0] // 2])[0]
     seconds = time.monotonic() - started
     progress.say(f"about {seconds / UNIFORM[0] * fixed / 60:.0f} minutes")
     standard = gold_standard(draw, replace(theirs, units=BLOCK), jobs, first, blocks, selection.side, keep)
@@ -326,11 +337,11 @@ def compare(
     for n, maps in zip(paper, draw("published", replace(theirs, units=max(paper)), jobs, list(paper)), strict=True):
         rows.append(bench.row(f"published, N = {n}", maps, n, n * per_draw, n * per_draw))
     for n in uniform:
-        maps = draw(f"uniform {n}", replace(ours, units=n // 2), jobs, [n // 2])[0]
+        maps = our_draw(f"uniform {n}", replace(ours, units=n // 2), jobs, [n // 2])[0]
         rows.append(bench.row(f"uniform, {n} draws", maps, n, cost.evaluations(n, jobs), n * per_draw))
     cache: dict[tuple[str, int], Drawn] = {}
     for name, effort in efforts.items():
-        rows.append(_adaptive(name, effort, cost, draw, ours, jobs, first, bench, cache, progress, prior))
+        rows.append(_adaptive(name, effort, cost, our_draw, ours, jobs, first, bench, cache, progress, prior))
 
     spread = spread_by_timestep(draw, ours, jobs, selection.side)
 
@@ -348,6 +359,8 @@ def compare(
         k={label: len(found) for label, found in best.items()},
         spread=[float(f"{s:.4g}") for s in spread],
         neyman_saving=round(float(1 - spread.mean() ** 2 / np.square(spread).mean()), 4),
+        tilt=round(tilt, 4),
+        tilt_saving=round(saving(spread, tilt), 4),
         seconds=round(time.monotonic() - started, 1),
         rows=rows,
     )

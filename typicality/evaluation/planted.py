@@ -32,7 +32,8 @@ from typicality.evaluation.motifs import generator
 from typicality.evaluation.planted_figure import draw_figure
 from typicality.evaluation.planting import Original, Planting, Truth, choose_images, read_truth, write_planted
 from typicality.mining.significance import tested_p_value
-from typicality.pipeline import Result, mine, score_pass
+from typicality.passes import score_pass
+from typicality.pipeline import Result, mine
 from typicality.progress import SILENT, Progress
 from typicality.records import Box, ScoreMap
 from typicality.run import Run, open_run

@@ -34,7 +34,8 @@ from typicality.mining.patches import PatchSelection, patch_side, top_patches
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import DTYPES, Denoiser, cells_at_once, enough_memory
 from typicality.model.probe import chosen_engine, release, settle, timed
-from typicality.pipeline import FIRST_PASS, ensure_latents, feature_extractor, scorer
+from typicality.passes import scorer
+from typicality.pipeline import FIRST_PASS, ensure_latents, feature_extractor
 from typicality.progress import SILENT, Progress
 from typicality.records import ModelView, Patch, ScoreMap
 from typicality.run import Run

@@ -134,6 +134,8 @@ class Checkpoint:
             digest.update(f"label scale {self.label_use.scale!r}".encode())
         if self.label_use.blocks:
             digest.update(f"label blocks {self.label_use.blocks} beside {self.label_use.null!r}".encode())
+        if self.label_use.tilt:
+            digest.update(f"tilt {self.label_use.tilt!r}".encode())
         return digest.hexdigest()[:32]
 
 

@@ -118,7 +118,7 @@ class CrossFit:
             "images": len(self.dataset), "held_out": len(self.dataset),
             "method": entries[0]["method"], "text_encoder": entries[0]["text_encoder"],
             "contrast": entries[0]["contrast"], "label_scale": [e["label_scale"] for e in entries],
-            "label_blocks": entries[0].get("label_blocks", 0),
+            "label_blocks": entries[0].get("label_blocks", 0), "tilt": [e.get("tilt", 0.0) for e in entries],
             "history": mean_history([e["history"] for e in entries]),
             "warnings": [f"Fold {i}: {w}" for i, e in enumerate(entries) for w in e["warnings"]],
         }  # fmt: skip

@@ -44,22 +44,22 @@ from torch import Tensor, nn
 from typicality.config import FinetuneSettings, ScoreSettings
 from typicality.errors import SettingsError
 from typicality.model.average import Average
-from typicality.model.calibration import best_label_scale, scaled_typicality
+from typicality.model.calibration import best_label_scale, density_tilt, scaled_typicality
 from typicality.model.checkpoint import Checkpoint, save_adapter, save_checkpoint
 from typicality.model.denoiser import enough_memory, prompt_tokens, use_small_attention
 from typicality.model.latents import LatentStore
 from typicality.model.recipe import FULL_SIZE, MARGIN, default_steps, label_use_after, recipe_of, validation_interval
 from typicality.model.training import WHOLE, Draws, Part, TrainingSet, shifted
 from typicality.model.unet import predict
+from typicality.model.validation import LabelEffects
 from typicality.progress import SILENT, Progress
 from typicality.store import remove, write_arrays, write_text
 
 logger = logging.getLogger(__name__)
 
 FOCUS = 0.85  # share of the training draws whose timestep lies in the range that scoring uses
-VALIDATION_PAIRS = 4
 SHARE = 8  # images of a step that are worth a worker of their own on a CPU
-FEW = 8  # validation images; with fewer the label scale says little
+FEW = 8  # validation images; with fewer the label scale and the tilt say little
 MEMORISED = 3.0  # warn when typicality on training images exceeds the held-out one so many times
 TRAINING_RECORD = "training.json"
 
@@ -333,50 +333,30 @@ class Finetuner:
 
     # ------------------------------------------------------------------------------------- validation
 
-    @torch.no_grad()
+    @property
+    def effects(self) -> LabelEffects:
+        """What labels do with the weights as they are."""
+        size, score = self.settings.micro_batch or 32, self.score
+        return LabelEffects(self._both, self.latents, self.abar, score.t_min, score.t_max, self.seed, size)
+
     def effect_of_labels(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return (n,) typicality of images under their first label and (n,) means of D^2, in one fixed order.
+        """Return (n,) typicality of images under their first label and (n,) means of D^2, in one fixed order."""
+        return self.effects.means(ids)
 
-        The noise is antithetic, and the same every time.
-        """
+    @torch.no_grad()
+    def _both(self, noisy: Tensor, t: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Predict the noise under the null prompt and under the images' first labels, float32."""
         states = self._states() if self.frozen_states is None else self.frozen_states
-        size = self.settings.micro_batch or 32
-        values = []  # (n, 2)
-        shapes: dict[tuple[int, int], list[str]] = {}
-        for image_id in ids:
-            view = self.latents.view(image_id)
-            shapes.setdefault((view.height, view.width), []).append(image_id)
-        for group in shapes.values():
-            for start in range(0, len(group), size):
-                values.append(self._effects(group[start : start + size], start, states))
-        typicality, squared_shift = torch.cat(values).double().numpy().T
-        return typicality, squared_shift
-
-    def _effects(self, ids: Sequence[str], start: int, states: Tensor) -> Tensor:
-        """Return (n, 2) typicality and mean of D^2 of images of one shape; the first one is number `start` of them."""
         position = {label: i + 1 for i, label in enumerate(self.data.labels)}
         own = torch.tensor([position[self.data.labels_of[i][0]] for i in ids], device=self.device)
-        z = self.latents.stack(ids).to(self.device)
-        sums = torch.zeros(len(ids), 2)
-        for pair in range(VALIDATION_PAIRS):
-            rng = np.random.default_rng([self.seed, 29, start, pair])
-            share = (pair + rng.random(len(ids))) / VALIDATION_PAIRS
-            position_t = self.score.t_min + share * (self.score.t_max - self.score.t_min)
-            t = torch.from_numpy((position_t * len(self.abar)).astype(np.int64)).to(self.device)
-            noise = torch.from_numpy(rng.standard_normal(tuple(z.shape), dtype=np.float32)).to(self.device)
+        with self.accelerator.autocast():
+            hidden = torch.cat([states[:1].expand(len(ids), -1, -1), states[own]])
+            predicted = self._predict(noisy, t, hidden, states[0]).float()
+        if self.velocity:
             a = self.abar[t][:, None, None, None]
-            for eps in (noise, -noise):
-                noisy = a.sqrt() * z + (1 - a).sqrt() * eps
-                with self.accelerator.autocast():
-                    hidden = torch.cat([states[:1].expand(len(ids), -1, -1), states[own]])
-                    predicted = self._predict(noisy, t, hidden, states[0]).float()
-                null, label = predicted.unflatten(0, (2, -1))
-                if self.velocity:
-                    null, label = (a.sqrt() * p + (1 - a).sqrt() * noisy for p in (null, label))
-                shift = label - null
-                parts = shift * (2 * eps - label - null), shift.square()
-                sums += torch.stack([p.mean((1, 2, 3)) for p in parts], dim=1).cpu()
-        return sums / (2 * VALIDATION_PAIRS)
+            predicted = a.sqrt() * predicted + (1 - a).sqrt() * noisy.repeat(2, 1, 1, 1)
+        null, label = predicted.unflatten(0, (2, -1))
+        return null, label
 
     def validate(self) -> dict[str, float]:
         """Measure the averaged weights on validation images, which give the label scale, and on training images."""
@@ -585,7 +565,14 @@ class Finetuner:
             parameter.copy_(value)
         self.checkpoint.unet.eval()
         use = label_use_after(self.settings, self.checkpoint, self.data.prompts.null)
-        self.checkpoint.label_use = replace(use, scale=self.best_label_scale)
+        self.checkpoint.label_use = replace(use, scale=self.best_label_scale, tilt=self._tilt())
+
+    def _tilt(self) -> float:
+        """Return where among the timesteps these weights' scores are best drawn, see `density_tilt`."""
+        if not self.part.labelled or len(self.data.validation) < FEW:
+            return 0.0
+        with enough_memory("set finetune.micro_batch to less, 1 for instance"):
+            return density_tilt(self.effects.spread(self.data.validation))
 
     def entry(self, result: FinetuneResult, total: int, warnings: Sequence[str] = ()) -> dict[str, Any]:
         """Return what a run records of this fine-tuning.
@@ -600,7 +587,7 @@ class Finetuner:
             "steps": result.steps, "best_step": result.best_step, "images": result.images, "validation": validation,
             "held_out": total - result.images - validation, "method": self.recipe.method,
             "text_encoder": self.train_text, "contrast": self.contrast, "label_scale": result.label_scale,
-            "label_blocks": self.recipe.label_blocks,
+            "label_blocks": self.recipe.label_blocks, "tilt": self.checkpoint.label_use.tilt,
             "unet_evaluations": (result.steps - self.begun_at) * self.settings.batch_size * (2 if self.contrast else 1),
             "history": result.history, "warnings": [*result.warnings, *warnings],
         }  # fmt: skip

@@ -50,11 +50,11 @@ class Recipe:
 
 
 def label_use_after(settings: FinetuneSettings, checkpoint: Checkpoint, null: str) -> LabelUse:
-    """Return how a checkpoint takes labels once it has been fine-tuned so, but for the scale that will be measured."""
+    """Return how a checkpoint takes labels once it has been fine-tuned so, but for what will be measured."""
     if not settings.enabled:
         return checkpoint.label_use
     blocks = _label_blocks(settings.label_blocks, checkpoint)
-    return replace(checkpoint.label_use, blocks=blocks, null=null if blocks else "")
+    return replace(checkpoint.label_use, blocks=blocks, null=null if blocks else "", tilt=0.0)
 
 
 def sharing_of(settings: FinetuneSettings, checkpoint: Checkpoint) -> float:

@@ -73,10 +73,10 @@ def stages(facts: Mapping[str, Any]) -> tuple[Stage, ...]:
 
 def _stage(name: str, stage: Mapping[str, Any]) -> Stage:
     counts = {n: v for n, v in stage.items() if n not in NOT_COUNTED and type(v) is int}
-    scales = stage.get("label_scale")
-    scales = scales if isinstance(scales, list) else [scales]  # one a fold
     told = [f"{clean(n).replace('_', ' ')} {count(v)}" for n, v in counts.items()]
-    told += [f"label scale {scale:.2f}" for scale in scales if isinstance(scale, float)]
+    for name_of in ("label_scale", "tilt"):
+        of_folds = stage[name_of] if isinstance(stage.get(name_of), list) else [stage.get(name_of)]
+        told += [f"{name_of.replace('_', ' ')} {v:.2f}" for v in of_folds if isinstance(v, float)]
     seconds, evaluations, memory = (stage.get(n) for n in ("seconds", "unet_evaluations", "peak_memory_mb"))
     return Stage(
         name=clean(name),

@@ -8,6 +8,7 @@ independent noise.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from typicality.errors import InputError
+from typicality.model.calibration import inverse_density
 
 
 def check_draws(draws: int) -> None:
@@ -43,7 +45,8 @@ class DrawPlan:
     units : number of independent units: antithetic pairs, or single draws where `antithetic` is false
     t_min, t_max : range of t as shares of the training steps
     antithetic : each unit evaluates +eps and -eps at the same t and averages
-    stratified : one t in each of `units` equal bins at a common random offset; else t uniform, independent
+    stratified : one t in each of `units` bins of equal chance at a common random offset; else t independent
+    tilt : of the density of t within its range, from dense at low t (> 0) to dense at high t (< 0); 0: uniform
     """
 
     units: int
@@ -51,20 +54,33 @@ class DrawPlan:
     t_max: float
     antithetic: bool = True
     stratified: bool = True
+    tilt: float = 0.0
 
     @property
     def draws(self) -> int:
         return self.units * (2 if self.antithetic else 1)
 
-    def timesteps(self, total: int, generator: torch.Generator) -> Int[Tensor, " units"]:
-        """Draw integer timesteps in [t_min, t_max) of `total`, ascending when stratified."""
+    def places(self, generator: torch.Generator) -> Float[Tensor, " units"]:
+        """Draw where in the range of t the units lie, 0 to 1, ascending when stratified; float64."""
         if self.stratified:
             offset = torch.rand(1, generator=generator, dtype=torch.float64)
-            share = (torch.arange(self.units, dtype=torch.float64) + offset) / self.units
+            chance = (torch.arange(self.units, dtype=torch.float64) + offset) / self.units
         else:
-            share = torch.rand(self.units, generator=generator, dtype=torch.float64)
-        position = self.t_min + share * (self.t_max - self.t_min)
+            chance = torch.rand(self.units, generator=generator, dtype=torch.float64)
+        return torch.log1p(chance * math.expm1(-self.tilt)) / -self.tilt if self.tilt else chance
+
+    def at(self, places: Float[Tensor, "*n units"], total: int) -> Int[Tensor, "*n units"]:
+        """Return the timesteps there: integers in [t_min, t_max) of `total`."""
+        position = self.t_min + places * (self.t_max - self.t_min)
         return (position * total).floor().long().clamp(0, total - 1)
+
+    def timesteps(self, total: int, generator: torch.Generator) -> Int[Tensor, " units"]:
+        """Draw integer timesteps in [t_min, t_max) of `total`, ascending when stratified."""
+        return self.at(self.places(generator), total)
+
+    def weights(self, places: Float[Tensor, "*n units"]) -> Float[Tensor, "*n units"]:
+        """Return one over the density there, with which a mean over units is a mean over the whole range of t."""
+        return inverse_density(places, self.tilt)
 
     def noises(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "units c h w"]:
         """Draw the noise of every unit for one latent of the given shape."""

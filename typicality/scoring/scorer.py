@@ -45,12 +45,21 @@ class Job:
 
 
 class UnitMaps(NamedTuple):
-    """Maps of every job, label and unit, float32: T, D^2, L(null) (of no label), and the even part of T."""
+    """Maps of every job, label and unit, float32: T, D^2, L(null) (of no label), and the even part of T.
+
+    Their means over units are means over the range of timesteps: where its density is not uniform they are weighted.
+    """
 
     differences: Float[Tensor, "n p units h w"]
     shifts: Float[Tensor, "n p units h w"]
     null_losses: Float[Tensor, "n units h w"]
     even: Float[Tensor, "n p units h w"]
+
+    def weighted(self, weights: Float[Tensor, "n units"]) -> UnitMaps:
+        """Return the maps times the weights of their units."""
+        w = weights[:, :, None, None]
+        own = w[:, None]
+        return UnitMaps(self.differences * own, self.shifts * own, self.null_losses * w, self.even * own)
 
 
 @dataclass(frozen=True)
@@ -151,12 +160,13 @@ class Scorer:
         """Return what `unit_maps` does where it was computed."""
         z = self.latents.stack([job.image_id for job in jobs])
         plan, total = self.plan, self.denoiser.timesteps
-        times, noises = [], []
+        drawn, noises = [], []
         for job in jobs:
             generator = image_generator(job.image_id, self.seed, self.purpose)
-            times.append(plan.timesteps(total, generator))
+            drawn.append(plan.places(generator))
             noises.append(plan.noises(tuple(z.shape[1:]), generator))
-        z, t, eps = (self.denoiser.send(x) for x in (z, torch.stack(times), torch.stack(noises)))
+        places = torch.stack(drawn)
+        z, t, eps = (self.denoiser.send(x) for x in (z, plan.at(places, total), torch.stack(noises)))
         slots = self._slots(jobs)
         n, units = t.shape
         signs = (1.0, -1.0) if self.plan.antithetic else (1.0,)
@@ -165,7 +175,8 @@ class Scorer:
         for start in range(0, units, step):
             here = slice(start, start + step)
             parts.append(self._evaluate(z, t[:, here], eps[:, here], slots, signs))
-        return UnitMaps(*(torch.cat(maps, dim=-3) for maps in zip(*parts, strict=True)))
+        maps = UnitMaps(*(torch.cat(part, dim=-3) for part in zip(*parts, strict=True)))
+        return maps.weighted(self.denoiser.send(plan.weights(places).float())) if plan.tilt else maps
 
     def _slots(self, jobs: Sequence[Job]) -> list[list[int]]:
         position = {label: i + 1 for i, label in enumerate(self.labels)}

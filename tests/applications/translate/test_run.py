@@ -77,7 +77,7 @@ def test_latents_before_are_the_runs_own(run: Path, translation: Translation):
 
 def test_the_same_noise_on_both_sides(run: Path):
     """The source scored twice gives the same number, and one that the run's own scorer gives for that purpose."""
-    from typicality.pipeline import scorer
+    from typicality.passes import scorer
     from typicality.scoring.scorer import Job
 
     opened = open_finished(run, "finetune")

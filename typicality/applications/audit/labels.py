@@ -33,7 +33,7 @@ from scipy.stats import t as student
 from typicality.applications.audit.findings import REPORTED
 from typicality.config import key_of
 from typicality.errors import InputError
-from typicality.pipeline import scorer
+from typicality.passes import scorer
 from typicality.progress import SILENT, Progress
 from typicality.run import Run
 from typicality.scoring.scorer import Job, Scorer

@@ -30,7 +30,8 @@ from typicality.config import Settings, key_of
 from typicality.dataset.split import unit_hash
 from typicality.errors import InputError
 from typicality.mining.significance import adjusted_p_values
-from typicality.pipeline import feature_extractor, score_pass
+from typicality.passes import score_pass
+from typicality.pipeline import feature_extractor
 from typicality.progress import SILENT, Progress
 from typicality.records import LabelledImage
 from typicality.renewal import renew_report
