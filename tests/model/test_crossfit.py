@@ -181,10 +181,10 @@ def test_no_image_is_scored_by_a_model_that_has_seen_its_group(fitted: Run, monk
     scored: dict[str, str] = {}
     maps_on_device = Scorer.maps_on_device
 
-    def spy_scores(self: Scorer, jobs: Sequence[Job]) -> Any:
+    def spy_scores(self: Scorer, jobs: Sequence[Job], *drawn: Any) -> Any:
         for job in jobs:
             assert scored.setdefault(job.image_id, self.denoiser.checkpoint.name) == self.denoiser.checkpoint.name
-        return maps_on_device(self, jobs)
+        return maps_on_device(self, jobs, *drawn)
 
     monkeypatch.setattr(Scorer, "maps_on_device", spy_scores)
     pipeline.ensure_scores(fitted)

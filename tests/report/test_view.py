@@ -301,6 +301,8 @@ def test_facts_are_flattened_and_stages_told_apart() -> None:
     groups = {g.name: dict(g.rows) for g in fact_groups(facts)}
     assert groups == {"Run": {"Seed": "3"}, "Model": {"name": "base"}, "Settings: score": {"t_min": "0.1"}}
     assert (stages(facts)[0].seconds, stages(facts)[0].counts) == ("1 min 15 s", "images 1,200, draws 4")
+    calibrated = {"stages": {"finetune": {"label_scale": [0.5, 1.0], "tilt": 1.25}}}
+    assert stages(calibrated)[0].counts == "label scale 0.50, label scale 1.00, tilt 1.25"
 
 
 def test_the_most_alike_are_of_other_images_and_each_image_once(small: ReportInput) -> None:

@@ -7,6 +7,7 @@ shard's index is written last, so an interrupted encoding continues with what is
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,8 @@ PIXELS_AT_ONCE = 64 * 128 * 128
 """Pixels in one call of the autoencoder: 64 images of up to 128 px, 4 of 512 px."""
 CPU_PIXELS_AT_ONCE = 16 * 64 * 64
 """The same on a CPU, where 64 images of 64 px take nearly twice as long each as 16, for want of cache."""
+READERS = 8
+"""Threads that decode images for an autoencoder on a device of its own, at most; on a CPU one, beside its work."""
 OPEN_SHARDS = 16
 """Shards that are mapped into memory at once; opening one takes far less than one UNet evaluation."""
 VIEW_FIELDS = ("width", "height", "scale_x", "scale_y", "left", "top")
@@ -134,10 +137,11 @@ class LatentStore:
                     missing.append((at_once, left))
         processes.wait()  # now all have seen the same state, and may write
         own = processes.share(missing)
+        readers = 1 if denoiser.device.type == "cpu" else min(READERS, os.cpu_count() or 1)
         progress.start("encode mirror images" if self.mirror else "encode images", sum(len(left) for _, left in own))
         for at_once, images in own:
             views, latents = [], []
-            for part in self._prepared(dataset, images, at_once):
+            for part in self._prepared(dataset, images, at_once, readers):
                 pixels = torch.from_numpy(np.stack([p for p, _ in part]))
                 if self.mirror:
                     pixels = pixels.flip(-1)
@@ -151,23 +155,21 @@ class LatentStore:
         return sum(len(left) for _, left in missing)
 
     def _prepared(
-        self, dataset: LabelledImages, images: Sequence[LabelledImage], batch: int
+        self, dataset: LabelledImages, images: Sequence[LabelledImage], batch: int, readers: int
     ) -> Iterator[list[tuple[np.ndarray, ModelView]]]:
-        """Yield prepared batches; the next one is decoded by another thread meanwhile."""
+        """Yield prepared batches; the next one is decoded by other threads meanwhile."""
 
-        def read(part: Sequence[LabelledImage]) -> list[tuple[np.ndarray, ModelView]]:
-            return [prepare(dataset.open(image), self.size, self.step, self.max_aspect) for image in part]
+        def read(image: LabelledImage) -> tuple[np.ndarray, ModelView]:
+            return prepare(dataset.open(image), self.size, self.step, self.max_aspect)
 
-        parts = [images[start : start + batch] for start in range(0, len(images), batch)]
-        with ThreadPoolExecutor(1) as pool:
-            ahead: Future | None = None
-            for part in parts:
-                following = pool.submit(read, part)
-                if ahead is not None:
-                    yield ahead.result()
+        with ThreadPoolExecutor(readers) as pool:
+            ahead: list[Future] = []
+            for start in range(0, len(images), batch):
+                following = [pool.submit(read, image) for image in images[start : start + batch]]
+                if ahead:
+                    yield [one.result() for one in ahead]
                 ahead = following
-            if ahead is not None:
-                yield ahead.result()
+            yield [one.result() for one in ahead]
 
     def _write(self, images: Sequence[LabelledImage], latents: Tensor, views: Sequence[ModelView]) -> None:
         name = hashlib.sha256("".join(i.image_id for i in images).encode()).hexdigest()[:16]

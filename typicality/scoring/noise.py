@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,13 +61,12 @@ class DrawPlan:
     def draws(self) -> int:
         return self.units * (2 if self.antithetic else 1)
 
-    def places(self, generator: torch.Generator) -> Float[Tensor, " units"]:
-        """Draw where in the range of t the units lie, 0 to 1, ascending when stratified; float64."""
+    def places(self, generators: Sequence[torch.Generator]) -> Float[Tensor, "n units"]:
+        """Draw where in the range of t the units of every image lie, 0 to 1, ascending when stratified; float64."""
+        count = 1 if self.stratified else self.units
+        chance = torch.stack([torch.rand(count, generator=g, dtype=torch.float64) for g in generators])
         if self.stratified:
-            offset = torch.rand(1, generator=generator, dtype=torch.float64)
-            chance = (torch.arange(self.units, dtype=torch.float64) + offset) / self.units
-        else:
-            chance = torch.rand(self.units, generator=generator, dtype=torch.float64)
+            chance = (torch.arange(self.units, dtype=torch.float64) + chance) / self.units
         return torch.log1p(chance * math.expm1(-self.tilt)) / -self.tilt if self.tilt else chance
 
     def at(self, places: Float[Tensor, "*n units"], total: int) -> Int[Tensor, "*n units"]:
@@ -76,7 +76,7 @@ class DrawPlan:
 
     def timesteps(self, total: int, generator: torch.Generator) -> Int[Tensor, " units"]:
         """Draw integer timesteps in [t_min, t_max) of `total`, ascending when stratified."""
-        return self.at(self.places(generator), total)
+        return self.at(self.places([generator])[0], total)
 
     def weights(self, places: Float[Tensor, "*n units"]) -> Float[Tensor, "*n units"]:
         """Return one over the density there, with which a mean over units is a mean over the whole range of t."""

@@ -7,10 +7,11 @@ processes, must end with the very same numbers.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Collection, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from typicality.model.latents import LatentStore
 from typicality.processes import ALONE, Processes
 from typicality.progress import SILENT, Progress
 from typicality.scoring.estimator import (
+    Moments,
     denoising_loss,
     error_of_mean,
     even_part,
@@ -33,7 +35,7 @@ from typicality.scoring.estimator import (
     squared_shift,
 )
 from typicality.scoring.noise import DrawPlan, image_generator
-from typicality.scoring.shards import ScoredRow, read_index, write_shard
+from typicality.scoring.shards import ScoredRow, ScoredRows, read_index, write_shard
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ class UnitMaps(NamedTuple):
         w = weights[:, :, None, None]
         own = w[:, None]
         return UnitMaps(self.differences * own, self.shifts * own, self.null_losses * w, self.even * own)
+
+
+class Drawn(NamedTuple):
+    """What every unit of some images is made of: latents, places in the range of timesteps, and noises."""
+
+    latents: Float[Tensor, "n c h w"]
+    places: Float[Tensor, "n units"]
+    noises: Float[Tensor, "n units c h w"]
 
 
 @dataclass(frozen=True)
@@ -103,12 +113,13 @@ class Scorer:
         self.processes.wait()  # now all have seen the same state, and may write
         before, own = self.denoiser.evaluations, self.processes.share(shards)
         progress.start(f"score ({self.purpose})", sum(len(chunk) for shard in own for chunk in shard))
-        for shard in own:
-            rows: list[ScoredRow] = []
-            for chunk in shard:
-                rows += self.score(chunk)
-                progress.advance(len(chunk))
-            write_shard(folder, rows)
+        with closing(self._scored([chunk for shard in own for chunk in shard])) as scored:
+            for shard in own:
+                parts = []
+                for chunk in shard:
+                    parts.append(next(scored))
+                    progress.advance(len(chunk))
+                write_shard(folder, parts)
         progress.finish()
         self.denoiser.evaluations = before + self.processes.total(self.denoiser.evaluations - before)
         return sum(len(chunk) for shard in shards for chunk in shard)
@@ -137,36 +148,63 @@ class Scorer:
 
     def score(self, jobs: Sequence[Job]) -> list[ScoredRow]:
         """Score jobs that share a latent shape and a number of labels, all in memory."""
-        maps = self.maps_on_device(jobs)
-        losses = maps.null_losses[:, None].expand_as(maps.shifts)
-        moments = moments_of(maps.differences, maps.shifts, losses, maps.even).each(Tensor.cpu)
-        means = maps.differences.mean((-2, -1)).cpu()  # (n, p, units)
-        errors = error_of_mean(means).tolist()
-        whole = means.mean(-1).tolist()
-        return [
-            ScoredRow(
-                image_id=job.image_id, label=label, view=self.latents.view(job.image_id), draws=self.plan.draws,
-                mean=whole[i][j], standard_error=errors[i][j], moments=moments.each(itemgetter((i, j))),
-            )
-            for i, job in enumerate(jobs)
-            for j, label in enumerate(job.labels)
-        ]  # fmt: skip
+        return [row for part in self._scored([jobs]) for row in part.rows()]
+
+    def _scored(self, chunks: Sequence[Sequence[Job]]) -> Generator[ScoredRows]:
+        """Score batches in turn.
+
+        A device that works by itself is kept at work: what the next batch takes is drawn by another thread meanwhile,
+        and handed over before the results of this one are waited for.
+        """
+        waiting: tuple[Sequence[Job], Moments, Tensor] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="draw") as pool:
+            drawn = deque(pool.submit(self.draw, chunk) for chunk in chunks[:1])
+            for i, jobs in enumerate(chunks):
+                drawn.extend(pool.submit(self.draw, chunk) for chunk in chunks[i + 1 : i + 2])
+                maps = self.maps_on_device(jobs, drawn.popleft().result())
+                losses = maps.null_losses[:, None].expand_as(maps.shifts)
+                moments = moments_of(maps.differences, maps.shifts, losses, maps.even)
+                means = maps.differences.mean((-2, -1))  # (n, p, units)
+                del maps, losses
+                if waiting is not None:
+                    yield self._rows(*waiting)
+                waiting = jobs, moments, means
+            if waiting is not None:
+                yield self._rows(*waiting)
+
+    def _rows(self, jobs: Sequence[Job], moments: Moments, means: Tensor) -> ScoredRows:
+        """Bring what a batch came to from the device."""
+        units = means.cpu().flatten(0, 1)
+        return ScoredRows(
+            keys=tuple((job.image_id, label) for job in jobs for label in job.labels),
+            views=tuple(self.latents.view(job.image_id) for job in jobs for _ in job.labels),
+            draws=self.plan.draws,
+            means=units.mean(-1).tolist(),
+            standard_errors=error_of_mean(units).tolist(),
+            moments=moments.each(lambda x: x.cpu().flatten(0, 1)),
+        )
 
     def unit_maps(self, jobs: Sequence[Job]) -> UnitMaps:
         """Return the maps of every job, label and unit, on the CPU."""
         return UnitMaps(*(maps.cpu() for maps in self.maps_on_device(jobs)))
 
-    def maps_on_device(self, jobs: Sequence[Job]) -> UnitMaps:
-        """Return what `unit_maps` does where it was computed."""
+    def draw(self, jobs: Sequence[Job]) -> Drawn:
+        """Read the latents of jobs, and draw their timesteps and noises; on the CPU."""
         z = self.latents.stack([job.image_id for job in jobs])
-        plan, total = self.plan, self.denoiser.timesteps
-        drawn, noises = [], []
-        for job in jobs:
-            generator = image_generator(job.image_id, self.seed, self.purpose)
-            drawn.append(plan.places(generator))
-            noises.append(plan.noises(tuple(z.shape[1:]), generator))
-        places = torch.stack(drawn)
-        z, t, eps = (self.denoiser.send(x) for x in (z, plan.at(places, total), torch.stack(noises)))
+        generators = [image_generator(job.image_id, self.seed, self.purpose) for job in jobs]
+        places = self.plan.places(generators)
+        return Drawn(z, places, torch.stack([self.plan.noises(tuple(z.shape[1:]), g) for g in generators]))
+
+    def maps_on_device(self, jobs: Sequence[Job], drawn: Drawn | None = None) -> UnitMaps:
+        """Return what `unit_maps` does where it was computed, which the caller need not wait for.
+
+        Parameters
+        ----------
+        drawn : of these jobs, where that has been done
+        """
+        latents, places, noises = drawn or self.draw(jobs)
+        plan, times = self.plan, self.plan.at(places, self.denoiser.timesteps)
+        z, t, eps = (self.denoiser.send(x) for x in (latents, times, noises))
         slots = self._slots(jobs)
         n, units = t.shape
         signs = (1.0, -1.0) if self.plan.antithetic else (1.0,)

@@ -10,19 +10,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from typicality.errors import OutputError
 from typicality.records import ModelView, ScoreMap
 from typicality.scoring.estimator import Moments
 from typicality.store import write_arrays, write_table
 
+ARRAYS = ("typicality", "shrinkage", "null_loss", "even", "even_share")
 VIEW_COLUMNS = ("view_width", "view_height", "scale_x", "scale_y", "left", "top")
 INDEX_SCHEMA = pa.schema(
     [
@@ -45,7 +49,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """Moments of one image and label on their way to a shard. `mean` is over the whole map."""
+    """Moments of one image and label. `mean` is over the whole map."""
 
     image_id: str
     label: str
@@ -56,34 +60,61 @@ class ScoredRow:
     moments: Moments
 
 
-def write_shard(folder: Path, rows: Sequence[ScoredRow]) -> None:
+@dataclass(frozen=True)
+class ScoredRows:
+    """The same of many images and labels of one shape on their way to a shard.
+
+    Attributes
+    ----------
+    keys : image id and label
+    moments : their arrays have one leading axis, over the keys
+    """
+
+    keys: tuple[tuple[str, str], ...]
+    views: tuple[ModelView, ...]
+    draws: int
+    means: list[float]
+    standard_errors: list[float]
+    moments: Moments
+
+    def rows(self) -> list[ScoredRow]:
+        return [
+            ScoredRow(
+                image_id, label, self.views[i], self.draws, self.means[i], self.standard_errors[i],
+                self.moments.each(itemgetter(i)),
+            )
+            for i, (image_id, label) in enumerate(self.keys)
+        ]  # fmt: skip
+
+
+def write_shard(folder: Path, parts: Sequence[ScoredRows]) -> None:
     """Write one shard. Its name is a hash of what it holds, so writing it again replaces it."""
-    name = hashlib.sha256("".join(f"{r.image_id}{r.label}" for r in rows).encode()).hexdigest()[:16]
-    first = rows[0].moments
-    arrays = {
-        "typicality": np.stack([r.moments.typicality.numpy() for r in rows]),
-        "shrinkage": np.stack([r.moments.shrinkage.numpy() for r in rows]),
-        "null_loss": np.stack([r.moments.null_loss.numpy() for r in rows]),
-        "even": np.stack([r.moments.even.numpy() for r in rows]),
-        "even_share": np.stack([r.moments.even_share.numpy() for r in rows]),
-    }
-    for side in first.squares:
-        arrays[f"squares_{side}"] = np.stack([r.moments.squares[side].numpy() for r in rows])
+    keys = [key for part in parts for key in part.keys]
+    name = hashlib.sha256("".join(f"{image_id}{label}" for image_id, label in keys).encode()).hexdigest()[:16]
+    moments = [part.moments for part in parts]
+
+    def joined(arrays: Iterable[Tensor]) -> np.ndarray:
+        return torch.cat(list(arrays)).numpy()
+
+    arrays = {field: joined(getattr(m, field) for m in moments) for field in ARRAYS}
+    for side in moments[0].squares:
+        arrays[f"squares_{side}"] = joined(m.squares[side] for m in moments)
     write_arrays(folder / f"{name}.safetensors", arrays)
+    views = [view for part in parts for view in part.views]
     columns = {
-        "image_id": [r.image_id for r in rows],
-        "label": [r.label for r in rows],
-        "row": list(range(len(rows))),
-        "n_pairs": [r.moments.n for r in rows],
-        "draws": [r.draws for r in rows],
-        "mean": [r.mean for r in rows],
-        "standard_error": [r.standard_error for r in rows],
-        "view_width": [r.view.width for r in rows],
-        "view_height": [r.view.height for r in rows],
-        "scale_x": [r.view.scale_x for r in rows],
-        "scale_y": [r.view.scale_y for r in rows],
-        "left": [r.view.left for r in rows],
-        "top": [r.view.top for r in rows],
+        "image_id": [image_id for image_id, _ in keys],
+        "label": [label for _, label in keys],
+        "row": list(range(len(keys))),
+        "n_pairs": [part.moments.n for part in parts for _ in part.keys],
+        "draws": [part.draws for part in parts for _ in part.keys],
+        "mean": [mean for part in parts for mean in part.means],
+        "standard_error": [error for part in parts for error in part.standard_errors],
+        "view_width": [view.width for view in views],
+        "view_height": [view.height for view in views],
+        "scale_x": [view.scale_x for view in views],
+        "scale_y": [view.scale_y for view in views],
+        "left": [view.left for view in views],
+        "top": [view.top for view in views],
     }
     write_table(folder / f"{name}.parquet", pa.table(columns, schema=INDEX_SCHEMA))
 
