@@ -55,6 +55,8 @@ EXACT_GROUPS = 12
 """Up to so many groups all 2^n sign patterns are listed."""
 PATTERNS = 9999
 """Random sign patterns beyond that, and permutations of labels; the smallest p-value is 1 / (PATTERNS + 1)."""
+AT_ONCE = 2**18
+"""Images times permutations in memory, which do not grow with the number of images."""
 
 
 @dataclass(frozen=True)
@@ -182,13 +184,20 @@ def detection_p_values(
             k = int(is_own[members].sum())
             if k == 0:
                 continue
-            keys = rng.random((len(totals), len(members)), dtype=np.float32)
-            chosen = np.argpartition(keys, k - 1, axis=1)[:, :k]
-            drawn = np.zeros(keys.shape)
-            np.put_along_axis(drawn, chosen, 1, axis=1)
-            totals += drawn @ means[members]
+            rows = max(1, AT_ONCE // len(members))
+            for first_row in range(0, len(totals), rows):
+                some = totals[first_row : first_row + rows]
+                some += _sums_of_chosen(means[members], k, len(some), rng)
         reached += (totals >= threshold).sum(axis=0)
     return reached / (PATTERNS + 1)
+
+
+def _sums_of_chosen(values: np.ndarray, k: int, times: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose k of n rows at random, so many times: (times, c) sums of (n, c)."""
+    keys = rng.random((times, len(values)), dtype=np.float32)
+    drawn = np.zeros(keys.shape)
+    np.put_along_axis(drawn, np.argpartition(keys, k - 1, axis=1)[:, :k], 1, axis=1)
+    return drawn @ values
 
 
 def sign_flip_p_value(specificity: np.ndarray, groups: np.ndarray, seed: int = 0) -> float:
