@@ -64,7 +64,7 @@ class UnitMaps(NamedTuple):
         return UnitMaps(self.differences * own, self.shifts * own, self.null_losses * w, self.even * own)
 
 
-class Drawn(NamedTuple):
+class UnitInputs(NamedTuple):
     """What every unit of some images is made of: latents, places in the range of timesteps, and noises."""
 
     latents: Float[Tensor, "n c h w"]
@@ -188,14 +188,14 @@ class Scorer:
         """Return the maps of every job, label and unit, on the CPU."""
         return UnitMaps(*(maps.cpu() for maps in self.maps_on_device(jobs)))
 
-    def draw(self, jobs: Sequence[Job]) -> Drawn:
+    def draw(self, jobs: Sequence[Job]) -> UnitInputs:
         """Read the latents of jobs, and draw their timesteps and noises; on the CPU."""
         z = self.latents.stack([job.image_id for job in jobs])
         generators = [image_generator(job.image_id, self.seed, self.purpose) for job in jobs]
         places = self.plan.places(generators)
-        return Drawn(z, places, torch.stack([self.plan.noises(tuple(z.shape[1:]), g) for g in generators]))
+        return UnitInputs(z, places, torch.stack([self.plan.noises(tuple(z.shape[1:]), g) for g in generators]))
 
-    def maps_on_device(self, jobs: Sequence[Job], drawn: Drawn | None = None) -> UnitMaps:
+    def maps_on_device(self, jobs: Sequence[Job], drawn: UnitInputs | None = None) -> UnitMaps:
         """Return what `unit_maps` does where it was computed, which the caller need not wait for.
 
         Parameters
