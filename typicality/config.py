@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Set
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -44,6 +44,13 @@ class Section(BaseModel):
     """A frozen group of settings that refuses names it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    LATER: ClassVar[tuple[str, ...]] = ()
+    """Settings that came with later versions, None by default."""
+
+    def naming(self, leave_out: Set[str] = frozenset()) -> dict[str, Any]:
+        """Return what names a result of these settings. Later ones count where they are set: older results stay."""
+        unset = {name for name in self.LATER if getattr(self, name) is None}
+        return self.model_dump(exclude={*leave_out, *unset})
 
 
 class DatasetSettings(Section):
@@ -103,6 +110,8 @@ class ModelSettings(Section):
 
 
 class FinetuneSettings(Section):
+    LATER = ("label_blocks",)
+
     enabled: bool = Field(True, description="false scores with the model as it is")
     method: Literal["auto", "full", "lora"] = Field("auto", description="auto: full weights up to 100 M parameters")
     lora_rank: int = Field(16, ge=1)
@@ -151,13 +160,10 @@ class FinetuneSettings(Section):
         0.25, ge=0, lt=1, description="with folds: share of the steps taken once for all of them, without any label"
     )
 
-    def naming(self, leave_out: Set[str]) -> dict[str, Any]:
-        """Return what names a fine-tuning. Settings of later versions count where they are set: older models stay."""
-        unset = {"label_blocks"} if self.label_blocks is None else set()
-        return self.model_dump(exclude={*leave_out, *unset})
-
 
 class ScoreSettings(Section):
+    LATER = ("tilt",)
+
     protocol: Literal["adaptive", "uniform", "paper"] = Field(
         "adaptive",
         description="adaptive: more draws where they matter; uniform: the same for all; paper: as published",
@@ -193,10 +199,6 @@ class ScoreSettings(Section):
     )  # fmt: skip
     batch_size: int | None = Field(None, ge=1, description="UNet evaluations at once")
     shard_images: int = Field(256, ge=1, description="images a shard; a killed run repeats at most one")
-
-    def naming(self, leave_out: Set[str] = frozenset()) -> dict[str, Any]:
-        """Return what names a scoring. Settings of later versions count where they are set: older results stay."""
-        return self.model_dump(exclude={*leave_out, *({"tilt"} if self.tilt is None else set())})
 
 
 class MineSettings(Section):

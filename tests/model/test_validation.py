@@ -34,7 +34,7 @@ def effects(strength: Any, at_once: int = 8) -> LabelEffects:
         shift = torch.ones_like(noisy) * strength(t.float() / 1000)[:, None, None, None]
         return torch.zeros_like(noisy), shift
 
-    return LabelEffects(predict, Latents(), ABAR, 0.1, 0.7, 0, at_once)  # type: ignore[arg-type]
+    return LabelEffects(predict, Latents(), ABAR, 0.1, 0.7, 0, at_once)
 
 
 def test_spread_is_the_noise_of_boxes_at_each_timestep() -> None:
@@ -50,7 +50,7 @@ def test_spread_follows_the_strength_of_the_label() -> None:
         strength = torch.exp(-1.5 * t / 600)[:, None, None, None] * 1e-3
         return torch.zeros_like(noisy), strength * noise
 
-    measure = LabelEffects(predict, Latents(), ABAR, 0.1, 0.7, 0, 8)  # type: ignore[arg-type]
+    measure = LabelEffects(predict, Latents(), ABAR, 0.1, 0.7, 0, 8)
     spread = measure.spread([str(i) for i in range(40)])
     assert np.polyfit((np.arange(STRATA) + 0.5) / STRATA, np.log(spread), 1)[0] == pytest.approx(-1.5, abs=0.1)
     of_box = 2e-3 * np.exp(-1.5 * (0.1 + 0.6 / 16) / 0.6) * np.sqrt(2 / (4 * 4))  # 4 channels, 2 x 2 cells

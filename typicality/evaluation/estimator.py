@@ -251,8 +251,12 @@ def sample(labels_of: Mapping[str, Sequence[str]], images: int) -> list[Job]:
 
 
 def partial_draw(run: Run, progress: Progress, as_mining: bool = False) -> Draw:
-    """The function that draws with a run's model, for each image that of its fold; timesteps are uniform, or as mining
-    draws them."""
+    """The function that draws with a run's model, for each image that of its fold.
+
+    Parameters
+    ----------
+    as_mining : with more draws where scores are noisy; else timesteps are uniform
+    """
 
     def draw(purpose: str, plan: DrawPlan, jobs: Sequence[Job], prefixes: Sequence[int]) -> list[Drawn]:
         found = [Drawn() for _ in prefixes]
