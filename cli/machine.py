@@ -38,10 +38,10 @@ def bench(
 
     common.pass_over(*PLACE, why="it keeps nothing but what --write names")
     limits = parse_limits(at_least)
-    fixed = {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}}
-    settings = common.settings(None, {"dataset": {"label": "year"}, **fixed})
+    settings = common.settings(None, {"dataset": {"label": "year"}, "score": {"protocol": "uniform"}})
     if common.dry_run:
-        return show_plan({"images": images or "by speed", "kept": write or "nothing"}, common, settings)
+        plan = {"images": images or "by speed", "fine-tuning": "none; of its settings finetune.label_blocks counts"}
+        return show_plan(plan | {"kept": write or "nothing"}, common, settings)
     finish("bench", measure(settings, images, common.progress), limits, common, write)
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,5 +76,31 @@ def test_all_of_it_on_a_tiny_model(tiny_folder: Path, tiny_model: Path, monkeypa
     assert -1 <= found["rank_correlation_bf16_fp32"] <= 1
     assert 0 < found["matmul_share"] < 1
     assert found["evaluations"] == 8 * 2 * speed.DRAWS
+    assert (found["label_blocks"], found["all_blocks"]) == (0, None)
     assert set(found["mining"]) == {"features_seconds_an_image", "top_patches_seconds", "clustering_seconds"}
     assert set(found["mining"]["top_patches_seconds"]) == {"100", "200"}
+
+
+@pytest.mark.slow
+def test_scoring_is_measured_as_mine_would_do_it(
+    tiny_folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the label in the last block alone, and beside it in all, in which next to nothing can be shared."""
+    monkeypatch.setattr(speed, "MAPS", (100,))
+    monkeypatch.setattr(speed, "TURNS", 1)
+    seen: list[int] = []
+    prediction = Denoiser.predict_noise
+
+    def watched(self: Denoiser, *given: Any) -> torch.Tensor:
+        seen.append(self.checkpoint.label_use.blocks)
+        return prediction(self, *given)
+
+    monkeypatch.setattr(Denoiser, "predict_noise", watched)
+    late = {"label_blocks": 1}
+    found = typicality.bench(tiny_folder, "folder", images=8, model=str(tiny_model), dtype="fp32", finetune=late)
+    times, everywhere = found["milliseconds_an_evaluation"], found["all_blocks"]
+    assert found["label_blocks"] == 1
+    assert set(seen) == {0, 1}
+    assert found["ours_over_fp32_eager"] == pytest.approx(times["fp32_eager"] / times["ours"])
+    assert everywhere["pipeline_over_bare_unet"] == pytest.approx(times["bare"] / times["all_blocks"])
+    assert everywhere["ours_over_fp32_eager"] == pytest.approx(times["fp32_eager"] / times["all_blocks"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import tiny_checkpoint
 from typicality.config import Engine, ModelSettings, resolve
@@ -18,7 +19,7 @@ from typicality.model import denoiser as module
 from typicality.model import probe
 from typicality.model.calibration import LabelUse
 from typicality.model.checkpoint import Checkpoint
-from typicality.model.compiled import PIECE, CompiledUNet
+from typicality.model.compiled import PIECE, CompiledUNet, equivalent
 from typicality.model.denoiser import Denoiser, may_compile
 from typicality.model.unet import predict
 from typicality.pipeline import ensure_model, mine
@@ -82,6 +83,27 @@ def test_a_unet_that_sees_the_prompt_at_once_is_cut_at_its_beginning() -> None:
     with torch.no_grad():
         found = compiled.under(compiled.head(z, t), hidden, 2)
         torch.testing.assert_close(found, predict(unet, z, t, hidden, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_compiled_computes_the_same_in_fewer_operations() -> None:
+    """In double precision the predictions are equal; the given UNet stays as it is, and lends its weights."""
+    unet = tiny_checkpoint().unet
+    modules = [type(module) for module in unet.modules()]
+    z, t = inputs(3)
+    hidden = torch.randn(3, 7, unet.config.cross_attention_dim)
+
+    def operations(one: Any) -> int:
+        with FlopCounterMode(display=False) as counter:
+            one(z, t, hidden)
+        return counter.get_total_flops()
+
+    other = equivalent(unet)
+    assert other.conv_in.weight is unet.conv_in.weight
+    assert operations(other) < operations(unet)
+    assert [type(module) for module in unet.modules()] == modules
+    assert [type(module) for module in other.modules()] != modules
+    exact, z, hidden = unet.double(), z.double(), hidden.double()
+    torch.testing.assert_close(equivalent(exact)(z, t, hidden).sample, exact(z, t, hidden).sample)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not tell")

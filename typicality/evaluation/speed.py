@@ -4,7 +4,9 @@ Ratios are the result, not seconds. What is compared is repeated in turn (A B C 
 within a turn is taken, since the speed of a shared machine varies within minutes.
 
 The bare UNet is diffusers' own, called in a loop on tensors that are ready, in the batch size and with the attention
-that are fastest here; nothing is shared between prompts, nothing is read, reduced or written.
+that are fastest here; nothing is shared between prompts, nothing is read, reduced or written. Ours makes as many
+predictions, of a model that takes labels as `mine` with the same settings would (`finetune.label_blocks`), and shares
+what it can; with the label in every block, as published, next to nothing can be shared, and that is measured beside it.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ from typicality.errors import DeviceMemoryError
 from typicality.mining.boxes import box_means
 from typicality.mining.clusters import cluster_elements
 from typicality.mining.patches import PatchSelection, patch_side, top_patches
+from typicality.model.calibration import LabelUse
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.denoiser import DTYPES, Denoiser, cells_at_once, enough_memory
 from typicality.model.probe import chosen_engine, release, settle, timed
+from typicality.model.recipe import label_use_after, sharing_of
 from typicality.passes import scorer
 from typicality.pipeline import FIRST_PASS, ensure_latents, feature_extractor
 from typicality.progress import SILENT, Progress
@@ -56,7 +60,7 @@ CELLS, MAP_LABELS, DISTINCT = 64, 10, 64
 
 
 def bench(settings: Settings, images: int | None = None, progress: Progress = SILENT) -> dict[str, Any]:
-    """Measure this machine with the model as it is, without fine-tuning; takes about three minutes.
+    """Measure this machine with the weights as they are, without fine-tuning; takes about three minutes.
 
     Parameters
     ----------
@@ -65,14 +69,15 @@ def bench(settings: Settings, images: int | None = None, progress: Progress = SI
 
     Returns
     -------
-    pipeline_over_bare_unet : bare seconds / ours for as many evaluations in the same precision
+    pipeline_over_bare_unet : bare seconds / ours for as many predictions in the same precision
     ours_over_fp32_eager : bare float32 seconds / ours
+    label_blocks : so many decoder blocks see the label, after fine-tuning by these settings; 0: all blocks
+    all_blocks : both ratios where all blocks see it, None where they do
     rank_correlation_bf16_fp32 : Spearman's, of the scores of all patches from the same noise (None on float32 alone)
     matmul_share : of the machine's peak rate of matrix products, in float32 or our precision, whichever is faster,
-        that our scoring reaches, by counted FLOPs of the UNet
+        that our scoring reaches, by counted FLOPs of the UNet, what is shared counted once
     mining : seconds of one core for patches and clusters, seconds an image for features
     """
-    settings = resolve(settings.model_dump(), {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}})
     dataset = load_dataset(settings.dataset)
     with tempfile.TemporaryDirectory(prefix="typicality-bench-") as folder:
         return _Bench(settings, dataset, Path(folder), progress).run(images)
@@ -80,7 +85,11 @@ def bench(settings: Settings, images: int | None = None, progress: Progress = SI
 
 class _Bench:
     def __init__(self, settings: Settings, dataset: LabelledImages, folder: Path, progress: Progress) -> None:
-        self.settings, self.folder, self.progress = settings, folder, progress
+        self.finetune = settings.finetune
+        self.settings = resolve(
+            settings.model_dump(), {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}}
+        )
+        self.folder, self.progress = folder, progress
         self.order = sorted(dataset, key=lambda image: unit_hash(image.image_id, "bench"))
         self.dataset = dataset
         self.count = 0
@@ -95,46 +104,68 @@ class _Bench:
         return replace(self.dataset, images=tuple(self.order[:n]))
 
     def run(self, images: int | None) -> dict[str, Any]:
-        loaded = self.open_run(self.first(16))
-        base = loaded.base  # an engine is chosen as for a large data set
-        engine = chosen_engine(self.settings.model, loaded.device, loaded.dtype, base, base.label_use)
+        few = self.first(16)
+        loaded = self.open_run(few)
+        base = loaded.base
+        use = label_use_after(self.finetune, base, loaded.prompts.null)
+        # an engine is chosen as for a large data set
+        engine = chosen_engine(self.settings.model, loaded.device, loaded.dtype, base, use)
         self.settings = resolve(self.settings.model_dump(), {"model": {"engine": engine}})
-        run = self.open_run(loaded.dataset)
-        run.take_model(loaded)
-        ours, fp32 = self.pipeline(run), BareUNet(run, torch.float32)
-        bare = BareUNet(run, run.dtype)
-        rate = ours() / (16 * 2 * DRAWS)
+        run = self.ready(few, use)
+        ours = {"ours": run} | ({"all_blocks": self.ready(few, LabelUse())} if use.blocks else {})
+        bare, fp32 = BareUNet(run, run.dtype), BareUNet(run, torch.float32)
         if images is None:
-            once = rate * 2 * DRAWS * (2 + 4 / FP32_SHARE)  # ours, the bare one, and the slow one's share
+            seconds = self.turn(few, ours, bare, fp32)
+            once = (sum(seconds.values()) - seconds["fp32_eager"] * (1 - 1 / FP32_SHARE)) / len(few)
             images = int(min(256, max(16, BUDGET / TURNS / once)))
         dataset = self.first(images)
-        evaluations = sum((1 + len(i.labels)) * DRAWS for i in dataset)
         turns = []
         self.progress.start("bench", TURNS)
         for _ in range(TURNS):
-            seconds = self.pipeline(self.open_run(dataset), run)()
-            turns.append((seconds, bare(evaluations), fp32(evaluations // FP32_SHARE) * FP32_SHARE))
+            turns.append(self.turn(dataset, ours, bare, fp32))
             self.progress.advance()
         self.progress.finish()
-        mine, plain, slow = (statistics.median(column) for column in zip(*turns, strict=True))
+
+        def over(loop: str, kind: str) -> float:
+            return statistics.median(seconds[loop] / seconds[kind] for seconds in turns)
+
+        typical = {name: statistics.median(seconds[name] for seconds in turns) for name in turns[0]}
+        ratios = {
+            kind: {"pipeline_over_bare_unet": over("bare", kind), "ours_over_fp32_eager": over("fp32_eager", kind)}
+            for kind in ours
+        }
+        evaluations = predictions_of(dataset)
         peaks = {name: matmul_flops(DTYPES[name], run.device) for name in ("fp32", name_of(run.dtype))}
         flops = bare.flops()
+        done = evaluations - sharing_of(self.finetune, base) * (evaluations - len(dataset) * DRAWS)
         return {
-            "pipeline_over_bare_unet": statistics.median(t[1] / t[0] for t in turns),
-            "ours_over_fp32_eager": statistics.median(t[2] / t[0] for t in turns),
+            **ratios["ours"],
             "rank_correlation_bf16_fp32": self.rank_correlation(self.first(min(images, 32)), run.dtype),
-            "matmul_share": flops * evaluations / mine / max(peaks.values()),
+            "matmul_share": flops * done / typical["ours"] / max(peaks.values()),
+            "label_blocks": use.blocks, "all_blocks": ratios.get("all_blocks"),
             "images": images, "draws": DRAWS, "evaluations": evaluations, "turns": TURNS,
             "model": run.base.title, "device": str(run.device), "dtype": name_of(run.dtype),
             "engine": "openvino" if run.compiled_shapes else "torch", "threads": torch.get_num_threads(),
-            "milliseconds_an_evaluation": {
-                "ours": 1000 * mine / evaluations, "bare": 1000 * plain / evaluations,
-                "fp32_eager": 1000 * slow / evaluations,
-            },
+            "milliseconds_an_evaluation": {name: 1000 * t / evaluations for name, t in typical.items()},
             "bare_unet": {"batch": bare.batch, "attention": bare.attention, "gflop_an_evaluation": flops / 1e9},
             "matmul_tflops": {name: peak / 1e12 for name, peak in peaks.items()},
             "mining": self.mining(run),
         }  # fmt: skip
+
+    def ready(self, dataset: LabelledImages, use: LabelUse) -> Run:
+        """A run whose model takes labels so, loaded, and compiled where it is to be."""
+        run = self.open_run(dataset)
+        run.base.label_use = use
+        self.pipeline(run)()
+        return run
+
+    def turn(self, dataset: LabelledImages, ours: dict[str, Run], bare: BareUNet, fp32: BareUNet) -> dict[str, float]:
+        """Seconds of our pipeline by each model, and of both loops for as many predictions."""
+        predictions = predictions_of(dataset)
+        seconds = {kind: self.pipeline(self.open_run(dataset), run)() for kind, run in ours.items()}
+        seconds["bare"] = bare(predictions)
+        seconds["fp32_eager"] = fp32(predictions // FP32_SHARE) * FP32_SHARE
+        return seconds
 
     def pipeline(self, run: Run, like: Run | None = None) -> Callable[[], float]:
         """Return a call that scores a run's images from files to shards and gives the seconds it took.
@@ -155,6 +186,7 @@ class _Bench:
         return work
 
     def rank_correlation(self, dataset: LabelledImages, dtype: torch.dtype) -> float | None:
+        """Of the weights as they take labels: what they have not learned to tell is noise, which rounding disorders."""
         if dtype == torch.float32:
             return None
         scores = []
@@ -252,6 +284,11 @@ class BareUNet:
         with FlopCounterMode(display=False) as counter:
             self._call(2)()
         return counter.get_total_flops() / 2
+
+
+def predictions_of(dataset: LabelledImages) -> int:
+    """Predictions of one pass: every draw of an image under the null prompt and under each of its labels."""
+    return sum((1 + len(image.labels)) * DRAWS for image in dataset)
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -5,7 +5,7 @@ between the products. OpenVINO fuses them into the products and keeps the layout
 (reports/benchmarks/README.md has what that gains). It is fastest for shapes that are fixed beforehand, so batches are
 cut into pieces of one size, and the last is filled up; every core works on a piece of its own, which is faster than all
 of them on one. The UNet is cut where the label comes in, for what lies before serves all prompts of an input
-(`unet.predict`).
+(`unet.predict`), and two of its layers are written otherwise (`equivalent`).
 
 In float32 predictions differ from torch's by rounding, some 1e-6; in bfloat16 by about as much as torch's own do from
 float32's (probe.py measures that before it is chosen). That is why a run decides by what it has to do, and not by what
@@ -19,14 +19,19 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.activations import GEGLU
+from diffusers.models.upsampling import Upsample2D
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
-from typicality.model.unet import Head, body, head, repeat
+from typicality.model.unet import Head, body, head
 
 PIECE = 16
 """UNet evaluations at once; inputs at once before the label comes in are half of them. The fastest of 8 to 160."""
@@ -56,8 +61,7 @@ class CompiledUNet:
     ) -> None:  # fmt: skip
         z, t = torch.zeros(PIECE // 2, *shape), torch.ones(PIECE // 2, dtype=torch.int64)
         inside = "bf16" if unet.dtype == torch.bfloat16 else "f32"
-        if inside == "bf16":  # traced in float32; OpenVINO rounds inside
-            unet, null = copy.deepcopy(unet).float(), None if null is None else null.float()
+        unet, null = equivalent(unet), None if null is None else null.float()
         with torch.no_grad():
             first = head(unet, z, t, null, label_blocks)
             wide = [torch.cat([x, x]) for x in (first.sample, first.embedding, *first.skips)]
@@ -72,7 +76,7 @@ class CompiledUNet:
         self, first: Sequence[Tensor], hidden: Float[Tensor, "m tokens width"], repeats: int
     ) -> Float[Tensor, "m c h w"]:
         """Go on under several prompts an input, as `unet.under` does."""
-        return self._body(hidden.float(), *(repeat(x, repeats) for x in first))[0]
+        return self._body(hidden.float(), *first)[0]
 
 
 class _Head(nn.Module):
@@ -98,6 +102,55 @@ class _Body(nn.Module):
         return body(self.unet, Head(sample, embedding, skips, self.block, self.begun), hidden)
 
 
+def equivalent(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Return a UNet that computes the same in fewer operations, in float32 where the given one is in half precision.
+
+    In exact arithmetic the functions are the same: `Doubling` multiplies four ninths as often as what it stands for,
+    and `Gated` saves the copies of what is split. Weights are shared with the given UNet where they are the same.
+    """
+    if unet.dtype.itemsize < 4:
+        unet = copy.deepcopy(unet).float()
+    else:
+        unet = copy.deepcopy(unet, {id(x): x for x in (*unet.parameters(), *unet.buffers())})
+    for module in list(unet.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, GEGLU):
+                setattr(module, name, Gated(child))
+            elif isinstance(child, Upsample2D):  # in such UNets always with a convolution of 3 x 3 and nothing else
+                setattr(module, name, Doubling(child))
+    return unet
+
+
+class Doubling(nn.Module):
+    """Every cell twice along both axes and a convolution of 3 x 3 behind it, as one transposed convolution.
+
+    An output cell sees two input cells along an axis, one of them by two of the three weights:
+    y[2 i] = w[0] x[i - 1] + (w[1] + w[2]) x[i] and y[2 i + 1] = (w[0] + w[1]) x[i] + w[2] x[i + 1].
+    """
+
+    def __init__(self, upsample: Upsample2D) -> None:
+        super().__init__()
+        conv = upsample.conv
+        sums = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.float64)
+        weight = torch.einsum("ak,bl,oikl->ioab", sums, sums, conv.weight.detach().double())
+        self.weight, self.bias = nn.Parameter(weight.to(conv.weight.dtype)), conv.bias
+
+    def forward(self, x: Float[Tensor, "n c h w"], *_: Any, **__: Any) -> Float[Tensor, "n d 2*h 2*w"]:
+        return functional.conv_transpose2d(x, self.weight, self.bias, stride=2, padding=1)
+
+
+class Gated(nn.Module):
+    """A linear layer times the GELU of another one; diffusers computes both at once, and splits the result."""
+
+    def __init__(self, both: GEGLU) -> None:
+        super().__init__()
+        self.weights, self.biases = both.proj.weight.detach().chunk(2), both.proj.bias.detach().chunk(2)
+
+    def forward(self, x: Float[Tensor, "... d"], *_: Any, **__: Any) -> Float[Tensor, "... e"]:
+        value, gate = (functional.linear(x, w, b) for w, b in zip(self.weights, self.biases, strict=True))
+        return value * functional.gelu(gate)
+
+
 def _compiled(module: nn.Module, example: tuple[Tensor, ...], inside: str) -> Callable[..., list[Tensor]]:
     """Compile a float32 module for tensors of the shapes of the example; the batch of a call may have any length.
 
@@ -118,30 +171,38 @@ def _compiled(module: nn.Module, example: tuple[Tensor, ...], inside: str) -> Ca
         "ENABLE_CPU_PINNING": False,  # or several processes, and torch's own threads, would share the first core
     }
     compiled = openvino.Core().compile_model(model, "CPU", options)
-    queue, outputs = openvino.AsyncInferQueue(compiled, threads), len(compiled.outputs)
-    piece = len(example[0])
-    parts: dict[int, list[Tensor]] = {}
+    piece, requests = len(example[0]), SimpleQueue[Any]()
+    for _ in range(threads):
+        requests.put(compiled.create_infer_request())
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="openvino")
 
-    def keep(request: Any, start: int) -> None:
-        parts[start] = [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(outputs)]
-
-    queue.set_callback(keep)
+    def run(inputs: tuple[Tensor, ...], outputs: list[Tensor], start: int) -> None:
+        request = requests.get()
+        try:
+            given = [_rows(x, start, piece).numpy() for x in inputs]
+            for i, whole in enumerate(outputs):
+                request.set_output_tensor(i, openvino.Tensor(whole[start : start + piece].numpy(), shared_memory=True))
+            request.infer(given, share_inputs=True, share_outputs=True)
+        finally:
+            requests.put(request)
 
     def call(*inputs: Tensor) -> list[Tensor]:
-        n = len(inputs[0])
-        for start in range(0, n, piece):
-            queue.start_async([_filled(x[start : start + piece], piece).numpy() for x in inputs], start)
-        queue.wait_all()
-        columns = zip(*(parts.pop(start) for start in range(0, n, piece)), strict=True)
-        return [torch.cat(column)[:n] for column in columns]
+        n = max(map(len, inputs))
+        starts = range(0, n, piece)
+        outputs = [torch.empty(len(starts) * piece, *port.shape[1:]) for port in compiled.outputs]
+        for done in [pool.submit(run, inputs, outputs, start) for start in starts]:
+            done.result()
+        return [whole[:n] for whole in outputs]
 
     return call
 
 
-def _filled(x: Tensor, length: int) -> Tensor:
-    """Repeat the last row until there are so many."""
-    missing = length - len(x)
-    return (torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x).contiguous()
+def _rows(x: Tensor, start: int, count: int) -> Tensor:
+    """Return so many rows from `start` on; behind the last row comes the first. A view where that can be."""
+    first = start % len(x)
+    if first + count <= len(x):
+        return x[first : first + count].contiguous()
+    return x[torch.arange(start, start + count) % len(x)]
 
 
 def _openvino() -> Any:
