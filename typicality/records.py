@@ -15,7 +15,7 @@ import numpy as np
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelledImage:
     """One image of a data set and what is known about it; its pixels are read by `LabelledImages.open`.
 

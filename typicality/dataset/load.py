@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -35,7 +35,7 @@ TWELVE_BITS = 4095  # their largest value
 _Measured = tuple[str, int, int, int | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Labelled:
     """A row that is kept, with what its columns say about the image. `others` are labels that nobody asked for."""
 
@@ -47,29 +47,54 @@ class _Labelled:
     others: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Image:
     """All rows whose bytes are the same."""
 
-    first: _Labelled
     width: int
     height: int
     brightest: int | None
-    boxes: set[NamedBox] = field(default_factory=set)
-    masks: dict[Place, None] = field(default_factory=dict)
-    others: set[str] = field(default_factory=set)
-    files: dict[Place, str] = field(default_factory=dict)
-    labels_of: dict[Place, set[str]] = field(default_factory=dict)
-    groups: set[str] = field(default_factory=set)
+    rows: list[_Labelled] = field(default_factory=list)
+
+    @property
+    def first(self) -> _Labelled:
+        """The row that leads: the first by file name."""
+        return min(self.rows, key=lambda item: item.row.file_name)
+
+    @property
+    def files(self) -> dict[Place, str]:
+        return {item.row.place: item.row.file_name for item in self.rows}
+
+    @property
+    def groups(self) -> set[str]:
+        return {item.group for item in self.rows} - {""}
 
     @property
     def labels(self) -> set[str]:
-        return set().union(*self.labels_of.values())
+        return {label for item in self.rows for label in item.labels}
+
+    @property
+    def others(self) -> set[str]:
+        return {label for item in self.rows for label in item.others}
+
+    @property
+    def boxes(self) -> set[NamedBox]:
+        return {box for item in self.rows for box in item.boxes}
+
+    @property
+    def masks(self) -> tuple[Place, ...]:
+        """In the order of the rows, without repeats."""
+        return tuple(dict.fromkeys(item.mask for item in self.rows if item.mask is not None))
 
     @property
     def conflict(self) -> bool:
         """Whether its files have different labels. Several rows of one file are several labels of it."""
-        return len({frozenset(labels) for labels in self.labels_of.values()}) > 1
+        if len(self.rows) == 1:
+            return False
+        labels: defaultdict[Place, set[str]] = defaultdict(set)
+        for item in self.rows:
+            labels[item.row.place].update(item.labels)
+        return len({frozenset(names) for names in labels.values()}) > 1
 
 
 @dataclass
@@ -119,7 +144,7 @@ def load_dataset(settings: DatasetSettings) -> LabelledImages:
     duplicates = tuple(
         Duplicate(image_id, tuple(sorted(image.files.values())), tuple(sorted(image.labels)), image.conflict)
         for image_id, image in sorted(images.items())
-        if len(image.files) > 1
+        if len(image.rows) > 1 and len(image.files) > 1
     )
     data = LabelledImages(
         name=source.name,
@@ -217,7 +242,7 @@ def _check_labels(settings: DatasetSettings, tally: _Tally, column: str) -> None
 
 
 def _read_all(rows: Iterable[_Labelled], strict: bool) -> tuple[dict[str, _Image], list[UnreadableImage]]:
-    """Read and decode every image, and merge those of equal bytes. The first file in sorted order leads."""
+    """Read and decode every image, and merge those of equal bytes."""
     images: dict[str, _Image] = {}
     unreadable: list[UnreadableImage] = []
     for item, result in _in_threads(rows):
@@ -230,16 +255,7 @@ def _read_all(rows: Iterable[_Labelled], strict: bool) -> tuple[dict[str, _Image
             unreadable.append(result)
             continue
         image_id, width, height, brightest = result
-        image = images.setdefault(image_id, _Image(item, width, height, brightest))
-        image.labels_of.setdefault(item.row.place, set()).update(item.labels)
-        image.others.update(item.others)
-        image.boxes.update(item.boxes)
-        if item.mask is not None:
-            image.masks[item.mask] = None
-        image.files[item.row.place] = item.row.file_name
-        image.groups.update({item.group} - {""})
-        if item.row.file_name < image.first.row.file_name:
-            image.first = item
+        images.setdefault(image_id, _Image(width, height, brightest)).rows.append(item)
     return images, unreadable
 
 
@@ -300,7 +316,7 @@ def _record(image_id: str, image: _Image, same: Mapping[str, str]) -> LabelledIm
     first = image.first
     group = min((same.get(name, name) for name in image.groups), default=image_id)
     boxes = clip(image.boxes, image.width, image.height)
-    masks = tuple(image.masks)
+    masks = image.masks
     return LabelledImage(
         image_id=image_id,
         file_name=first.row.file_name,

@@ -21,7 +21,7 @@ class Place(Protocol):
     def read(self) -> bytes: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FilePlace:
     """A file of its own."""
 
@@ -31,7 +31,7 @@ class FilePlace:
         return Path(self.path).read_bytes()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NoPlace:
     """A row that names no file that could be read; kept so that it is reported, not dropped."""
 
@@ -41,7 +41,7 @@ class NoPlace:
         raise OSError(self.reason)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TarPlace:
     """A member of an uncompressed tar archive: `size` bytes from `offset`."""
 
@@ -58,7 +58,7 @@ class TarPlace:
         return data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ParquetPlace:
     """A cell of a Parquet file: bytes, or a struct of bytes and path as Hugging Face writes it."""
 
@@ -71,7 +71,7 @@ class ParquetPlace:
         return bytes_of_cell(_row_groups.cell(self), Path(self.path).parent)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SavedPlace:
     """A cell of a Hugging Face data set, saved to a folder or in the local cache of the hub."""
 

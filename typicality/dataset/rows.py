@@ -14,7 +14,7 @@ from typicality.dataset.places import FilePlace, NoPlace, Place
 FOLDER = "folder"  # the column that holds the name of an image's folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One image, unread: as its source names it, where its bytes are, and its columns.
 

@@ -38,7 +38,7 @@ from typicality.scoring.noise import DrawPlan, image_generator
 from typicality.scoring.shards import ScoredRow, ScoredRows, read_index, write_shard
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One image and the labels it is to be scored for."""
 
