@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from typicality.model.validation import SPREAD_IMAGES, STRATA, LabelEffects
+from typicality.model.validation import (
+    SPREAD_IMAGES,
+    STRATA,
+    LabelEffects,
+    predictions_of_means,
+    predictions_of_spread,
+)
 
 ABAR = torch.linspace(0.99, 0.01, 1000)
 
@@ -65,3 +71,22 @@ def test_means_are_those_of_all_pairs_whatever_the_batches() -> None:
         typicality, shift = effects(lambda t: 0.5 + 0 * t, at_once).means(ids)
         np.testing.assert_allclose(typicality, -0.25, atol=1e-6)
         np.testing.assert_allclose(shift, 0.25, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [3, SPREAD_IMAGES + 5])
+def test_what_is_measured_costs_as_much_as_is_foretold(n: int) -> None:
+    """Two predictions an input: under the null prompt and under the label."""
+    inputs = 0
+
+    def predict(noisy: Tensor, t: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+        nonlocal inputs
+        inputs += len(noisy)
+        return torch.zeros_like(noisy), torch.zeros_like(noisy)
+
+    ids = [str(i) for i in range(n)]
+    measure = LabelEffects(predict, Latents(), ABAR, 0.1, 0.7, 0, 8)
+    measure.means(ids)
+    assert 2 * inputs == predictions_of_means(n)
+    inputs = 0
+    measure.spread(ids)
+    assert 2 * inputs == predictions_of_spread(n)

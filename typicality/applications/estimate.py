@@ -25,11 +25,11 @@ from typicality.mining.patches import PatchSelection, patch_side
 from typicality.model.checkpoint import load_checkpoint
 from typicality.model.crossfit import seen_by_a_fold
 from typicality.model.denoiser import Denoiser
-from typicality.model.finetune import Finetuner
+from typicality.model.finetune import FEW, Finetuner
 from typicality.model.probe import timed
 from typicality.model.recipe import default_steps, label_use_after, sharing_of, validation_interval
 from typicality.model.training import TrainingSet, parts_of
-from typicality.model.validation import PAIRS
+from typicality.model.validation import predictions_of_means, predictions_of_spread
 from typicality.passes import scorer
 from typicality.pipeline import feature_extractor
 from typicality.plan import controls_of, first_jobs
@@ -217,7 +217,9 @@ class _Probe:
         prompts = 2 if trainer.contrast else 1
         validations = max(1, math.ceil(steps / validation_interval(tuning, steps)))
         checked = min(len(validation), tuning.validation_images) + min(len(training), tuning.validation_images)
-        evaluations = validations * checked * PAIRS * 4  # both signs, null prompt and label
+        evaluations = validations * predictions_of_means(checked)
+        if len(validation) >= FEW:
+            evaluations += predictions_of_spread(len(validation))
         models = tuning.shared + tuning.folds * (1 - tuning.shared) if tuning.folds > 1 else 1.0
         seconds = models * (steps * per_step + evaluations * per_evaluation)
         if tuning.minutes:

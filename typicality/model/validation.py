@@ -26,6 +26,19 @@ BOX = 4
 Predict = Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor]]
 """(noised latents, timesteps, image ids) -> noise under the null prompt and under the images' first labels, float32."""
 
+A_PAIR = 4
+"""Predictions of an antithetic pair: two signs, each under the null prompt and under a label."""
+
+
+def predictions_of_means(images: int) -> int:
+    """Return the predictions that `LabelEffects.means` takes."""
+    return images * PAIRS * A_PAIR
+
+
+def predictions_of_spread(images: int) -> int:
+    """Return the predictions that `LabelEffects.spread` takes."""
+    return min(images, SPREAD_IMAGES) * STRATA * 2 * A_PAIR
+
 
 @dataclass(frozen=True)
 class LabelEffects:
