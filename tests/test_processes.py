@@ -122,11 +122,17 @@ def test_a_process_that_dies_does_not_leave_the_others_waiting() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_the_tables_of_one(tiny_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_two_processes_end_with_the_tables_of_one(
+    tiny_folder: Path, tiny_model: Path, tmp_path: Path, engine: str
+) -> None:
     """The same numbers to the last bit; one document on stdout; evaluations counted over both."""
-    finish(begin(mine(tiny_folder, tiny_model, tmp_path / "one")))
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    by = ("--set", f"model.engine={engine}")
+    finish(begin(mine(tiny_folder, tiny_model, tmp_path / "one", *by)))
     port = free_port()
-    words = mine(tiny_folder, tiny_model, tmp_path / "two")
+    words = mine(tiny_folder, tiny_model, tmp_path / "two", *by)
     (main, _), (other, _) = finish(*(begin(words, rank, 2, port) for rank in range(2)))
     assert tables(tmp_path / "two") == tables(tmp_path / "one")
     assert (tmp_path / "two/features.npy").read_bytes() == (tmp_path / "one/features.npy").read_bytes()
