@@ -34,14 +34,14 @@ def bench(
     write: Write = None,
 ) -> None:
     """Speed of scoring against the bare UNet and against this machine's peak, in about three minutes."""
+    from typicality.evaluation.speed import as_measured
     from typicality.evaluation.speed import bench as measure
 
     common.pass_over(*PLACE, why="it keeps nothing but what --write names")
     limits = parse_limits(at_least)
-    settings = common.settings(None, {"dataset": {"label": "year"}, "score": {"protocol": "uniform"}})
+    settings = common.settings(None, {"dataset": {"label": "year"}})
     if common.dry_run:
-        plan = {"images": images or "by speed", "fine-tuning": "none; of its settings finetune.label_blocks counts"}
-        return show_plan(plan | {"kept": write or "nothing"}, common, settings)
+        return show_plan({"images": images or "by speed", "kept": write or "nothing"}, common, as_measured(settings))
     finish("bench", measure(settings, images, common.progress), limits, common, write)
     return None
 

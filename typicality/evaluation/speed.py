@@ -83,12 +83,15 @@ def bench(settings: Settings, images: int | None = None, progress: Progress = SI
         return _Bench(settings, dataset, Path(folder), progress).run(images)
 
 
+def as_measured(settings: Settings) -> Settings:
+    """Return the settings of the runs that are timed: nothing is fine-tuned, and every image gets as many draws."""
+    return resolve(settings.model_dump(), {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}})
+
+
 class _Bench:
     def __init__(self, settings: Settings, dataset: LabelledImages, folder: Path, progress: Progress) -> None:
         self.finetune = settings.finetune
-        self.settings = resolve(
-            settings.model_dump(), {"finetune": {"enabled": False}, "score": {"protocol": "uniform"}}
-        )
+        self.settings = as_measured(settings)
         self.folder, self.progress = folder, progress
         self.order = sorted(dataset, key=lambda image: unit_hash(image.image_id, "bench"))
         self.dataset = dataset
