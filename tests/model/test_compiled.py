@@ -81,8 +81,8 @@ def test_a_unet_that_sees_the_prompt_at_once_is_cut_at_its_beginning() -> None:
     hidden = torch.randn(6, 5, 16)
     compiled = CompiledUNet(unet, z.shape[1:], hidden.shape[1:])
     with torch.no_grad():
-        found = compiled.under(compiled.head(z, t), hidden, 2)
-        torch.testing.assert_close(found, predict(unet, z, t, hidden, 2), rtol=1e-4, atol=1e-5)
+        found = compiled.under(compiled.head(z, t), hidden)
+        torch.testing.assert_close(found, predict(unet, z, t, hidden), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_compiled_computes_the_same_in_fewer_operations() -> None:

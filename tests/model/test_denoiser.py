@@ -123,7 +123,7 @@ def test_late_labels_compute_activations_again_where_that_is_on() -> None:
             resnet.register_forward_pre_hook(lambda *_, i=i, counts=counts: counts.__setitem__(i, counts[i] + 1))
         z, t = inputs()
         hidden = torch.ones(6, 5, model.config.cross_attention_dim)
-        unet.predict(model, z, t, hidden, 2, hidden[0] / 2, 1).square().sum().backward()
+        unet.predict(model, z, t, hidden, hidden[0] / 2, 1).square().sum().backward()
         gradients.append(model.conv_in.weight.grad)
         calls.append(counts)
     torch.testing.assert_close(*gradients)

@@ -89,8 +89,6 @@ class _Image:
     @property
     def conflict(self) -> bool:
         """Whether its files have different labels. Several rows of one file are several labels of it."""
-        if len(self.rows) == 1:
-            return False
         labels: defaultdict[Place, set[str]] = defaultdict(set)
         for item in self.rows:
             labels[item.row.place].update(item.labels)
@@ -144,7 +142,7 @@ def load_dataset(settings: DatasetSettings) -> LabelledImages:
     duplicates = tuple(
         Duplicate(image_id, tuple(sorted(image.files.values())), tuple(sorted(image.labels)), image.conflict)
         for image_id, image in sorted(images.items())
-        if len(image.rows) > 1 and len(image.files) > 1
+        if len(image.files) > 1
     )
     data = LabelledImages(
         name=source.name,

@@ -20,6 +20,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -72,9 +73,7 @@ class CompiledUNet:
         """Return what `unet.head` computes: sample, embedding, skips."""
         return self._head(z.float(), t)
 
-    def under(
-        self, first: Sequence[Tensor], hidden: Float[Tensor, "m tokens width"], repeats: int
-    ) -> Float[Tensor, "m c h w"]:
+    def under(self, first: Sequence[Tensor], hidden: Float[Tensor, "m tokens width"]) -> Float[Tensor, "m c h w"]:
         """Go on under several prompts an input, as `unet.under` does."""
         return self._body(hidden.float(), *first)[0]
 
@@ -190,8 +189,7 @@ def _compiled(module: nn.Module, example: tuple[Tensor, ...], inside: str) -> Ca
         n = max(map(len, inputs))
         starts = range(0, n, piece)
         outputs = [torch.empty(len(starts) * piece, *port.shape[1:]) for port in compiled.outputs]
-        for done in [pool.submit(run, inputs, outputs, start) for start in starts]:
-            done.result()
+        list(pool.map(partial(run, inputs, outputs), starts))
         return [whole[:n] for whole in outputs]
 
     return call

@@ -237,7 +237,7 @@ class Denoiser:
         parts = []
         go_on = self._started(z.to(self.dtype), t, states)
         for index in torch.tensor(table, device=self.device).split(together):
-            part = go_on(states.to(self.dtype)[index.flatten()], len(index)).float()
+            part = go_on(states.to(self.dtype)[index.flatten()]).float()
             self.evaluations += index.numel()
             parts.append(part.unflatten(0, (len(index), n)))
         prediction = torch.cat(parts)
@@ -246,7 +246,7 @@ class Denoiser:
             prediction = a.sqrt() * prediction + (1 - a).sqrt() * z
         return prediction
 
-    def _started(self, z: Tensor, t: Tensor, states: Tensor) -> Callable[[Tensor, int], Tensor]:
+    def _started(self, z: Tensor, t: Tensor, states: Tensor) -> Callable[[Tensor], Tensor]:
         """Run what serves all prompts of these inputs; what is returned goes on under some of them (`unet.under`)."""
         shape, blocks = (z.shape[-2], z.shape[-1]), self.checkpoint.label_use.blocks
         if shape not in self.compiled_shapes:

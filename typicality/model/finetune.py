@@ -265,8 +265,7 @@ class Finetuner:
 
     def _predict(self, noisy: Tensor, t: Tensor, hidden: Tensor, null: Tensor) -> Tensor:
         """Call the UNet on every input under as many prompts as there are states in `hidden` for each."""
-        repeats = len(hidden) // len(noisy)
-        return predict(self.checkpoint.unet, noisy, t, hidden, repeats, null, self.recipe.label_blocks)
+        return predict(self.checkpoint.unet, noisy, t, hidden, null, self.recipe.label_blocks)
 
     def _backward(self, drawn: Draws, weight: float) -> float:
         """Add the gradients of a micro-batch, and return its error, both times its weight.

@@ -151,30 +151,27 @@ def _rest(
 
 def predict(
     unet: UNet2DConditionModel, z: Float[Tensor, "n c h w"], t: Int[Tensor, " n"],
-    hidden: Float[Tensor, "m tokens width"], repeats: int, null: Float[Tensor, "tokens width"] | None = None,
-    label_blocks: int = 0,
+    hidden: Float[Tensor, "m tokens width"], null: Float[Tensor, "tokens width"] | None = None, label_blocks: int = 0,
 ) -> Float[Tensor, "m c h w"]:  # fmt: skip
     """Call the UNet on every input under several prompts: `head`, then `under`."""
-    return under(unet, head(unet, z, t, null, label_blocks), hidden, repeats)
+    return under(unet, head(unet, z, t, null, label_blocks), hidden)
 
 
-def under(
-    unet: UNet2DConditionModel, first: Head, hidden: Float[Tensor, "m tokens width"], repeats: int
-) -> Float[Tensor, "m c h w"]:
+def under(unet: UNet2DConditionModel, first: Head, hidden: Float[Tensor, "m tokens width"]) -> Float[Tensor, "m c h w"]:
     """Go on with n inputs under several prompts each.
 
     Parameters
     ----------
-    hidden : states of the prompts (m = repeats * n): all inputs under the first prompt, then the second, ...
-    repeats : prompts an input
+    hidden : states of the prompts, m a multiple of n: all inputs under the first prompt, then the second, ...
 
     Returns
     -------
     predictions in the order of `hidden`.
     """
+    prompts = len(hidden) // len(first.sample)
     wide = Head(
-        repeat(first.sample, repeats), repeat(first.embedding, repeats),
-        tuple(repeat(s, repeats) for s in first.skips), first.block, first.begun,
+        repeat(first.sample, prompts), repeat(first.embedding, prompts),
+        tuple(repeat(s, prompts) for s in first.skips), first.block, first.begun,
     )  # fmt: skip
     return body(unet, wide, hidden)
 
